@@ -1,0 +1,1 @@
+"""From an event to the ingest endpoint: queue, delivery policy, HTTP."""
