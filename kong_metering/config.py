@@ -1,0 +1,274 @@
+"""The plugin's configuration, declared once.
+
+Each setting stands here with its type, default, range, unit, description and marks; the Kong schema
+(`schema.py`), the validation below and `docs/configuration.md` are derived from this file. Names, defaults and ranges
+are those of the vendor's published schema, so that a configuration written for Kong Enterprise works unchanged; a test
+compares the two field by field. No sockets, threads or environment here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kong_metering.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What Kong and the documentation say of a setting besides its type, default and range.
+
+    `pattern` is a Lua pattern, for Kong's `match`. `referenceable`: a vault reference may stand in its place.
+    `encrypted`: Kong stores it encrypted where a keyring is configured.
+    """
+
+    unit: str | None = None
+    referenceable: bool = False
+    encrypted: bool = False
+    pattern: str | None = None
+
+
+class Settings(BaseModel):
+    """Base of all parts of the configuration: frozen, and deaf to fields that are not ours."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _undo_lua(cls, value: object) -> object:
+        """Read what Kong's JSON cannot say: unset is null, and an empty Lua table is `{}` or `[]` alike."""
+        if value == []:
+            return {}
+        if not isinstance(value, Mapping):
+            return value
+        lists = {name for name, field in cls.model_fields.items() if _is_list(field.annotation)}
+        return {key: [] if key in lists and item == {} else item for key, item in value.items() if item is not None}
+
+
+def _is_list(annotation: object) -> bool:
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_is_list(argument) for argument in get_args(annotation))
+    return get_origin(annotation) is list
+
+
+class Subject(Settings):
+    """Who pays for a request."""
+
+    look_up_value_in: Literal["application", "consumer", "header", "query"] = Field(
+        default="consumer",
+        description="Where the subject, the one who is billed, is found: in a request header or query argument, "
+        "or as the authenticated consumer or application.",
+    )
+    field: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Name of the header or query argument that holds the subject, or of the field of the consumer "
+            "or application to use instead of its id, such as username or custom_id.",
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _field_is_needed(self) -> Subject:
+        if self.look_up_value_in in ("header", "query") and self.field is None:
+            raise ValueError(f"field is required when look_up_value_in is {self.look_up_value_in}")
+        return self
+
+
+class Attribute(Settings):
+    """One more property of the events, taken from the request."""
+
+    source: Literal["header", "query"] = Field(description="Where in the request the value is found.")
+    look_up_value_in: Annotated[
+        str, Field(min_length=1, description="Name of the header or query argument that holds the value.")
+    ]
+    event_property_name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="Name of the property in the event's data. A name that the event has already, such as tokens, "
+            "keeps the event's own value.",
+        ),
+    ]
+
+
+class Queue(Settings):
+    """How events wait, leave in batches, and are tried again."""
+
+    max_batch_size: Annotated[
+        int, Field(ge=1, le=1_000_000, description="How many events leave in one request, at most.")
+    ] = 1
+    max_coalescing_delay: Annotated[
+        float,
+        Field(ge=0, le=3600, description="How long the first event of a batch waits for others to fill it."),
+        Mark(unit="seconds"),
+    ] = 1
+    max_entries: Annotated[
+        int,
+        Field(ge=1, le=1_000_000, description="How many events may wait; beyond it the oldest make room."),
+    ] = 10_000
+    max_bytes: Annotated[
+        int | None,
+        Field(description="How many bytes of events may wait; beyond it the oldest make room. Unset: no limit."),
+        Mark(unit="bytes"),
+    ] = None
+    initial_retry_delay: Annotated[
+        float,
+        Field(ge=0.001, le=1_000_000, description="Pause before a failed batch is sent again; doubled each time."),
+        Mark(unit="seconds"),
+    ] = 0.01
+    max_retry_delay: Annotated[
+        float,
+        Field(ge=0.001, le=1_000_000, description="The longest pause between two tries of a batch."),
+        Mark(unit="seconds"),
+    ] = 60
+    max_retry_time: Annotated[
+        float,
+        Field(description="How long a failing batch is tried before it is given up. -1: it is tried once."),
+        Mark(unit="seconds"),
+    ] = 60
+    concurrency_limit: Literal[-1, 1] = Field(
+        default=1,
+        description="1: one batch at a time, in order. -1: each event is sent at once, alone, many at a time.",
+    )
+    failure_threshold: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1_000_000,
+            description="After how many failed batches in a row the circuit breaker opens, and events are dropped "
+            "instead of tried again. 0: never.",
+        ),
+    ] = 0
+    breaker_cooldown: Annotated[
+        float,
+        Field(ge=0, le=1_000_000, description="How long the open circuit breaker waits before it tries one batch."),
+        Mark(unit="seconds"),
+    ] = 60
+
+
+class PluginConfig(Settings):
+    """The `config` of one `metering-and-billing` plugin entity."""
+
+    ingest_endpoint: Annotated[
+        str,
+        Field(description="URL that the events are posted to: Konnect Metering & Billing, or an OpenMeter of yours."),
+        Mark(referenceable=True, pattern="^https?://[^%s/?#]+[^%s]*$"),
+    ]
+    api_token: Annotated[
+        str,
+        Field(min_length=1, description="Bearer token for the ingest endpoint."),
+        Mark(referenceable=True, encrypted=True),
+    ]
+    meter_api_requests: bool = Field(default=True, description="Whether each API request gives an event.")
+    meter_ai_token_usage: bool = Field(
+        default=True, description="Whether requests to AI models give events with their prompt and completion tokens."
+    )
+    subject: Subject = Field(default=Subject(), description="Who is billed for a request.")
+    attributes: Annotated[
+        list[Attribute] | None,
+        Field(description="Further properties of the events, read from headers and query arguments."),
+    ] = None
+    allow_status_codes: Annotated[
+        list[Annotated[str, Field(pattern="^[0-9]{3}-[0-9]{3}$"), Mark(pattern="^[0-9][0-9][0-9]%-[0-9][0-9][0-9]$")]]
+        | None,
+        Field(
+            description="Ranges of response status codes, such as 200-299; only requests answered with one of them are "
+            "metered. Unset or empty: all are."
+        ),
+    ] = None
+    timeout: Annotated[
+        float,
+        Field(description="How long to wait for the endpoint to connect or answer. 0: 60,000, as in Kong."),
+        Mark(unit="milliseconds"),
+    ] = 10_000
+    keepalive: Annotated[
+        float,
+        Field(
+            description="How long an idle connection to the endpoint is kept for reuse. 0: until the endpoint ends it."
+        ),
+        Mark(unit="milliseconds"),
+    ] = 60_000
+    ssl_verify: bool = Field(default=True, description="Whether the endpoint's TLS certificate is verified.")
+    queue: Queue = Field(default=Queue(), description="How events wait, leave in batches, and are tried again.")
+
+    @field_validator("ingest_endpoint")
+    @classmethod
+    def _is_http_url(cls, value: str) -> str:
+        try:
+            url = urlsplit(value)
+            usable = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+        except ValueError:
+            usable = False
+        if not usable or any(char.isspace() for char in value):
+            raise ValueError("expected a URL such as https://us.api.konghq.com/v3/openmeter/events")
+        return value
+
+    @field_validator("allow_status_codes")
+    @classmethod
+    def _ranges_hold_something(cls, value: list[str] | None) -> list[str] | None:
+        for item in value or []:
+            first, last = item.split("-")
+            if first > last:
+                raise ValueError(f"{item} holds no status code: expected the lower one first, as in 200-299")
+        return value
+
+    @field_validator("api_token")
+    @classmethod
+    def _fits_a_header(cls, value: str) -> str:
+        if not value.isascii() or not value.isprintable():
+            raise ValueError("a token is printable ASCII without line breaks")
+        return value
+
+
+@dataclass(frozen=True)
+class Entity:
+    """The plugin entity that a configuration belongs to, from Kong's own keys in it.
+
+    `id` is stable over restarts and changes of the configuration; `name` is how the log calls it.
+    """
+
+    id: str
+    name: str
+
+
+def parse_config(raw: Mapping[str, Any]) -> PluginConfig:
+    """Validate what Kong sent as a plugin's configuration.
+
+    Raises `ConfigError`, which names every setting that is wrong and tells no value.
+    """
+    try:
+        return PluginConfig.model_validate(raw)
+    except ValidationError as error:
+        problems = [_problem(item["loc"], item["msg"], raw) for item in error.errors(include_input=False)]
+        raise ConfigError("; ".join(problems)) from None
+
+
+def parse_entity(raw: Mapping[str, Any]) -> Entity:
+    """Read which plugin entity a configuration belongs to.
+
+    Kong passes `__plugin_id` (measured on 3.9.1; in the sources since 3.4). Without it, as under a foreign host, the
+    same configuration counts as the same entity.
+    """
+    plugin_id, instance_name = raw.get("__plugin_id"), raw.get("plugin_instance_name")
+    if not isinstance(plugin_id, str) or not plugin_id:
+        own = {key: value for key, value in raw.items() if key in PluginConfig.model_fields}
+        plugin_id = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    if isinstance(instance_name, str) and instance_name:
+        return Entity(plugin_id, f"{instance_name} ({plugin_id})")
+    return Entity(plugin_id, plugin_id)
+
+
+def _problem(location: tuple[int | str, ...], message: str, raw: Mapping[str, Any]) -> str:
+    path = ".".join(["config", *(str(part) for part in location)])
+    references = raw.get("$refs")
+    if len(location) == 1 and isinstance(references, Mapping) and location[0] in references:
+        message += f" (from the vault reference {references[location[0]]}: does it resolve?)"
+    return f"{path}: {message.removeprefix('Value error, ')}"

@@ -1,0 +1,216 @@
+"""One POST to the ingest endpoint, and what its answer means for the events in it.
+
+Contract: an `IngestClient` belongs to one thread. `send` blocks for `timeout` at most per network operation and twice
+that in all, never raises for anything that the network or the endpoint does, follows no redirect, compresses nothing
+and adds nothing to the events: OpenMeter compares the content type exactly, does not decompress bodies and refuses
+CloudEvents extensions (`../shared/reference/delivery.md`). Any 2xx is success.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from kong_metering import __version__
+from kong_metering.delivery.policy import parse_retry_after
+from kong_metering.log import printable
+
+if TYPE_CHECKING:
+    from kong_metering.clock import Clock
+    from kong_metering.config import PluginConfig
+
+SINGLE = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
+
+_OPENRESTY_DEFAULT_TIMEOUT_MS = 60_000
+_MAX_ANSWER_BYTES = 64 * 1024
+_ABOUT_THE_EVENTS = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
+_HINTS = {
+    401: "is api_token right, and not expired?",
+    403: "may this api_token ingest events?",
+    404: "is ingest_endpoint the URL for events, with its path?",
+}
+_V1_INDEX = re.compile(r'"/(\d{1,7})(?:/|")')
+_V3_INDEX = re.compile(r"^\[?(\d{1,7})\]?(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and how events are posted; times in seconds, `keepalive` 0 means for ever."""
+
+    url: str
+    token: str
+    timeout: float
+    keepalive: float
+    verify: bool | str
+
+    @classmethod
+    def of(cls, config: PluginConfig, ca_bundle: str | None) -> Endpoint:
+        """Read it from a plugin configuration; `ca_bundle` is a PEM file to verify the endpoint with."""
+        timeout = config.timeout if config.timeout > 0 else _OPENRESTY_DEFAULT_TIMEOUT_MS
+        return cls(
+            url=config.ingest_endpoint,
+            token=config.api_token,
+            timeout=timeout / 1000,
+            keepalive=max(0.0, config.keepalive) / 1000,
+            verify=(ca_bundle or True) if config.ssl_verify else False,
+        )
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """The endpoint took all events of the request."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The endpoint did not take the request, for now; `retry_after` is the pause it asked for, in seconds."""
+
+    reason: str
+    retry_after: float | None = None
+    is_server_error: bool = False
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The endpoint refused the request because of an event in it; `indexes` are the ones it named."""
+
+    reason: str
+    indexes: tuple[int, ...] = ()
+
+
+Outcome = Delivered | Failed | Rejected
+
+
+class IngestClient:
+    """Posts events to one endpoint over a connection that is kept."""
+
+    def __init__(self, endpoint: Endpoint, clock: Clock) -> None:
+        self._endpoint = endpoint
+        self._clock = clock
+        self._session = requests.Session()
+        # Proxies, .netrc and CA settings of an environment that Kong does not even give us must not change a thing.
+        self._session.trust_env = False
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0))
+        self._session.headers.clear()
+        self._template: requests.PreparedRequest | None = None
+        self._used_at = clock.monotonic()
+
+    def send(self, events: Sequence[bytes]) -> Outcome:
+        """Post the events in one request and tell what came of it."""
+        self._end_stale_connection()
+        try:
+            with self._session.send(
+                self._request(events),
+                stream=True,
+                timeout=self._endpoint.timeout,
+                verify=self._endpoint.verify,
+                allow_redirects=False,
+            ) as response:
+                return self._outcome(response)
+        except requests.RequestException as error:
+            return Failed(_network_reason(error))
+        except (ValueError, OSError) as error:  # urllib3 lets a few through that requests does not wrap
+            return Failed(f"{type(error).__name__}: {printable(str(error))}")
+        finally:
+            self._used_at = self._clock.monotonic()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._session.close()
+
+    def _end_stale_connection(self) -> None:
+        idle = self._clock.monotonic() - self._used_at
+        if self._endpoint.keepalive and idle > self._endpoint.keepalive:
+            self._session.close()
+
+    def _request(self, events: Sequence[bytes]) -> requests.PreparedRequest:
+        if self._template is None:
+            self._template = self._prepared()
+        request = self._template.copy()
+        single = len(events) == 1
+        body = events[0] if single else b"[" + b",".join(events) + b"]"
+        request.body = body
+        request.headers["Content-Type"] = SINGLE if single else BATCH
+        request.headers["Content-Length"] = str(len(body))
+        return request
+
+    def _prepared(self) -> requests.PreparedRequest:
+        """Prepare what all requests have in common once: it is most of what a request costs."""
+        headers = {
+            "Authorization": f"Bearer {self._endpoint.token}",
+            "Accept": "application/json, application/problem+json",
+            "User-Agent": f"kong-metering/{__version__}",
+        }
+        return self._session.prepare_request(requests.Request("POST", self._endpoint.url, headers=headers))
+
+    def _outcome(self, response: requests.Response) -> Outcome:
+        status = response.status_code
+        answer = self._answer(response)
+        if 200 <= status < 300:  # noqa: PLR2004 - the class of statuses
+            return Delivered()
+        words = printable(answer.decode("utf-8", "replace").strip()) or "no explanation"
+        reason = f"{self._endpoint.url} answered {status}: {words}"
+        if status in _ABOUT_THE_EVENTS:
+            return Rejected(reason, _named_events(answer))
+        if status in _HINTS:
+            reason += f" ({_HINTS[status]})"
+        elif 300 <= status < 400:  # noqa: PLR2004
+            location = printable(response.headers.get("Location", ""))
+            reason += f" (redirects are not followed; should ingest_endpoint be {location or 'another URL'}?)"
+        retry_after = parse_retry_after(response.headers.get("Retry-After"), self._clock.wall())
+        return Failed(reason, retry_after, is_server_error=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def _answer(self, response: requests.Response) -> bytes:
+        """Read the body, a bounded part of it, in bounded time; a connection with more to say is not used again."""
+        deadline = time.monotonic() + self._endpoint.timeout
+        answer = b""
+        try:
+            for chunk in response.iter_content(4096):
+                answer += chunk
+                if len(answer) > _MAX_ANSWER_BYTES or time.monotonic() > deadline:
+                    break
+        except (requests.RequestException, OSError):
+            # The status is known, and it is what counts.
+            response.close()
+        return answer
+
+
+def _network_reason(error: requests.RequestException) -> str:
+    """Tell a network trouble shortly: the innermost cause, without urllib3's wrapping."""
+    cause: BaseException = error
+    while (inner := cause.__cause__ or cause.__context__) is not None:
+        cause = inner
+    text = str(cause) or str(error)
+    return f"{type(error).__name__}: {printable(text)}"
+
+
+def _named_events(answer: bytes) -> tuple[int, ...]:
+    """Find which events of a batch the endpoint's answer is about.
+
+    OpenMeter v1 says `Error at "/3/subject"` in `detail`, v3 lists `invalid_parameters[].field` such as `3.subject`.
+    """
+    try:
+        problem: Any = json.loads(answer)
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(problem, dict):
+        return ()
+    found: set[int] = set()
+    parameters = problem.get("invalid_parameters")
+    for item in parameters if isinstance(parameters, list) else []:
+        match = _V3_INDEX.match(str(item.get("field", ""))) if isinstance(item, dict) else None
+        if match:
+            found.add(int(match[1]))
+    if not found:
+        found.update(int(index) for index in _V1_INDEX.findall(str(problem.get("detail", ""))))
+    return tuple(sorted(found))

@@ -1,0 +1,13 @@
+"""The exceptions that cross module borders."""
+
+
+class KongMeteringError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class ConfigError(KongMeteringError):
+    """A plugin configuration that cannot be used; the text names each setting, what is wrong, and never a secret."""
+
+
+class StartupError(KongMeteringError):
+    """The plugin server cannot start; the text says what was found and what to do."""

@@ -1,0 +1,199 @@
+"""From a finished request to its CloudEvents, as bytes ready to send. Pure: no PDK, no queue, no thread.
+
+Fields and types follow the vendor's catalogue of event fields (`../shared/reference/event-fields.json`); what a request
+does not have is left out. The same request always gives the same ids, so that an event that is sent twice counts once.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import orjson
+
+from kong_metering.record import Record, integer, readable, section, text
+from kong_metering.stats import Skipped
+from kong_metering.subject import ResolvedSubject, resolve_subject
+
+if TYPE_CHECKING:
+    from kong_metering.clock import Clock
+    from kong_metering.config import PluginConfig
+    from kong_metering.request import FinishedRequest
+
+API_REQUEST = "kong.api_request"
+_DEFAULT_SOURCE = "kong-gateway"
+_MAX_TIMESTAMP_MS = 253_402_300_799_999  # the last millisecond of the year 9999
+
+
+class Meter:
+    """Turns finished requests into events, by one plugin configuration."""
+
+    def __init__(self, config: PluginConfig, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._ranges = [_range(item) for item in config.allow_status_codes or ()]
+        self._attributes = config.attributes or []
+
+    @property
+    def header_names(self) -> tuple[str, ...]:
+        """The request headers that events need; the access phase reads them before another plugin can change them."""
+        names = [item.look_up_value_in for item in self._attributes if item.source == "header"]
+        subject = self._config.subject
+        if subject.look_up_value_in == "header" and subject.field:
+            names.insert(0, subject.field)
+        return tuple(dict.fromkeys(names)) if self.meters_anything else ()
+
+    @property
+    def meters_anything(self) -> bool:
+        """Whether any request can give an event."""
+        return self._config.meter_api_requests or self._config.meter_ai_token_usage
+
+    def events(self, request: FinishedRequest) -> list[bytes] | Skipped:
+        """Build the events of a request, or tell why there are none."""
+        if not self._status_allowed(request.record):
+            return Skipped.STATUS_NOT_ALLOWED
+        subject = resolve_subject(self._config.subject, request)
+        if subject is None:
+            return Skipped.NO_SUBJECT
+        envelope = _Envelope(request.record, subject, self._clock)
+        attributes = self._attribute_values(request)
+        events = []
+        if self._config.meter_api_requests:
+            data = {**attributes, **api_request_data(request.record), "subject_type": subject.type}
+            events.append(envelope.around(API_REQUEST, "api_request", data))
+        return events
+
+    def _status_allowed(self, record: Record) -> bool:
+        if not self._ranges:
+            return True
+        status = integer(section(record, "response").get("status"))
+        return status is not None and any(first <= status <= last for first, last in self._ranges)
+
+    def _attribute_values(self, request: FinishedRequest) -> dict[str, str]:
+        values = {}
+        for attribute in self._attributes:
+            read = request.header if attribute.source == "header" else request.argument
+            value = read(attribute.look_up_value_in)
+            if value is not None:
+                values[attribute.event_property_name] = value
+        return values
+
+
+def api_request_data(record: Record) -> dict[str, Any]:
+    """Collect the data fields of a `kong.api_request` event, those that the record has."""
+    request, response = section(record, "request"), section(record, "response")
+    route, service = section(record, "route"), section(record, "service")
+    fields = {
+        "client_ip": text(record.get("client_ip")),
+        "request_host": request_host(request),
+        "request_method": text(request.get("method")),
+        "request_size_bytes": integer(request.get("size")),
+        "request_uri": _path(request.get("uri")),
+        "request_user_agent": _first_text(section(request, "headers").get("user-agent")),
+        "response_http_status": integer(response.get("status")),
+        "response_size_bytes": integer(response.get("size")),
+        "route_id": text(route.get("id")),
+        "route_name": text(route.get("name")),
+        "service_id": text(service.get("id")),
+        "service_name": text(service.get("name")),
+        "service_port": integer(service.get("port")),
+        "service_protocol": text(service.get("protocol")),
+        "upstream_status": last_upstream_status(record.get("upstream_status")),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def request_host(request: Mapping[str, Any]) -> str | None:
+    """Give the host that was asked for, without its port.
+
+    Kong builds `request.url` from nginx's own idea of the host, which also knows the absolute form of a request target
+    and requests without a Host header; an IPv6 address keeps its brackets.
+    """
+    url = text(request.get("url"))
+    if url is not None and "://" in url:
+        authority = url.partition("://")[2].partition("/")[0].partition("?")[0]
+    else:
+        authority = _first_text(section(request, "headers").get("host")) or ""
+    host, colon, port = authority.rpartition(":")
+    return (host if colon and port.isdigit() else authority) or None
+
+
+def last_upstream_status(value: object) -> int | None:
+    """Give the status of the last try: nginx lists every try, as in `502, 502 : 200`."""
+    if isinstance(value, str):
+        value = value.replace(":", ",").rpartition(",")[2].strip()
+    return integer(value)
+
+
+def source_of(record: Record) -> str:
+    """Name the event's source: the service's name, else its id, else the gateway."""
+    service = section(record, "service")
+    return _uri_reference(text(service.get("name")) or text(service.get("id")) or _DEFAULT_SOURCE)
+
+
+@lru_cache(maxsize=1024)
+def _uri_reference(name: str) -> str:
+    """Make a name a valid CloudEvents `source`; of what Kong allows in names, only non-ASCII letters change."""
+    return quote(readable(name), safe="-._~!$&'()*+,;=@/")
+
+
+class _Envelope:
+    """What all events of one request have in common."""
+
+    def __init__(self, record: Record, subject: ResolvedSubject, clock: Clock) -> None:
+        self.request_id = text(section(record, "request").get("id")) or str(uuid.uuid4())
+        self._source = source_of(record)
+        self._subject = subject.value
+        self._time = _rfc3339(record.get("started_at"), clock)
+
+    def around(self, event_type: str, kind: str, data: Mapping[str, Any]) -> bytes:
+        """Build one event; `kind` tells the events of a request apart in their ids."""
+        event = {
+            "specversion": "1.0",
+            "id": f"{self.request_id}:{kind}",
+            "source": self._source,
+            "type": event_type,
+            "subject": self._subject,
+            "time": self._time,
+            "data": data,
+        }
+        try:
+            return orjson.dumps(event)
+        except TypeError:  # somewhere a string has bytes that are not UTF-8
+            return orjson.dumps(_readable_throughout(event))
+
+
+def _readable_throughout(value: Any) -> Any:
+    if isinstance(value, str):
+        return readable(value)
+    if isinstance(value, Mapping):
+        return {readable(key): _readable_throughout(item) for key, item in value.items()}
+    return value
+
+
+def _rfc3339(started_at_ms: object, clock: Clock) -> str:
+    milliseconds = integer(started_at_ms)
+    if milliseconds is None or milliseconds > _MAX_TIMESTAMP_MS:
+        milliseconds = int(clock.wall() * 1000)
+    seconds, rest = divmod(milliseconds, 1000)
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
+
+
+def _range(item: str) -> tuple[int, int]:
+    first, last = item.split("-")
+    return int(first), int(last)
+
+
+def _path(uri: object) -> str | None:
+    return text(uri.partition("?")[0]) if isinstance(uri, str) else None
+
+
+def _first_text(value: object) -> str | None:
+    if isinstance(value, list):
+        return next((item for item in value if text(item)), None)
+    return text(value)

@@ -1,0 +1,141 @@
+"""Log lines for Kong's error log: single, escaped, bounded, and never in the way.
+
+Contract: any thread may log. Kong reads our stdout and stderr line by line from one pipe, so a line is written with
+one `write` that the kernel keeps whole (at most 4,096 bytes). A pipe that nobody empties must not stop metering: it
+is made non-blocking, and lines that do not fit are dropped and counted. `TroubleLog` says a repeated trouble once,
+counts the rest, and sums them up once a minute, so that no client can flood the log.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import threading
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kong_metering.clock import Clock
+
+LOGGER = logging.getLogger("kong_metering")
+
+_MAX_LINE_BYTES = 2048
+_MAX_TROUBLES = 1000
+_STDERR = 2
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Make text from outside fit for a log line: no control, invisible or undecodable character, cut to `limit`."""
+    cut = text if len(text) <= limit else text[:limit] + "…"
+    if cut.isascii() and cut.isprintable():
+        return cut
+    return "".join(_escaped(char) for char in cut)
+
+
+def _escaped(char: str) -> str:
+    return char if char.isprintable() or char == "…" else char.encode("unicode_escape").decode("ascii")
+
+
+def cause_of(error: BaseException) -> str:
+    """Tell an exception in one line: its type, its text and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""  # noqa: PTH119
+    return f"{type(error).__name__}: {printable(str(error))}{where}"
+
+
+class LineHandler(logging.Handler):
+    """Writes each record as one line to a file descriptor, without ever waiting for its reader."""
+
+    def __init__(self, descriptor: int = _STDERR) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lost = 0
+        # Only a pipe of our own: a terminal's flags are shared with the user's shell.
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            os.set_blocking(descriptor, False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line, or count it as lost; logging never raises into the code that logs."""
+        lost = f" ({self._lost} log lines were lost before this one)" if self._lost else ""
+        text = f"{record.levelname.lower()}: {printable(record.getMessage(), _MAX_LINE_BYTES)}{lost}"
+        line = text.encode("utf-8", "backslashreplace")[:_MAX_LINE_BYTES] + b"\n"
+        try:
+            os.write(self._descriptor, line)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EPIPE, errno.EBADF):
+                self._lost += 1
+            return
+        self._lost = 0
+
+
+def configure(level: int) -> None:
+    """Send this package's log to stderr, at `level` and above."""
+    LOGGER.handlers[:] = [LineHandler()]
+    LOGGER.setLevel(level)
+    LOGGER.propagate = False
+
+
+@dataclass
+class _Trouble:
+    level: int
+    message: str
+    said_at: float
+    unsaid: int = 0
+
+
+class TroubleLog:
+    """Says each trouble once, then sums its repeats up, at most once in `interval` seconds."""
+
+    def __init__(self, clock: Clock, interval: float = 60.0, logger: logging.Logger = LOGGER) -> None:
+        self._clock = clock
+        self._interval = interval
+        self._logger = logger
+        self._lock = threading.Lock()
+        self._troubles: dict[str, _Trouble] = {}
+
+    def report(self, key: str, message: str, level: int = logging.ERROR) -> None:
+        """Log `message` if its `key` was quiet for an interval, else count it.
+
+        Keys are made of our own names, never of client bytes, so that there are few of them.
+        """
+        now = self._clock.monotonic()
+        with self._lock:
+            trouble = self._troubles.get(key)
+            if trouble is not None and now - trouble.said_at < self._interval:
+                trouble.unsaid += 1
+                trouble.message = message
+                return
+            repeats = trouble.unsaid if trouble else 0
+            if trouble is None and len(self._troubles) >= _MAX_TROUBLES:
+                self._troubles.clear()
+            self._troubles[key] = _Trouble(level, message, now)
+        self._say(level, message, repeats)
+
+    def summarise(self) -> None:
+        """Log the repeats that were only counted since their trouble was last said; forget the quiet ones."""
+        now = self._clock.monotonic()
+        with self._lock:
+            due = [item for item in self._troubles.items() if now - item[1].said_at >= self._interval]
+            for key, trouble in due:
+                del self._troubles[key]
+                if trouble.unsaid:
+                    self._troubles[key] = _Trouble(trouble.level, trouble.message, now)
+        for _, trouble in due:
+            if trouble.unsaid:
+                self._say(trouble.level, trouble.message, trouble.unsaid)
+
+    def flush(self) -> None:
+        """Log all repeats that were only counted, however recent; for the end of the process."""
+        with self._lock:
+            due = list(self._troubles.values())
+            self._troubles.clear()
+        for trouble in due:
+            if trouble.unsaid:
+                self._say(trouble.level, trouble.message, trouble.unsaid)
+
+    def _say(self, level: int, message: str, repeats: int) -> None:
+        suffix = f" (and {repeats} more like this in the last minute)" if repeats else ""
+        self._logger.log(level, "%s%s", message, suffix)

@@ -1,0 +1,159 @@
+"""`metering-and-billing`: an ordinary plugin on the Kong Python PDK.
+
+access: reads the headers that the events need, before another plugin can change them, and keeps them for the log phase.
+log: works out who pays, builds the events and hands them to the queue. Neither phase does I/O or raises: whatever goes
+wrong here is said in the log and counted, and the request goes on.
+
+It runs in this package's own host and, unchanged, under kong-pdk's server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kong_pdk.exception import PDKException
+
+from kong_metering import __version__
+from kong_metering.config import parse_config, parse_entity
+from kong_metering.errors import ConfigError
+from kong_metering.events import Meter
+from kong_metering.log import LOGGER, cause_of
+from kong_metering.record import Record, header_values, parse_record
+from kong_metering.request import FinishedRequest
+from kong_metering.runtime import Runtime, default_runtime
+from kong_metering.schema import PRIORITY, config_fields
+from kong_metering.stats import Skipped
+
+# The names that kong-pdk's server looks for in a plugin's module.
+Schema = config_fields()
+version = __version__
+priority = PRIORITY
+
+SHARED_KEY = "metering-and-billing"
+_MAX_HEADERS = 1000  # the most that kong.request.get_headers gives
+
+
+class Plugin:
+    """One instance of the plugin: one configuration of one plugin entity."""
+
+    def __init__(self, config: Mapping[str, Any], runtime: Runtime | None = None) -> None:
+        self._runtime = runtime or default_runtime()
+        self._entity = parse_entity(config)
+        try:
+            settings = parse_config(config)
+        except ConfigError as error:
+            LOGGER.error(
+                "plugin %s: THIS CONFIGURATION CANNOT BE USED, NOTHING IS METERED with it: %s", self._entity.name, error
+            )
+            self._meter = None
+            self._headers: tuple[str, ...] = ()
+            return
+        self._meter = Meter(settings, self._runtime.clock)
+        self._headers = self._meter.header_names
+        self._queue = self._runtime.delivery.open(self._entity, settings)
+
+    def access(self, kong: Any) -> None:
+        """Keep the client's own values of the headers that the events need."""
+        if not self._headers:
+            return
+        try:
+            captured = capture_headers(kong, self._headers)
+            if captured:
+                _result(kong.ctx.shared.set(SHARED_KEY, captured))
+        except Exception as error:  # noqa: BLE001 - metering fails open
+            self._report("access", error)
+
+    def log(self, kong: Any) -> None:
+        """Meter the finished request."""
+        if self._meter is None or not self._meter.meters_anything:
+            return
+        try:
+            captured = _result(kong.ctx.shared.get(SHARED_KEY)) if self._headers else None
+            record = parse_record(_result(kong.log.serialize())) or piecewise_record(kong)
+            request = FinishedRequest(record, captured, self._runtime.serving_since_ms)
+            events = self._meter.events(request)
+            if isinstance(events, Skipped):
+                self._runtime.stats.skip(events)
+                return
+            for event in events:
+                self._queue.put(event)
+        except Exception as error:  # noqa: BLE001 - metering fails open
+            self._runtime.stats.skip(Skipped.ERROR)
+            self._report("log", error)
+
+    @property
+    def busy(self) -> bool:
+        """Whether events of this instance still wait, so that the host must not close it yet."""
+        return self._meter is not None and self._queue.waiting > 0
+
+    def close(self) -> None:
+        """Let go of the queue; the host calls it when Kong does not need this instance any more."""
+        if self._meter is not None:
+            self._runtime.delivery.release(self._queue)
+
+    def _report(self, phase: str, error: Exception) -> None:
+        loss = "a request was not metered" if phase == "log" else "a request's headers were not read"
+        self._runtime.troubles.report(
+            f"{phase}:{type(error).__name__}",
+            f"plugin {self._entity.name}: {loss}, its {phase} phase failed: {cause_of(error)}",
+        )
+
+
+def capture_headers(kong: Any, names: tuple[str, ...]) -> dict[str, str]:
+    """Read request headers by name; those that the request does not have are left out."""
+    values = {name: _result(kong.request.get_header(name)) for name in names}
+    missing = [name for name, value in values.items() if value is None]
+    if missing:
+        values |= hidden_headers(kong, missing)
+    return {name: value for name, value in values.items() if isinstance(value, str)}
+
+
+def hidden_headers(kong: Any, names: list[str]) -> dict[str, str]:
+    """Find headers that `kong.request.get_header` does not see.
+
+    Kong 3.9 looks up a header that was sent twice, or that contains a comma and a space, only among the first 100
+    (`kong/tools/http.lua`): without this, a client with many headers would not be billed.
+    """
+    headers = _result(kong.request.get_headers(_MAX_HEADERS))
+    if not isinstance(headers, dict):
+        return {}
+    record: Record = {"request": {"headers": headers}}
+    found = {name: values[0] for name in names if (values := header_values(record, name))}
+    if sum(len(values) if isinstance(values, list) else 1 for values in headers.values()) >= _MAX_HEADERS:
+        for name in (name for name in names if name not in found):
+            value = _result(kong.nginx.get_var("http_" + name.lower().replace("-", "_")))
+            if isinstance(value, str):
+                found[name] = value.partition(", ")[0]
+    return found
+
+
+def piecewise_record(kong: Any) -> Record:
+    """Put together what is billable of a request whose log record Kong could not serialise."""
+    return {
+        "request": {
+            "id": _attempt(kong.response.get_header, "x-kong-request-id"),
+            "headers": _attempt(kong.request.get_headers),
+        },
+        "response": {"status": _attempt(kong.response.get_status)},
+        "route": _attempt(kong.router.get_route),
+        "service": _attempt(kong.router.get_service),
+        "consumer": _attempt(kong.client.get_consumer),
+    }
+
+
+def _attempt(function: Callable[..., Any], *arguments: object) -> Any:
+    try:
+        return _result(function(*arguments))
+    except PDKException:
+        return None
+
+
+def _result(answer: Any) -> Any:
+    """Take a PDK function's value; kong-pdk's server without --no-lua-style gives a pair of value and error."""
+    if isinstance(answer, tuple):
+        value, error = answer
+        if error:
+            raise PDKException(error)
+        return value
+    return answer

@@ -1,0 +1,120 @@
+"""Kong's log record, read as what it is: data from outside.
+
+The record is the JSON that `kong.log.serialize()` gives. Its fields come from clients, upstreams, other plugins and
+whatever version of Kong runs; none is taken for granted. Bytes that are not UTF-8 arrive as Python's surrogate escapes
+and stay so until a value is used: `readable` is for any value, `subject_text` for the one that is billed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import orjson
+
+Record = Mapping[str, Any]
+
+_NOTHING: Mapping[str, Any] = {}
+# Kong and OpenMeter hold numbers as doubles: above it, two different counts look the same.
+_LARGEST_INTEGER = 2**53
+_MAX_DIGITS = 16
+
+
+def parse_record(text: object) -> Record | None:
+    """Parse the record; None where Kong could not give one (lua-cjson refuses NaN, infinity and deep nesting)."""
+    if not isinstance(text, str):
+        return None
+    try:
+        record = orjson.loads(text)
+    except ValueError:  # not JSON, or with bytes that are not UTF-8, which only the standard library lets through
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+    return record if isinstance(record, dict) else None
+
+
+def section(record: Record, name: str) -> Mapping[str, Any]:
+    """Give the object that stands under `name`, empty where there is none (an empty Lua table is also `[]`)."""
+    value = record.get(name)
+    return value if isinstance(value, dict) else _NOTHING
+
+
+def text(value: object) -> str | None:
+    """Take a non-empty string, or nothing."""
+    return value if isinstance(value, str) and value else None
+
+
+def integer(value: object) -> int | None:
+    """Take a count: a whole number from 0 to 2^53, also as a float or in digits; anything else is nothing."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        value = int(value) if value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS else None
+    elif isinstance(value, float):
+        value = int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and 0 <= value <= _LARGEST_INTEGER else None
+
+
+def readable(value: str) -> str:
+    """Give text that UTF-8 can hold: bytes that are not UTF-8 become replacement characters."""
+    if value.isascii():
+        return value
+    return value.encode("utf-8", "surrogateescape" if _escaped_bytes(value) else "replace").decode("utf-8", "replace")
+
+
+def subject_text(value: str) -> str | None:
+    """Give a subject's text without surrounding white space, None if nothing is left.
+
+    A subject that is not UTF-8 is read as latin-1, byte for byte: two different ones must not become the same.
+    """
+    if not value.isascii() and _escaped_bytes(value):
+        value = value.encode("utf-8", "surrogateescape").decode("latin-1")
+    return readable(value.strip()) or None
+
+
+def _escaped_bytes(value: str) -> bool:
+    """Whether the value has bytes that are not UTF-8, and nothing else that UTF-8 cannot hold."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return not any("\ud800" <= char < "\udc80" or "\udcff" < char <= "\udfff" for char in value)
+    return False
+
+
+def header_values(record: Record, name: str) -> list[str]:
+    """List the values of a request header, in the order of the request; `name` in any case.
+
+    Kong's own lookup takes dashes and underscores for the same (`kong/tools/http.lua`), and so does this one.
+    """
+    headers = section(section(record, "request"), "headers")
+    found = headers.get(name.lower())
+    if found is None:
+        wanted = _normalised(name)
+        found = next((value for key, value in headers.items() if _normalised(key) == wanted), None)
+    values = found if isinstance(found, list) else [found]
+    return [value for value in values if isinstance(value, str)]
+
+
+def _normalised(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def query_values(uri: str, name: str) -> Iterator[str]:
+    """Yield the values of a query argument, decoded, in the order of the request target.
+
+    Decoded as Kong does it (`ngx.decode_args`): `&` separates, `+` is a space, a broken escape stays as it is.
+    """
+    for pair in uri.partition("?")[2].partition("#")[0].split("&"):
+        key, _, value = pair.partition("=")
+        if key == name or _decoded(key) == name:
+            yield _decoded(value)
+
+
+def _decoded(part: str) -> str:
+    if "%" not in part:
+        return part.replace("+", " ")
+    raw = unquote_to_bytes(part.replace("+", " ").encode("utf-8", "surrogateescape"))
+    return raw.decode("utf-8", "surrogateescape")

@@ -1,0 +1,46 @@
+"""Who pays: from a request and the configuration to the subject of its events. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kong_metering.record import section, subject_text
+
+if TYPE_CHECKING:
+    from kong_metering.config import Subject
+    from kong_metering.request import FinishedRequest
+
+
+@dataclass(frozen=True)
+class ResolvedSubject:
+    """The subject of a request's events; `type` tells what kind of identifier it is, such as consumer_id."""
+
+    value: str
+    type: str
+
+
+def resolve_subject(settings: Subject, request: FinishedRequest) -> ResolvedSubject | None:
+    """Find the subject of a request; None when it has none, or a blank one."""
+    look_up, field = settings.look_up_value_in, settings.field
+    if look_up == "header":
+        return _resolved(request.header(field or ""), "header")
+    if look_up == "query":
+        return _resolved(request.argument(field or ""), "query")
+    entity = section(request.record, look_up)
+    if field is not None:
+        return _resolved(_scalar(entity.get(field)), f"{look_up}_{field}")
+    identifier = _scalar(entity.get("id"))
+    prefix = "consumer" if look_up == "consumer" else "app"
+    return _resolved(f"{prefix}:{identifier}" if identifier else None, f"{look_up}_id")
+
+
+def _resolved(value: str | None, kind: str) -> ResolvedSubject | None:
+    subject = subject_text(value) if value else None
+    return ResolvedSubject(subject, kind) if subject else None
+
+
+def _scalar(value: object) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else None
