@@ -1,0 +1,63 @@
+"""Where the concrete pieces meet; they are started from the far end of the way, and ended from the near one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from kong_metering.host.dispatch import Dispatcher, Limits, PluginDefinition
+from kong_metering.host.server import ServerOptions, serve
+from kong_metering.log import LOGGER
+from kong_metering.plugin import Plugin
+from kong_metering.runtime import Runtime, make_runtime
+from kong_metering.schema import PLUGIN_NAME, plugin_info
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PHASES = ("access", "log")
+
+
+def plugin_information() -> dict[str, Any]:
+    """Give what Kong's query command wants to know of the plugin."""
+    return plugin_info(PHASES)
+
+
+def run(server: ServerOptions, limits: Limits, stop_timeout: float, ca_bundle: str | None) -> None:
+    """Run the plugin server until it is told to end; raises `StartupError` if it cannot start."""
+    runtime = make_runtime(ca_bundle=ca_bundle)
+    dispatcher = Dispatcher(_definition(runtime), clock=runtime.clock, troubles=runtime.troubles, limits=limits)
+
+    def housekeeping() -> None:
+        runtime.delivery.sweep()
+        runtime.troubles.summarise()
+
+    try:
+        serve(dispatcher, server, runtime.troubles, housekeeping)
+    finally:
+        runtime.delivery.close(stop_timeout)
+        dispatcher.close()
+        runtime.troubles.flush()
+        _say_account(runtime)
+
+
+def _definition(runtime: Runtime) -> PluginDefinition:
+    def create(config: Mapping[str, Any]) -> Plugin:
+        return Plugin(config, runtime)
+
+    def status() -> dict[str, Any]:
+        account = runtime.stats.snapshot()
+        return {**asdict(account), "waiting": account.waiting, "queues": runtime.delivery.waiting()}
+
+    return PluginDefinition(PLUGIN_NAME, PHASES, create, plugin_information(), status)
+
+
+def _say_account(runtime: Runtime) -> None:
+    account = runtime.stats.snapshot()
+    LOGGER.info(
+        "ended: %d events accepted, %d delivered, dropped %s; requests without an event %s",
+        account.accepted,
+        account.delivered,
+        account.dropped or "none",
+        account.skipped or "none",
+    )

@@ -1,0 +1,140 @@
+"""The program: flags and environment to a running plugin server.
+
+Kong starts it with no environment at all, umask 0000 and file descriptors that are not ours; so the settings are flags
+first, each with an environment variable as second choice, the umask is set here, and inherited descriptors are closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kong_metering import __version__, app
+from kong_metering.errors import StartupError
+from kong_metering.host.dispatch import Limits
+from kong_metering.host.server import ServerOptions
+from kong_metering.log import LOGGER, configure
+from kong_metering.schema import PLUGIN_NAME
+
+ENVIRONMENT_PREFIX = "KONG_METERING_"
+_FIRST_INHERITED = 3
+_MOST_DESCRIPTORS = 65_536
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """One flag; its environment variable is its long name in capitals behind `KONG_METERING_`."""
+
+    names: tuple[str, ...]
+    help: str
+    default: Any
+    type: type
+    metavar: str
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT_PREFIX + self.names[0].removeprefix("--").replace("-", "_").upper()
+
+
+_FLAGS = (
+    _Flag(
+        ("--kong-prefix", "-p", "-kong-prefix"),
+        "directory to make the socket in: Kong's prefix",
+        "/usr/local/kong",
+        str,
+        "DIR",
+    ),
+    _Flag(("--socket-name",), "name of the socket in that directory", f"{PLUGIN_NAME}.sock", str, "NAME"),
+    _Flag(("--listen-queue-size",), "connections that may wait to be accepted", 4096, int, "N"),
+    _Flag(("--event-ttl",), "seconds after which an event that Kong does not go on with is forgotten", 60, float, "S"),
+    _Flag(("--instance-ttl",), "seconds after which an instance that Kong does not use is closed", 3600, float, "S"),
+    _Flag(
+        ("--stop-timeout",), "seconds to deliver what waits when told to end (Kong itself grants 0.03)", 5, float, "S"
+    ),
+    _Flag(
+        ("--parent",),
+        "'watch': end when the process that started this one ends; 'ignore': do not; 'auto': watch it unless it is "
+        "process 1, as under a supervisor or in a container",
+        "auto",
+        str,
+        "MODE",
+    ),
+    _Flag(("--ca-bundle",), "PEM file of the authorities to verify ingest endpoints with", None, str, "FILE"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the plugin server, or print what it was asked to print; returns the exit status."""
+    options = _parser(os.environ).parse_args(arguments)
+    if options.dump:
+        sys.stdout.write(json.dumps([app.plugin_information()]) + "\n")
+        return 0
+    os.umask(0o077)
+    os.closerange(_FIRST_INHERITED, _MOST_DESCRIPTORS)
+    configure(logging.DEBUG if options.verbose > 1 else logging.INFO)
+    if options.multiprocessing or options.gevent:
+        LOGGER.info("-m and -g are kong-pdk's; this server has one way to run, and needs neither")
+    try:
+        app.run(_server_options(options), _limits(options), options.stop_timeout, _ca_bundle(options.ca_bundle))
+    except StartupError as error:
+        LOGGER.critical("cannot start: %s", error)
+        return 1
+    return 0
+
+
+def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kong-metering-plugin-server",
+        description=f"Plugin server of {PLUGIN_NAME} for Kong Gateway.",
+        epilog="Each flag that takes a value has an environment variable as second choice, named in brackets.",
+    )
+    for flag in _FLAGS:
+        default = environment.get(flag.variable, flag.default)
+        parser.add_argument(
+            *flag.names,
+            default=default,
+            type=flag.type,
+            metavar=flag.metavar,
+            help=f"{flag.help} (default: {'none' if flag.default is None else flag.default}) [{flag.variable}]",
+        )
+    parser.add_argument("--dump", "-dump", action="store_true", help="print the plugin information that Kong wants")
+    parser.add_argument("-v", "--verbose", action="count", default=1, help="log more")
+    parser.add_argument("--version", "-version", action="version", version=f"{PLUGIN_NAME} {__version__}")
+    pdk = parser.add_argument_group("accepted for compatibility with kong-pdk's start_dedicated_server")
+    pdk.add_argument("--no-lua-style", action="store_true", help="PDK errors are exceptions: they always are")
+    pdk.add_argument("-m", "--multiprocessing", action="store_true", help="ignored")
+    pdk.add_argument("-g", "--gevent", action="store_true", help="ignored")
+    return parser
+
+
+def _server_options(options: argparse.Namespace) -> ServerOptions:
+    prefix = Path(options.kong_prefix)
+    if not prefix.is_dir():
+        raise StartupError(f"{prefix} is not a directory; -p/--kong-prefix must name Kong's prefix")
+    return ServerOptions(prefix / options.socket_name, options.listen_queue_size, _parent(options.parent))
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    return Limits(event_ttl=options.event_ttl, instance_ttl=options.instance_ttl)
+
+
+def _parent(mode: str) -> int | None:
+    parent = os.getppid()
+    if mode == "watch" or (mode == "auto" and parent > 1):
+        return parent
+    if mode in ("auto", "ignore"):
+        return None
+    raise StartupError(f"--parent is auto, watch or ignore, not {mode}")
+
+
+def _ca_bundle(path: str | None) -> str | None:
+    if path is not None and not os.access(path, os.R_OK):
+        raise StartupError(f"--ca-bundle {path} cannot be read")
+    return path

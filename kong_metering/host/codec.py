@@ -1,0 +1,90 @@
+"""Bytes to messages and back: the frames of Kong's plugin-server protocol `MsgPack:1`. No sockets here.
+
+A request is `[0, id, method, [argument]]`, an answer `[1, id, error, result]`, both MessagePack
+(`kong/runloop/plugin_servers/rpc/mp_rpc.lua`). Strings are whatever bytes a client sent: those that are not UTF-8
+become Python's surrogate escapes on the way in, and the same bytes again on the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+# A header of 5 bytes can announce 4 billion elements, for which memory would be set aside at once.
+_MAX_ELEMENTS = 65_536
+_REQUEST, _ANSWER = 0, 1
+_REQUEST_PARTS = 4
+
+
+class ProtocolError(Exception):
+    """Bytes that are not the protocol; whoever sent them loses the connection."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One RPC from Kong; `argument` is the only one that any of them has."""
+
+    id: int
+    method: str
+    argument: Any
+
+
+class FrameReader:
+    """Cuts the bytes of one connection into requests, however they arrive."""
+
+    def __init__(self) -> None:
+        self._unpacker = msgpack.Unpacker(
+            raw=False,
+            unicode_errors="surrogateescape",
+            strict_map_key=False,
+            max_buffer_size=MAX_FRAME_BYTES,
+            max_array_len=_MAX_ELEMENTS,
+            max_map_len=_MAX_ELEMENTS,
+        )
+
+    def feed(self, data: bytes) -> Iterator[Request]:
+        """Take bytes and yield the requests that they complete.
+
+        Raises `ProtocolError` for a frame that is not a request, too large or too deep.
+        """
+        try:
+            self._unpacker.feed(data)
+            for message in self._unpacker:
+                yield _request(message)
+        except ProtocolError:
+            raise
+        except Exception as error:
+            # msgpack raises a dozen types, down to TypeError for a map key that cannot be one.
+            raise ProtocolError(f"not a MessagePack frame: {type(error).__name__}: {error}") from error
+
+
+def _request(message: object) -> Request:
+    if not isinstance(message, list) or len(message) != _REQUEST_PARTS:
+        raise ProtocolError("not a request: expected an array of four")
+    kind, message_id, method, arguments = message
+    if kind != _REQUEST or type(message_id) is not int or not isinstance(method, str):
+        raise ProtocolError("not a request: expected 0, an id and a method")
+    if not isinstance(arguments, list):
+        raise ProtocolError("not a request: expected an array of arguments")
+    return Request(message_id, method, arguments[0] if arguments else None)
+
+
+class AnswerWriter:
+    """Turns answers into bytes."""
+
+    def __init__(self) -> None:
+        self._packer = msgpack.Packer(unicode_errors="surrogateescape")
+
+    def result(self, request_id: int, result: object) -> bytes:
+        """Write the answer of an RPC that worked; raises TypeError or ValueError for what MessagePack cannot say."""
+        packed: bytes = self._packer.pack((_ANSWER, request_id, None, result))
+        return packed
+
+    def error(self, request_id: int, error: str) -> bytes:
+        """Write the answer of an RPC that did not."""
+        packed: bytes = self._packer.pack((_ANSWER, request_id, error, None))
+        return packed

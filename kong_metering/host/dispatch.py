@@ -1,0 +1,315 @@
+"""What each RPC of Kong does: plugin instances, and the events that run through them.
+
+Contract: one `Dispatcher` for a process, used from the event loop's thread only. `answer` never waits and always
+answers: plugin code runs in it up to its next PDK call. Steps of one event may come over any connection.
+
+Ids of instances and events begin at a random number and are never used twice, not even by the next process: Kong keeps
+using the ids of a process that is gone, and must be told `no plugin instance`, or another instance would run. An event
+that Kong does not finish is forgotten after `event_ttl` seconds. An instance that Kong does not use for `instance_ttl`
+seconds is closed once it is not busy: Kong never closes the instances of a deleted plugin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kong_metering.host.pdk import TERMINAL_METHODS, Done, PDKCall, PhaseRunner
+from kong_metering.log import LOGGER, cause_of, printable
+
+if TYPE_CHECKING:
+    from kong_metering.clock import Clock
+    from kong_metering.log import TroubleLog
+
+# Kong's Lua numbers are doubles, exact up to 2^53.
+_LARGEST_FIRST_ID = 2**52
+_IDLE_RUNNERS = 256
+_STEPS = (
+    "Step",
+    "StepMultiMap",
+    "StepConsumer",
+    "StepRoute",
+    "StepService",
+    "StepCredential",
+    "StepMemoryStats",
+)
+_RETURN = {"Data": "ret"}
+
+
+class RPCError(Exception):
+    """An RPC that cannot be done; Kong gets the text."""
+
+
+@dataclass(frozen=True)
+class PluginDefinition:
+    """The plugin that is hosted.
+
+    `create` makes an instance from the configuration that Kong sent. An instance has a method for each phase, and may
+    have `busy` (it must not be closed yet) and `close()`. `info` is what `plugin.GetPluginInfo` answers; `status` gives
+    figures of the plugin's own for `plugin.GetStatus`.
+    """
+
+    name: str
+    phases: tuple[str, ...]
+    create: Callable[[Mapping[str, Any]], object]
+    info: Mapping[str, Any]
+    status: Callable[[], Mapping[str, Any]] = dict
+
+
+@dataclass
+class _Instance:
+    plugin: object
+    phases: Mapping[str, Callable[[Any], object]]
+    started_at: float
+    used_at: float
+
+
+@dataclass
+class _Event:
+    runner: PhaseRunner
+    phase: str
+    touched_at: float
+
+
+@dataclass
+class _Times:
+    loaded: float
+    last_start: float = 0
+    last_close: float = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long what Kong forgot is kept, in seconds."""
+
+    event_ttl: float = 60.0
+    instance_ttl: float = 3600.0
+
+
+class Dispatcher:
+    """Answers RPCs."""
+
+    def __init__(
+        self, plugin: PluginDefinition, *, clock: Clock, troubles: TroubleLog, limits: Limits | None = None
+    ) -> None:
+        self._plugin = plugin
+        self._clock = clock
+        self._troubles = troubles
+        self._limits = limits or Limits()
+        self._ids = _ids()
+        self._instances: dict[int, _Instance] = {}
+        # In the order of their latest step: the first ones are those to forget.
+        self._events: dict[int, _Event] = {}
+        self._idle: list[PhaseRunner] = []
+        self._times = _Times(loaded=clock.wall())
+        self._methods: dict[str, Callable[[Any], object]] = {
+            "plugin.StartInstance": self._start_instance,
+            "plugin.CloseInstance": self._close_instance,
+            "plugin.HandleEvent": self._handle_event,
+            "plugin.StepError": self._step_error,
+            "plugin.GetStatus": self._get_status,
+            "plugin.GetPluginInfo": self._get_plugin_info,
+            **{f"plugin.{step}": self._step for step in _STEPS},
+        }
+
+    def answer(self, method: str, argument: Any) -> object:
+        """Do what an RPC asks for and give its result; raises `RPCError` with the text that Kong is to get."""
+        function = self._methods.get(method)
+        if function is None:
+            raise RPCError(f"RPC method {printable(method)} is not supported")
+        return function(argument)
+
+    def sweep(self) -> None:
+        """Forget what Kong has forgotten; to be called every few seconds."""
+        now = self._clock.monotonic()
+        for event_id in self._expired_events(now):
+            event = self._events.pop(event_id)
+            self._troubles.report(
+                f"abandoned:{event.phase}",
+                f"an event was forgotten: Kong did not go on with its {event.phase} phase for "
+                f"{self._limits.event_ttl:.0f} s",
+            )
+            self._abandon(event.runner)
+        for instance_id in self._unused_instances(now):
+            LOGGER.info("instance %d was not used for a long time and is closed", instance_id)
+            self._close(instance_id)
+
+    def close(self) -> None:
+        """Forget all events and instances; the process ends."""
+        for event in self._events.values():
+            self._abandon(event.runner)
+        self._events.clear()
+        for instance_id in list(self._instances):
+            self._close(instance_id)
+
+    # -- instances --------------------------------------------------------------------------------------------------
+
+    def _start_instance(self, argument: Any) -> object:
+        name, config = _member(argument, "Name"), _member(argument, "Config")
+        if name != self._plugin.name:
+            raise RPCError(f"plugin {printable(str(name))} is not served here, only {self._plugin.name} is")
+        plugin = self._plugin.create(_parsed(config))
+        now, instance_id = self._clock.monotonic(), next(self._ids)
+        phases = {phase: getattr(plugin, phase) for phase in self._plugin.phases}
+        self._instances[instance_id] = _Instance(plugin, phases, self._clock.wall(), now)
+        self._times.last_start = self._clock.wall()
+        LOGGER.info("instance %d started", instance_id)
+        # The configuration is not given back: it holds the token, and Kong does not read it.
+        return {"Name": name, "Id": instance_id, "Config": {}, "StartTime": int(self._times.last_start)}
+
+    def _close_instance(self, instance_id: Any) -> object:
+        self._instance(instance_id)
+        self._close(instance_id)
+        self._times.last_close = self._clock.wall()
+        LOGGER.info("instance %d closed", instance_id)
+        return {"Name": self._plugin.name, "Id": instance_id, "Config": {}}
+
+    def _close(self, instance_id: int) -> None:
+        close = getattr(self._instances.pop(instance_id).plugin, "close", None)
+        if close is not None:
+            close()
+
+    def _instance(self, instance_id: Any) -> _Instance:
+        instance = self._instances.get(instance_id) if isinstance(instance_id, int) else None
+        if instance is None:
+            # Kong looks for these very words, and then starts the instance again.
+            raise RPCError(f"no plugin instance #{printable(str(instance_id))}")
+        return instance
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def _handle_event(self, argument: Any) -> object:
+        instance = self._instance(_member(argument, "InstanceId"))
+        phase = _member(argument, "EventName")
+        function = instance.phases.get(phase) if isinstance(phase, str) else None
+        if function is None:
+            raise RPCError(f"{self._plugin.name} has no phase {printable(str(phase))}")
+        instance.used_at = self._clock.monotonic()
+        event = _Event(self._idle.pop() if self._idle else PhaseRunner(), phase, instance.used_at)
+        wants = event.runner.start(function)
+        if isinstance(wants, Done):
+            return self._finished(event, wants)
+        event_id = next(self._ids)
+        # Kong reads the id of an event from this first answer only.
+        return {"EventId": event_id, **self._waiting(event_id, event, wants)}
+
+    def _step(self, argument: Any) -> object:
+        return self._resumed(argument, argument.get("Data") if isinstance(argument, dict) else None, None)
+
+    def _step_error(self, argument: Any) -> object:
+        error = _member(argument, "Data", required=False)
+        return self._resumed(argument, None, error or "unknown error")
+
+    def _resumed(self, argument: Any, value: object, error: object) -> object:
+        event_id = _member(argument, "EventId")
+        event = self._events.pop(event_id, None) if isinstance(event_id, int) else None
+        if event is None:
+            raise RPCError(f"event id {printable(str(event_id))} not found")
+        event.touched_at = self._clock.monotonic()
+        wants = event.runner.resume(value, error)
+        if isinstance(wants, Done):
+            return self._finished(event, wants)
+        return self._waiting(event_id, event, wants)
+
+    def _waiting(self, event_id: int, event: _Event, call: PDKCall) -> dict[str, object]:
+        """Answer with the PDK call that the phase makes; the event waits for its result."""
+        data: dict[str, object] = {"Method": call.method}
+        if call.arguments:
+            data["Args"] = call.arguments
+        if call.method in TERMINAL_METHODS:
+            self._abandon(event.runner)
+        else:
+            self._events[event_id] = event
+        return {"Data": data}
+
+    def _finished(self, event: _Event, done: Done) -> object:
+        """Answer that the phase is over; a phase that failed is our trouble, and the request goes on."""
+        if len(self._idle) < _IDLE_RUNNERS:
+            self._idle.append(event.runner)
+        else:
+            self._abandon(event.runner)
+        if done.error is not None:
+            self._troubles.report(
+                f"phase:{event.phase}:{type(done.error).__name__}",
+                f"the {event.phase} phase failed, the request goes on: {cause_of(done.error)}",
+            )
+        return _RETURN
+
+    def unsayable(self, error: Exception) -> object:
+        """Answer in place of a PDK call whose arguments MessagePack cannot say; its event ends."""
+        event_id = next(reversed(self._events), None)
+        if event_id is not None:
+            event = self._events.pop(event_id)
+            self._abandon(event.runner)
+        self._troubles.report("unsayable", f"a PDK call has arguments that cannot be sent to Kong: {cause_of(error)}")
+        return _RETURN
+
+    def _abandon(self, runner: PhaseRunner) -> None:
+        try:
+            runner.abandon()
+        except Exception as error:  # noqa: BLE001 - whatever a phase does when it is ended
+            self._troubles.report("abandon", f"a phase failed while it was ended: {cause_of(error)}")
+
+    def _expired_events(self, now: float) -> list[int]:
+        expired = []
+        for event_id, event in self._events.items():
+            if now - event.touched_at < self._limits.event_ttl:
+                break
+            expired.append(event_id)
+        return expired
+
+    def _unused_instances(self, now: float) -> list[int]:
+        return [
+            instance_id
+            for instance_id, instance in self._instances.items()
+            if now - instance.used_at >= self._limits.instance_ttl and not getattr(instance.plugin, "busy", False)
+        ]
+
+    # -- information --------------------------------------------------------------------------------------------------
+
+    def _get_status(self, _argument: Any) -> object:
+        instances = [
+            {"Name": self._plugin.name, "Id": instance_id, "Config": {}, "StartTime": int(instance.started_at)}
+            for instance_id, instance in self._instances.items()
+        ]
+        plugin = {
+            "Name": self._plugin.name,
+            "Modtime": int(self._times.loaded),
+            "LoadTime": int(self._times.loaded),
+            "Instances": instances,
+            "LastStartInstance": int(self._times.last_start),
+            "LastCloseInstance": int(self._times.last_close),
+            "Events": len(self._events),
+            "Status": dict(self._plugin.status()),
+        }
+        return {"Pid": os.getpid(), "Plugins": {self._plugin.name: plugin}}
+
+    def _get_plugin_info(self, name: Any) -> object:
+        if name != self._plugin.name:
+            raise RPCError(f"plugin {printable(str(name))} is not served here, only {self._plugin.name} is")
+        return self._plugin.info
+
+
+def _ids() -> Iterator[int]:
+    first = secrets.randbelow(_LARGEST_FIRST_ID) + 1
+    return iter(range(first, 2**53))
+
+
+def _member(argument: Any, name: str, *, required: bool = True) -> Any:
+    value = argument.get(name) if isinstance(argument, dict) else None
+    if value is None and required:
+        raise RPCError(f"{name} is missing")
+    return value
+
+
+def _parsed(config: Any) -> Mapping[str, Any]:
+    """Read the configuration that Kong sent; an unreadable one counts as empty, which the plugin refuses loudly."""
+    try:
+        parsed = json.loads(config)
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}

@@ -1,0 +1,226 @@
+"""The Unix socket that Kong calls, the signals that end the process, and the watch over the parent.
+
+Contract: `serve` blocks until SIGTERM, SIGINT or the parent's death, then stops accepting, answers the RPCs that have
+arrived, and returns; what happens to queues afterwards is the caller's part. Bytes that are not the protocol cost the
+sender its connection and nobody else anything.
+
+The socket is made under a temporary name with mode 0600 and renamed into place, so that at a reload, when the old
+process still serves the same path, there is no moment without a socket, and no other user can ever connect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import uvloop
+
+from kong_metering.errors import StartupError
+from kong_metering.host.codec import AnswerWriter, FrameReader, ProtocolError
+from kong_metering.host.dispatch import Dispatcher, RPCError
+from kong_metering.log import LOGGER, cause_of, printable
+
+if TYPE_CHECKING:
+    from kong_metering.log import TroubleLog
+
+_MAX_UNREAD_BYTES = 1024 * 1024
+_HOUSEKEEPING_SECONDS = 1.0
+_DRAIN_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How the host listens, and when it ends.
+
+    `parent` is the process id that must live on for us to go on, None if it need not.
+    """
+
+    path: Path
+    backlog: int = 4096
+    parent: int | None = None
+
+
+class _Connection(asyncio.Protocol):
+    """One connection from Kong: bytes in, answers out."""
+
+    def __init__(self, server: _Server) -> None:
+        self._server = server
+        self._reader = FrameReader()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.WriteTransport", transport)
+        self._transport.set_write_buffer_limits(high=_MAX_UNREAD_BYTES)
+        self._server.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        try:
+            for request in self._reader.feed(data):
+                transport.write(self._server.answer(request.id, request.method, request.argument))
+        except ProtocolError as error:
+            self._server.troubles.report(
+                "protocol", f"a connection was closed, it did not speak the protocol: {printable(str(error))}"
+            )
+            self.abort()
+
+    def pause_writing(self) -> None:
+        """End the connection: whoever sends so many requests and reads no answers is not Kong."""
+        self._server.troubles.report("unread", "a connection was closed, it did not read its answers")
+        self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's signature
+        self._transport = None
+        self._server.connections.discard(self)
+
+    def abort(self) -> None:
+        """Close the connection without waiting for anything."""
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+    def close(self) -> None:
+        """Close the connection once its answers are written."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+class _Server:
+    """What the connections share."""
+
+    def __init__(self, dispatcher: Dispatcher, troubles: TroubleLog) -> None:
+        self.troubles = troubles
+        self.connections: set[_Connection] = set()
+        self._dispatcher = dispatcher
+        self._writer = AnswerWriter()
+
+    def answer(self, request_id: int, method: str, argument: object) -> bytes:
+        """Give the bytes that answer one RPC, whatever happens in it."""
+        try:
+            result = self._dispatcher.answer(method, argument)
+        except RPCError as error:
+            return self._writer.error(request_id, str(error))
+        except Exception as error:  # noqa: BLE001 - Kong gets an answer within the call
+            self.troubles.report(f"rpc:{type(error).__name__}", f"an RPC failed: {cause_of(error)}")
+            return self._writer.error(request_id, f"{type(error).__name__} in the plugin server, see its log")
+        try:
+            return self._writer.result(request_id, result)
+        except (TypeError, ValueError, OverflowError) as error:
+            return self._writer.result(request_id, self._dispatcher.unsayable(error))
+
+
+def serve(
+    dispatcher: Dispatcher, options: ServerOptions, troubles: TroubleLog, housekeeping: Callable[[], None]
+) -> None:
+    """Serve Kong until the process is told to end, or its parent is gone.
+
+    `housekeeping` is called about once a second, on the loop's thread. Raises `StartupError` when it cannot listen.
+    """
+    listener = listen(options)
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(_serve(listener, dispatcher, options, troubles, housekeeping))
+    finally:
+        loop.close()
+
+
+async def _serve(
+    listener: socket.socket,
+    dispatcher: Dispatcher,
+    options: ServerOptions,
+    troubles: TroubleLog,
+    housekeeping: Callable[[], None],
+) -> None:
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[str] = loop.create_future()
+
+    def end(why: str) -> None:
+        if not ended.done():
+            ended.set_result(why)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, signal.Signals(number).name)
+    loop.set_exception_handler(lambda _, context: _report_loop_trouble(troubles, context))
+    shared = _Server(dispatcher, troubles)
+    inode = os.stat(options.path).st_ino  # noqa: PTH116
+    server = await loop.create_unix_server(lambda: _Connection(shared), sock=listener, backlog=options.backlog)
+    LOGGER.info("serving on %s", options.path)
+    keeper = loop.create_task(_keep_house(end, options.parent, dispatcher, housekeeping))
+    why = await ended
+    LOGGER.info("ending: %s", why)
+    keeper.cancel()
+    _unlink_own(options.path, inode)
+    server.close()
+    # One more turn of the loop answers what has arrived; Kong's SIGKILL comes 30 ms after its SIGTERM.
+    await asyncio.sleep(_DRAIN_SECONDS)
+    for connection in list(shared.connections):
+        connection.close()
+    await asyncio.sleep(0)
+
+
+def _report_loop_trouble(troubles: TroubleLog, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    cause = cause_of(error) if isinstance(error, BaseException) else printable(str(context.get("message")))
+    troubles.report(f"loop:{type(error).__name__}", f"the event loop caught an error: {cause}")
+
+
+async def _keep_house(
+    end: Callable[[str], None], parent: int | None, dispatcher: Dispatcher, housekeeping: Callable[[], None]
+) -> None:
+    while True:
+        await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+        if parent is not None and os.getppid() != parent:
+            end("the process that started this one is gone")
+        try:
+            dispatcher.sweep()
+            housekeeping()
+        except Exception as error:  # noqa: BLE001 - housekeeping must go on
+            LOGGER.error("housekeeping failed: %s", cause_of(error))
+
+
+def listen(options: ServerOptions) -> socket.socket:
+    """Make the socket, in the place of one that an earlier process left, but of nothing else.
+
+    Raises `StartupError` that tells why it cannot be.
+    """
+    path = options.path
+    temporary = path.with_name(f".{os.getpid():x}")
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise StartupError(f"{path} exists and is not a socket; move it away, or choose another --socket-name")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StartupError(f"cannot look at {path}: {error}; see -p/--kong-prefix") from error
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        temporary.unlink(missing_ok=True)
+        listener.bind(str(temporary))
+        temporary.chmod(0o600)
+        listener.listen(options.backlog)
+        temporary.rename(path)
+    except OSError as error:
+        listener.close()
+        temporary.unlink(missing_ok=True)
+        hint = "a Unix socket's path has at most 107 bytes" if "too long" in str(error) else "see -p/--kong-prefix"
+        raise StartupError(f"cannot serve on {path}: {error}; {hint}") from error
+    listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    return listener
+
+
+def _unlink_own(path: Path, inode: int) -> None:
+    """Remove the socket, unless another process has put its own in the place (at a reload it has)."""
+    try:
+        if path.lstat().st_ino == inode:
+            path.unlink()
+    except OSError as error:
+        LOGGER.debug("the socket was not removed: %s", error)
