@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kong_metering.host.dispatch import Dispatcher, Limits, PluginDefinition
 from kong_metering.host.server import ServerOptions, serve
-from kong_metering.log import LOGGER
+from kong_metering.log import LOGGER, Relay
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
 from kong_metering.schema import PLUGIN_NAME, plugin_info
@@ -23,9 +23,9 @@ def plugin_information() -> dict[str, Any]:
     return plugin_info(PHASES)
 
 
-def run(server: ServerOptions, limits: Limits, stop_timeout: float, ca_bundle: str | None) -> None:
+def run(server: ServerOptions, limits: Limits, stop_timeout: float, ca_bundle: str | None, relay: Relay) -> None:
     """Run the plugin server until it is told to end; raises `StartupError` if it cannot start."""
-    runtime = make_runtime(ca_bundle=ca_bundle)
+    runtime = make_runtime(ca_bundle=ca_bundle, relay=relay)
     dispatcher = Dispatcher(_definition(runtime), clock=runtime.clock, troubles=runtime.troubles, limits=limits)
 
     def housekeeping() -> None:

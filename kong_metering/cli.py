@@ -20,7 +20,7 @@ from kong_metering import __version__, app
 from kong_metering.errors import StartupError
 from kong_metering.host.dispatch import Limits
 from kong_metering.host.server import ServerOptions
-from kong_metering.log import LOGGER, configure
+from kong_metering.log import LOGGER, Relay, configure
 from kong_metering.schema import PLUGIN_NAME
 
 ENVIRONMENT_PREFIX = "KONG_METERING_"
@@ -78,11 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     os.umask(0o077)
     os.closerange(_FIRST_INHERITED, _MOST_DESCRIPTORS)
-    configure(logging.DEBUG if options.verbose > 1 else logging.INFO)
+    relay = Relay()
+    configure(logging.DEBUG if options.verbose > 1 else logging.INFO, relay)
     if options.multiprocessing or options.gevent:
         LOGGER.info("-m and -g are kong-pdk's; this server has one way to run, and needs neither")
     try:
-        app.run(_server_options(options), _limits(options), options.stop_timeout, _ca_bundle(options.ca_bundle))
+        ca_bundle = _ca_bundle(options.ca_bundle)
+        app.run(_server_options(options), _limits(options), options.stop_timeout, ca_bundle, relay)
     except StartupError as error:
         LOGGER.critical("cannot start: %s", error)
         return 1

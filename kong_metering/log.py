@@ -3,7 +3,9 @@
 Contract: any thread may log. Kong reads our stdout and stderr line by line from one pipe, so a line is written with
 one `write` that the kernel keeps whole (at most 4,096 bytes). A pipe that nobody empties must not stop metering: it
 is made non-blocking, and lines that do not fit are dropped and counted. `TroubleLog` says a repeated trouble once,
-counts the rest, and sums them up once a minute, so that no client can flood the log.
+counts the rest, and sums them up once a minute, so that no client can flood the log. Kong gives our lines the level
+info, which its default `log_level = notice` hides; `Relay` keeps warnings and errors for a log phase to say them once
+more through `kong.log`, where they show.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import stat
 import threading
 import traceback
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,7 @@ LOGGER = logging.getLogger("kong_metering")
 
 _MAX_LINE_BYTES = 2048
 _MAX_TROUBLES = 1000
+_MAX_RELAYED = 50
 _STDERR = 2
 
 
@@ -71,9 +75,31 @@ class LineHandler(logging.Handler):
         self._lost = 0
 
 
-def configure(level: int) -> None:
-    """Send this package's log to stderr, at `level` and above."""
-    LOGGER.handlers[:] = [LineHandler()]
+class Relay(logging.Handler):
+    """Keeps the newest warnings and errors until somebody takes them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._kept: deque[tuple[int, str]] = deque(maxlen=_MAX_RELAYED)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record's level and text."""
+        self._kept.append((record.levelno, printable(record.getMessage(), _MAX_LINE_BYTES)))
+
+    def __bool__(self) -> bool:
+        return bool(self._kept)
+
+    def take(self) -> tuple[int, str] | None:
+        """Give the oldest one that is kept, and forget it."""
+        try:
+            return self._kept.popleft()
+        except IndexError:
+            return None
+
+
+def configure(level: int, relay: Relay) -> None:
+    """Send this package's log to stderr, at `level` and above, and its warnings and errors to `relay` as well."""
+    LOGGER.handlers[:] = [LineHandler(), relay]
     LOGGER.setLevel(level)
     LOGGER.propagate = False
 

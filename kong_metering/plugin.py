@@ -9,6 +9,7 @@ It runs in this package's own host and, unchanged, under kong-pdk's server.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,21 +67,30 @@ class Plugin:
 
     def log(self, kong: Any) -> None:
         """Meter the finished request."""
-        if self._meter is None or not self._meter.meters_anything:
-            return
         try:
-            captured = _result(kong.ctx.shared.get(SHARED_KEY)) if self._headers else None
-            record = parse_record(_result(kong.log.serialize())) or piecewise_record(kong)
-            request = FinishedRequest(record, captured, self._runtime.serving_since_ms)
-            events = self._meter.events(request)
-            if isinstance(events, Skipped):
-                self._runtime.stats.skip(events)
-                return
-            for event in events:
-                self._queue.put(event)
+            self._meter_request(kong)
+            self._relay_troubles(kong)
         except Exception as error:  # noqa: BLE001 - metering fails open
             self._runtime.stats.skip(Skipped.ERROR)
             self._report("log", error)
+
+    def _meter_request(self, kong: Any) -> None:
+        if self._meter is None or not self._meter.meters_anything:
+            return
+        captured = _result(kong.ctx.shared.get(SHARED_KEY)) if self._headers else None
+        record = parse_record(_result(kong.log.serialize())) or piecewise_record(kong)
+        events = self._meter.events(FinishedRequest(record, captured, self._runtime.serving_since_ms))
+        if isinstance(events, Skipped):
+            self._runtime.stats.skip(events)
+            return
+        for event in events:
+            self._queue.put(event)
+
+    def _relay_troubles(self, kong: Any) -> None:
+        """Say warnings and errors through Kong, which by default hides what this process logs by itself."""
+        while self._runtime.relay and (kept := self._runtime.relay.take()):
+            level, message = kept
+            (kong.log.err if level >= logging.ERROR else kong.log.warn)(message)
 
     @property
     def busy(self) -> bool:

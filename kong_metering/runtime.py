@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from kong_metering.clock import Clock, SystemClock
 from kong_metering.delivery.registry import Delivery
-from kong_metering.log import TroubleLog
+from kong_metering.log import Relay, TroubleLog
 from kong_metering.stats import Stats
 
 _EXIT_FLUSH_SECONDS = 5.0
@@ -16,21 +16,22 @@ _EXIT_FLUSH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Runtime:
-    """Clock, account, log of troubles and delivery of one process; `serving_since_ms` is a wall clock time."""
+    """Clock, account, logs of troubles and delivery of one process; `serving_since_ms` is a wall clock time."""
 
     clock: Clock
     stats: Stats
     troubles: TroubleLog
     delivery: Delivery
+    relay: Relay
     serving_since_ms: float = field(default=0)
 
 
-def make_runtime(clock: Clock | None = None, ca_bundle: str | None = None) -> Runtime:
+def make_runtime(clock: Clock | None = None, ca_bundle: str | None = None, relay: Relay | None = None) -> Runtime:
     """Put a runtime together from its parts."""
     clock = clock or SystemClock()
     stats, troubles = Stats(), TroubleLog(clock)
     delivery = Delivery(clock=clock, stats=stats, troubles=troubles, ca_bundle=ca_bundle)
-    return Runtime(clock, stats, troubles, delivery, serving_since_ms=clock.wall() * 1000)
+    return Runtime(clock, stats, troubles, delivery, relay or Relay(), serving_since_ms=clock.wall() * 1000)
 
 
 @functools.cache

@@ -33,6 +33,7 @@ BATCH = "application/cloudevents-batch+json"
 _OPENRESTY_DEFAULT_TIMEOUT_MS = 60_000
 _MAX_ANSWER_BYTES = 64 * 1024
 _ABOUT_THE_EVENTS = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
+_PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 _HINTS = {
     401: "is api_token right, and not expired?",
     403: "may this api_token ingest events?",
@@ -72,11 +73,16 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Failed:
-    """The endpoint did not take the request, for now; `retry_after` is the pause it asked for, in seconds."""
+    """The endpoint did not take the request, for now.
+
+    `retry_after` is the pause it asked for, in seconds. `is_misconfigured`: trying again will not help, until somebody
+    changes the configuration here or there.
+    """
 
     reason: str
     retry_after: float | None = None
     is_server_error: bool = False
+    is_misconfigured: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,8 +173,12 @@ class IngestClient:
         elif 300 <= status < 400:  # noqa: PLR2004
             location = printable(response.headers.get("Location", ""))
             reason += f" (redirects are not followed; should ingest_endpoint be {location or 'another URL'}?)"
-        retry_after = parse_retry_after(response.headers.get("Retry-After"), self._clock.wall())
-        return Failed(reason, retry_after, is_server_error=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+        return Failed(
+            reason,
+            parse_retry_after(response.headers.get("Retry-After"), self._clock.wall()),
+            is_server_error=status >= HTTPStatus.INTERNAL_SERVER_ERROR,
+            is_misconfigured=status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSING,
+        )
 
     def _answer(self, response: requests.Response) -> bytes:
         """Read the body, a bounded part of it, in bounded time; a connection with more to say is not used again."""

@@ -267,7 +267,7 @@ class EventQueue:
             self._troubles.report(
                 f"failed:{self.name}:{outcome.reason}",
                 f"queue {self.name}: could not deliver {len(part)} events, will try again: {outcome.reason}",
-                logging.WARNING,
+                logging.ERROR if outcome.is_misconfigured else logging.WARNING,
             )
             self._pause(policy.retry_delay(self._settings, trial.failures, outcome.retry_after))
             if policy.is_suspicious(outcome, failures):
