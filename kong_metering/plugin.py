@@ -69,10 +69,13 @@ class Plugin:
         """Meter the finished request."""
         try:
             self._meter_request(kong)
-            self._relay_troubles(kong)
         except Exception as error:  # noqa: BLE001 - metering fails open
             self._runtime.stats.skip(Skipped.ERROR)
             self._report("log", error)
+        try:
+            self._relay_troubles(kong)
+        except Exception as error:  # noqa: BLE001 - what could not be said here is in our own log
+            self._runtime.troubles.report("relay", f"warnings could not be said through Kong: {cause_of(error)}")
 
     def _meter_request(self, kong: Any) -> None:
         if self._meter is None or not self._meter.meters_anything:
