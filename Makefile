@@ -1,0 +1,55 @@
+# Everything from a fresh clone, with nothing but Python 3.10+, pip and make: `make test`, `make demo`, `make sandbox`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+GATEWAY ?= standin
+
+.PHONY: help test lint types check demo sandbox bench-host format clean
+
+help:
+	@echo "make test        lint, types and all tests"
+	@echo "make demo        see it run: gateway, plugin server, collector, and whether it all adds up"
+	@echo "                 (make demo GATEWAY=kong: on the real Kong that is on the PATH)"
+	@echo "make sandbox     the same, kept running, to play with"
+	@echo "make bench-host  what the plugin server costs, next to kong-pdk's own"
+
+test: lint types check
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+check: $(VENV)/.dev
+	$(BIN)/pytest
+
+demo: $(VENV)/.sandbox
+	@$(BIN)/python -m kong_metering.sandbox.demo --gateway $(GATEWAY)
+
+sandbox: $(VENV)/.sandbox
+	@$(BIN)/python -m kong_metering.sandbox.demo --gateway $(GATEWAY) --keep
+
+bench-host: $(VENV)/.dev
+	$(BIN)/python bench/host.py
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.sandbox: $(VENV)/bin/python pyproject.toml
+	@echo "installing into $(VENV)/ ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sandbox]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.sandbox
