@@ -7,7 +7,7 @@ does not have is left out. The same request always gives the same ids, so that a
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import orjson
 
+from kong_metering.ai import ai_usages
 from kong_metering.record import Record, integer, readable, section, text
 from kong_metering.stats import Skipped
 from kong_metering.subject import ResolvedSubject, resolve_subject
@@ -25,6 +26,55 @@ if TYPE_CHECKING:
     from kong_metering.request import FinishedRequest
 
 API_REQUEST = "kong.api_request"
+LLM_REQUEST = "kong.llm_request"
+_PORTAL_FIELDS = (
+    "api_id",
+    "api_package_id",
+    "api_product_version_id",
+    "application_id",
+    "control_plane_id",
+    "portal_id",
+)
+EVENT_FIELDS = {
+    API_REQUEST: frozenset(
+        {
+            *_PORTAL_FIELDS,
+            "client_ip",
+            "request_host",
+            "request_method",
+            "request_size_bytes",
+            "request_uri",
+            "request_user_agent",
+            "response_http_status",
+            "response_size_bytes",
+            "route_id",
+            "route_name",
+            "service_id",
+            "service_name",
+            "service_port",
+            "service_protocol",
+            "subject_type",
+            "upstream_status",
+        }
+    ),
+    LLM_REQUEST: frozenset(
+        {
+            *_PORTAL_FIELDS,
+            "ai_plugin_id",
+            "ai_plugin_name",
+            "api_request_id",
+            "cache_status",
+            "http_status",
+            "model",
+            "provider",
+            "route_id",
+            "service_id",
+            "subject_type",
+            "tokens",
+            "type",
+        }
+    ),
+}
 _DEFAULT_SOURCE = "kong-gateway"
 _MAX_TIMESTAMP_MS = 253_402_300_799_999  # the last millisecond of the year 9999
 
@@ -63,8 +113,11 @@ class Meter:
         attributes = self._attribute_values(request)
         events = []
         if self._config.meter_api_requests:
-            data = {**attributes, **api_request_data(request.record), "subject_type": subject.type}
-            events.append(envelope.around(API_REQUEST, "api_request", data))
+            data = api_request_data(request.record)
+            events.append(envelope.around(API_REQUEST, "api_request", attributes, data))
+        if self._config.meter_ai_token_usage:
+            for name, data in llm_request_data(request.record, envelope.request_id):
+                events.append(envelope.around(LLM_REQUEST, f"llm_request:{name}", attributes, data))
         return events
 
     def _status_allowed(self, record: Record) -> bool:
@@ -107,6 +160,45 @@ def api_request_data(record: Record) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def llm_request_data(record: Record, request_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the data of the `kong.llm_request` events of a request, each with a name that tells them apart.
+
+    Each AI plugin that counted tokens gives one for the prompt and one for the completion.
+    """
+    common = {
+        "api_request_id": request_id,
+        "http_status": integer(section(record, "response").get("status")),
+        "route_id": text(section(record, "route").get("id")),
+        "service_id": text(section(record, "service").get("id")),
+    }
+    for usage in ai_usages(record):
+        plugin = {
+            "ai_plugin_id": usage.plugin_id,
+            "ai_plugin_name": usage.plugin_name,
+            "cache_status": usage.cache_status,
+            "provider": usage.provider,
+        }
+        for kind, tokens, model in (
+            ("request", usage.prompt_tokens, usage.request_model),
+            ("response", usage.completion_tokens, usage.response_model),
+        ):
+            if tokens is not None:
+                fields = {**common, **plugin, "type": kind, "tokens": tokens, "model": model}
+                yield f"{usage.plugin_name}:{kind}", {key: item for key, item in fields.items() if item is not None}
+
+
+def portal_data(record: Record) -> dict[str, Any]:
+    """Collect the Dev Portal's fields: from the record itself or from `application` in it.
+
+    No Kong that we know of puts them there by itself (`docs/events.md` tells where we looked); an operator can, with
+    `kong.log.set_serialize_value("application.id", ...)`.
+    """
+    application = section(record, "application")
+    values = {name: text(record.get(name)) or text(application.get(name)) for name in _PORTAL_FIELDS}
+    values["application_id"] = values["application_id"] or text(application.get("id"))
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def request_host(request: Mapping[str, Any]) -> str | None:
     """Give the host that was asked for, without its port.
 
@@ -147,19 +239,30 @@ class _Envelope:
     def __init__(self, record: Record, subject: ResolvedSubject, clock: Clock) -> None:
         self.request_id = text(section(record, "request").get("id")) or str(uuid.uuid4())
         self._source = source_of(record)
-        self._subject = subject.value
+        self._subject = subject
         self._time = _rfc3339(record.get("started_at"), clock)
+        self._portal = portal_data(record)
 
-    def around(self, event_type: str, kind: str, data: Mapping[str, Any]) -> bytes:
-        """Build one event; `kind` tells the events of a request apart in their ids."""
+    def around(self, event_type: str, kind: str, attributes: Mapping[str, str], data: dict[str, Any]) -> bytes:
+        """Build one event; `kind` tells the events of a request apart in their ids.
+
+        An attribute never takes the name of a field of ours, present or not: its value is the client's to choose, and
+        bills are made of these fields.
+        """
+        own = EVENT_FIELDS[event_type]
         event = {
             "specversion": "1.0",
             "id": f"{self.request_id}:{kind}",
             "source": self._source,
             "type": event_type,
-            "subject": self._subject,
+            "subject": self._subject.value,
             "time": self._time,
-            "data": data,
+            "data": {
+                **{name: value for name, value in attributes.items() if name not in own},
+                **self._portal,
+                **data,
+                "subject_type": self._subject.type,
+            },
         }
         try:
             return orjson.dumps(event)
