@@ -86,9 +86,6 @@ class Relay(logging.Handler):
         """Keep a record's level and text."""
         self._kept.append((record.levelno, printable(record.getMessage(), _MAX_LINE_BYTES)))
 
-    def __bool__(self) -> bool:
-        return bool(self._kept)
-
     def take(self) -> tuple[int, str] | None:
         """Give the oldest one that is kept, and forget it."""
         try:

@@ -91,7 +91,7 @@ class Plugin:
 
     def _relay_troubles(self, kong: Any) -> None:
         """Say warnings and errors through Kong, which by default hides what this process logs by itself."""
-        while self._runtime.relay and (kept := self._runtime.relay.take()):
+        while (kept := self._runtime.relay.take()) is not None:
             level, message = kept
             (kong.log.err if level >= logging.ERROR else kong.log.warn)(message)
 

@@ -62,7 +62,7 @@ def readable(value: str) -> str:
     """Give text that UTF-8 can hold: bytes that are not UTF-8 become replacement characters."""
     if value.isascii():
         return value
-    return value.encode("utf-8", "surrogateescape" if _escaped_bytes(value) else "replace").decode("utf-8", "replace")
+    return _utf8(value).decode("utf-8", "replace")
 
 
 def subject_text(value: str) -> str | None:
@@ -71,8 +71,15 @@ def subject_text(value: str) -> str | None:
     A subject that is not UTF-8 is read as latin-1, byte for byte: two different ones must not become the same.
     """
     if not value.isascii() and _escaped_bytes(value):
-        value = value.encode("utf-8", "surrogateescape").decode("latin-1")
+        # Latin-1 has white space of its own, which is none in a header: taken off, it would make different ones the same.
+        value = _utf8(value).strip().decode("latin-1")
+        return value if value.strip() else None
     return readable(value.strip()) or None
+
+
+def _utf8(value: str) -> bytes:
+    """Give the bytes that came; where the value cannot have come as bytes, question marks."""
+    return value.encode("utf-8", "surrogateescape" if _escaped_bytes(value) else "replace")
 
 
 def _escaped_bytes(value: str) -> bool:
@@ -107,7 +114,7 @@ def query_values(uri: str, name: str) -> Iterator[str]:
 
     Decoded as Kong does it (`ngx.decode_args`): `&` separates, `+` is a space, a broken escape stays as it is.
     """
-    for pair in uri.partition("?")[2].partition("#")[0].split("&"):
+    for pair in uri.partition("#")[0].partition("?")[2].split("&"):
         key, _, value = pair.partition("=")
         if key == name or _decoded(key) == name:
             yield _decoded(value)
@@ -116,5 +123,5 @@ def query_values(uri: str, name: str) -> Iterator[str]:
 def _decoded(part: str) -> str:
     if "%" not in part:
         return part.replace("+", " ")
-    raw = unquote_to_bytes(part.replace("+", " ").encode("utf-8", "surrogateescape"))
+    raw = unquote_to_bytes(_utf8(part.replace("+", " ")))
     return raw.decode("utf-8", "surrogateescape")

@@ -29,9 +29,10 @@ class Runtime:
 def make_runtime(clock: Clock | None = None, ca_bundle: str | None = None, relay: Relay | None = None) -> Runtime:
     """Put a runtime together from its parts."""
     clock = clock or SystemClock()
+    relay = Relay() if relay is None else relay
     stats, troubles = Stats(), TroubleLog(clock)
     delivery = Delivery(clock=clock, stats=stats, troubles=troubles, ca_bundle=ca_bundle)
-    return Runtime(clock, stats, troubles, delivery, relay or Relay(), serving_since_ms=clock.wall() * 1000)
+    return Runtime(clock, stats, troubles, delivery, relay, serving_since_ms=clock.wall() * 1000)
 
 
 @functools.cache

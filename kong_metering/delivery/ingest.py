@@ -75,11 +75,13 @@ class Delivered:
 class Failed:
     """The endpoint did not take the request, for now.
 
-    `retry_after` is the pause it asked for, in seconds. `is_misconfigured`: trying again will not help, until somebody
+    `reason` is for people; `kind`, the status or the type of error, is the same for the same trouble. `retry_after` is
+    the pause that the endpoint asked for, in seconds. `is_misconfigured`: trying again will not help, until somebody
     changes the configuration here or there.
     """
 
     reason: str
+    kind: str
     retry_after: float | None = None
     is_server_error: bool = False
     is_misconfigured: bool = False
@@ -124,9 +126,9 @@ class IngestClient:
             ) as response:
                 return self._outcome(response)
         except requests.RequestException as error:
-            return Failed(_network_reason(error))
+            return Failed(_network_reason(error), type(error).__name__)
         except (ValueError, OSError) as error:  # urllib3 lets a few through that requests does not wrap
-            return Failed(f"{type(error).__name__}: {printable(str(error))}")
+            return Failed(f"{type(error).__name__}: {printable(str(error))}", type(error).__name__)
         finally:
             self._used_at = self._clock.monotonic()
 
@@ -175,6 +177,7 @@ class IngestClient:
             reason += f" (redirects are not followed; should ingest_endpoint be {location or 'another URL'}?)"
         return Failed(
             reason,
+            str(status),
             parse_retry_after(response.headers.get("Retry-After"), self._clock.wall()),
             is_server_error=status >= HTTPStatus.INTERNAL_SERVER_ERROR,
             is_misconfigured=status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSING,

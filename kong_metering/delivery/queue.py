@@ -265,7 +265,7 @@ class EventQueue:
             if self._is_last_try(trial):
                 return outcome
             self._troubles.report(
-                f"failed:{self.name}:{outcome.reason}",
+                f"failed:{self.name}:{outcome.kind}",
                 f"queue {self.name}: could not deliver {len(part)} events, will try again: {outcome.reason}",
                 logging.ERROR if outcome.is_misconfigured else logging.WARNING,
             )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-EXAMPLES = Path(__file__).parents[1] / "data" / "mission" / "deck"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "deck"
 KONNECT = "https://us.api.konghq.com/v3/openmeter/events"
 
 # What each scope's example meters, of the requests below.

@@ -1,0 +1,180 @@
+"""Restarts, reloads and troubles of the endpoint: traffic goes on, and the right configuration meters it."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kong_metering.sandbox.collector.faults import FaultRule
+from kong_metering.sandbox.gateways import wait_for
+from tests.e2e.declarative import document, metering, route, service
+from tests.e2e.traffic import get
+
+if TYPE_CHECKING:
+    from kong_metering.sandbox.collector.process import CollectorProcess
+    from kong_metering.sandbox.gateways import Gateway
+    from tests.e2e.conftest import StartGateway
+    from tests.e2e.traffic import Upstream
+
+pytestmark = pytest.mark.e2e
+
+
+def counts(collector: CollectorProcess) -> dict[str, int]:
+    return {usage.subject: usage.count for usage in collector.client.usage()}
+
+
+def meter_until_billed(gateway: Gateway, collector: CollectorProcess, path: str, *headers: tuple[str, str]) -> None:
+    """Ask until one request was metered: right after a restart, a worker may still meet the old process."""
+    before = collector.client.stats().unique
+
+    def billed() -> bool:
+        get(gateway.proxy_port, path, *headers)
+        time.sleep(0.2)
+        return collector.client.stats().unique > before
+
+    wait_for(billed, "a request is metered again", lambda: gateway.error_log[-3000:])
+
+
+def test_after_a_killed_plugin_server_each_route_runs_with_its_own_configuration(
+    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+) -> None:
+    def routed(name: str) -> dict[str, object]:
+        plugin = metering(collector.ingest_v1, subject={"look_up_value_in": "header", "field": f"x-{name}"})
+        return route(name, plugins=[plugin])
+
+    gateway = start_gateway(document(service(upstream.url, "echo", routed("a"), routed("b"))))
+    both = [("X-A", "subject-a"), ("X-B", "subject-b")]
+    for _ in range(10):
+        get(gateway.proxy_port, "/a", *both)
+        get(gateway.proxy_port, "/b", *both)
+    collector.client.wait_for_events(20)
+    gateway.kill_plugin_server()
+    gateway.wait_for_plugin_server()
+    # The other way round, so that ids handed out again from the start would give each route the other's instance.
+    meter_until_billed(gateway, collector, "/b", *both)
+    meter_until_billed(gateway, collector, "/a", *both)
+    collector.client.reset()
+    for _ in range(10):
+        assert get(gateway.proxy_port, "/b", *both) == 200
+    collector.client.wait_for_events(10)
+    assert counts(collector) == {"subject-b": 10}
+    assert {(event.data or {})["route_name"] for event in collector.client.events()} == {"b"}
+
+
+def test_traffic_goes_on_while_the_plugin_server_is_dead(
+    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+) -> None:
+    gateway = start_gateway(document(service(upstream.url), plugins=[metering(collector.ingest_v1)]))
+    for _ in range(40):  # each worker has its instance now
+        assert get(gateway.proxy_port, "/echo", ("X-Tenant-Id", "acme")) == 200
+    gateway.kill_plugin_server()
+    assert {get(gateway.proxy_port, "/echo", ("X-Tenant-Id", "acme")) for _ in range(20)} == {200}
+
+
+def test_a_reload_meters_with_the_new_configuration_and_loses_nothing(
+    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+) -> None:
+    def with_header(name: str) -> str:
+        plugin = metering(
+            collector.ingest_v1,
+            subject={"look_up_value_in": "header", "field": name},
+            queue={"max_batch_size": 20, "max_coalescing_delay": 0.05},
+        )
+        return document(service(upstream.url), plugins=[plugin])
+
+    gateway = start_gateway(with_header("x-old"))
+    both = [("X-Old", "old"), ("X-New", "new")]
+    asked = [get(gateway.proxy_port, "/echo", *both) for _ in range(50)]
+    with ThreadPoolExecutor(2) as clients:
+        traffic = [clients.submit(lambda: get(gateway.proxy_port, "/echo", *both)) for _ in range(200)]
+        gateway.reload(with_header("x-new"))
+        asked += [answer.result() for answer in traffic]
+    answered = asked.count(200)
+    assert answered == len(asked)
+    meter_until_billed(gateway, collector, "/echo", *both)
+    collector.client.wait_for_events(answered + 1)
+    collector.client.reset()
+    for _ in range(20):
+        assert get(gateway.proxy_port, "/echo", *both) == 200
+    collector.client.wait_for_events(20)
+    assert counts(collector) == {"new": 20}
+
+
+def test_events_wait_while_the_endpoint_is_down_and_arrive_once_it_is_back(
+    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+) -> None:
+    gateway = start_gateway(document(service(upstream.url), plugins=[metering(collector.ingest_v1)]))
+    assert get(gateway.proxy_port, "/echo", ("X-Tenant-Id", "before")) == 200
+    collector.client.wait_for_events(1)
+    collector.pause()
+    for _ in range(30):
+        assert get(gateway.proxy_port, "/echo", ("X-Tenant-Id", "meanwhile")) == 200
+    collector.resume()
+    collector.client.wait_for_events(31, timeout=30)
+    assert counts(collector) == {"before": 1, "meanwhile": 30}
+
+
+def test_answers_that_ask_to_come_back_later_lose_nothing(
+    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+) -> None:
+    collector.client.faults(
+        FaultRule(status=503, times=2),
+        FaultRule(status=429, headers={"Retry-After": "1"}, times=1),
+        FaultRule(status=401, times=1),
+        FaultRule(reset="before", times=1),
+        FaultRule(status=500, store=True, times=1),
+    )
+    gateway = start_gateway(document(service(upstream.url), plugins=[metering(collector.ingest_v3)]))
+    for _ in range(50):
+        assert get(gateway.proxy_port, "/echo", ("X-Tenant-Id", "acme")) == 200
+    collector.client.wait_for_events(50, timeout=30)
+    assert counts(collector) == {"acme": 50}
+    assert collector.client.stats().conflicts == 0
+
+
+def test_a_wrong_token_is_said_clearly_in_the_gateways_log(
+    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+) -> None:
+    plugin = metering(collector.ingest_v1, api_token="om_wrong_token")
+    gateway = start_gateway(document(service(upstream.url), plugins=[plugin]))
+
+    def errors() -> list[str]:
+        get(gateway.proxy_port, "/echo", ("X-Tenant-Id", "acme"))
+        return [line for line in gateway.error_log.splitlines() if "[error]" in line and "answered 401" in line]
+
+    wait_for(errors, "an error tells of the refused token", lambda: gateway.error_log[-3000:])
+    assert "is api_token right" in errors()[0]
+    assert "om_wrong_token" not in gateway.error_log
+
+
+def test_a_rotated_token_delivers_what_the_endpoint_had_refused(
+    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+) -> None:
+    """The plugin has an id of its own, as every plugin entity in a database has."""
+
+    def with_token(token: str) -> str:
+        plugin = metering(collector.ingest_v1, api_token=token) | {"id": "276df434-3e72-5032-b483-19156b86f1ca"}
+        return document(service(upstream.url), plugins=[plugin])
+
+    gateway = start_gateway(with_token("om_token"))
+    assert get(gateway.proxy_port, "/echo", ("X-Tenant-Id", "before")) == 200
+    collector.client.wait_for_events(1)
+    collector.client.set_tokens(["om_next"])
+    gateway.reload(with_token("om_next"))
+    meter_until_billed(gateway, collector, "/echo", ("X-Tenant-Id", "after"))
+    assert counts(collector)["after"] >= 1
+
+
+def test_stopping_delivers_the_last_events(
+    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+) -> None:
+    plugin = metering(collector.ingest_v1, queue={"max_batch_size": 1})
+    gateway = start_gateway(document(service(upstream.url), plugins=[plugin]))
+    for _ in range(20):
+        assert get(gateway.proxy_port, "/echo", ("X-Tenant-Id", "acme")) == 200
+    gateway.stop()
+    assert counts(collector)["acme"] == 20
+    assert gateway.plugin_server_pids() == []
