@@ -40,7 +40,7 @@ class Gateway(ABC):
     """A gateway with the plugin loaded, and its prefix directory; a context manager that stops it.
 
     `declarative` is a kong.yaml as text, with decK's `${{ env "DECK_X" }}` filled in from `environment`.
-    `plugin_server_flags` are added to the start command of kong.conf.example.
+    `plugin_server_flags` are added to the start command of kong.conf.example; `settings` are further ones of kong.conf.
     """
 
     def __init__(
@@ -57,18 +57,19 @@ class Gateway(ABC):
         self._environment = dict(environment or {})
         self._declarative = directory / "kong.yaml"
         self._conf = directory / "kong.conf"
-        self._ports = {"proxy_listen": free_port(), "admin_listen": free_port()}
         self._write_declarative(declarative)
         lines = read_example(bin_directory=Path(sys.executable).parent, prefix=self.prefix)
         lines["pluginserver_metering_start_cmd"] += f" {plugin_server_flags}" if plugin_server_flags else ""
-        lines |= {name: f"127.0.0.1:{port}" for name, port in self._ports.items()}
         lines |= {
+            "proxy_listen": f"127.0.0.1:{free_port()}",
+            "admin_listen": f"127.0.0.1:{free_port()}",
             "prefix": str(self.prefix),
             "database": "off",
             "declarative_config": str(self._declarative),
             "nginx_worker_processes": "2",
         }
         lines |= self._own_settings() | dict(settings or {})
+        self._addresses = lines["proxy_listen"], lines["admin_listen"]
         self._conf.write_text("".join(f"{name} = {value}\n" for name, value in lines.items()), encoding="utf-8")
 
     def __enter__(self) -> Self:
@@ -81,17 +82,17 @@ class Gateway(ABC):
     @property
     def proxy_port(self) -> int:
         """The loopback port that clients call."""
-        return self._ports["proxy_listen"]
+        return int(self._addresses[0].rpartition(":")[2])
 
     @property
     def proxy_url(self) -> str:
         """Where clients call, without a slash at the end."""
-        return f"http://127.0.0.1:{self.proxy_port}"
+        return f"http://{self._addresses[0]}"
 
     @property
     def admin_url(self) -> str:
         """Where the Admin API is, without a slash at the end."""
-        return f"http://127.0.0.1:{self._ports['admin_listen']}"
+        return f"http://{self._addresses[1]}"
 
     @property
     def socket_path(self) -> Path:

@@ -67,14 +67,11 @@ async def _chat(request: web.Request) -> web.StreamResponse:
     return await _chat_in_pieces(request, {**base, "object": "chat.completion.chunk"}, usage)
 
 
-async def _chat_in_pieces(
-    request: web.Request, base: dict[str, object], usage: dict[str, int]
-) -> web.StreamResponse:
+async def _chat_in_pieces(request: web.Request, base: dict[str, object], usage: dict[str, int]) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     pieces: list[dict[str, object]] = [
-        {"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]}
-        for word in ("Hello ", "there.")
+        {"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]} for word in ("Hello ", "there.")
     ]
     pieces.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     pieces.append({"choices": [], "usage": usage})

@@ -6,7 +6,7 @@ process, and the collector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ import pytest
 
 from kong_metering.sandbox.collector.process import CollectorProcess
 from kong_metering.sandbox.gateways import GATEWAYS, Gateway
-from tests.e2e.traffic import Upstream
+from kong_metering.sandbox.upstream_process import UpstreamProcess
 
 
 class StartGateway(Protocol):
@@ -43,8 +43,8 @@ def start_gateway(gateway_class: type[Gateway], tmp_path: Path) -> Iterator[Star
 
 
 @pytest.fixture(scope="session")
-def upstream() -> Iterator[Upstream]:
-    with Upstream() as upstream:
+def upstream() -> Iterator[UpstreamProcess]:
+    with UpstreamProcess() as upstream:
         yield upstream
 
 
@@ -52,6 +52,3 @@ def upstream() -> Iterator[Upstream]:
 def collector() -> Iterator[CollectorProcess]:
     with CollectorProcess(tokens=["om_token"]) as collector:
         yield collector
-
-
-Config = Callable[..., str]

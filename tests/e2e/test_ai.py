@@ -11,8 +11,8 @@ from tests.e2e.traffic import exchange
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
+    from kong_metering.sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
-    from tests.e2e.traffic import Upstream
 
 pytestmark = pytest.mark.e2e
 
@@ -20,7 +20,7 @@ CHAT = b'{"messages":[{"role":"user","content":"Say hello."}]}'
 
 
 def test_prompt_and_completion_tokens_are_billed_to_the_subject(
-    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     ai_proxy = {
         "name": "ai-proxy",

@@ -11,8 +11,8 @@ from tests.e2e.traffic import Header, get
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
+    from kong_metering.sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
-    from tests.e2e.traffic import Upstream
 
 pytestmark = pytest.mark.e2e
 
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[list[Header], str | None]] = {
 
 
 @pytest.fixture
-def gateway_port(start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess) -> int:
+def gateway_port(start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess) -> int:
     plugin = metering(collector.ingest_v1, queue={"max_batch_size": 1})
     return start_gateway(document(service(upstream.url), plugins=[plugin])).proxy_port
 

@@ -16,8 +16,8 @@ from tests.e2e.traffic import get
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
     from kong_metering.sandbox.gateways import Gateway
+    from kong_metering.sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
-    from tests.e2e.traffic import Upstream
 
 pytestmark = pytest.mark.e2e
 
@@ -39,7 +39,7 @@ def meter_until_billed(gateway: Gateway, collector: CollectorProcess, path: str,
 
 
 def test_after_a_killed_plugin_server_each_route_runs_with_its_own_configuration(
-    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     def routed(name: str) -> dict[str, object]:
         plugin = metering(collector.ingest_v1, subject={"look_up_value_in": "header", "field": f"x-{name}"})
@@ -65,7 +65,7 @@ def test_after_a_killed_plugin_server_each_route_runs_with_its_own_configuration
 
 
 def test_traffic_goes_on_while_the_plugin_server_is_dead(
-    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     gateway = start_gateway(document(service(upstream.url), plugins=[metering(collector.ingest_v1)]))
     for _ in range(40):  # each worker has its instance now
@@ -75,7 +75,7 @@ def test_traffic_goes_on_while_the_plugin_server_is_dead(
 
 
 def test_a_reload_meters_with_the_new_configuration_and_loses_nothing(
-    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     def with_header(name: str) -> str:
         plugin = metering(
@@ -104,7 +104,7 @@ def test_a_reload_meters_with_the_new_configuration_and_loses_nothing(
 
 
 def test_events_wait_while_the_endpoint_is_down_and_arrive_once_it_is_back(
-    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     gateway = start_gateway(document(service(upstream.url), plugins=[metering(collector.ingest_v1)]))
     assert get(gateway.proxy_port, "/echo", ("X-Tenant-Id", "before")) == 200
@@ -118,7 +118,7 @@ def test_events_wait_while_the_endpoint_is_down_and_arrive_once_it_is_back(
 
 
 def test_answers_that_ask_to_come_back_later_lose_nothing(
-    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     collector.client.faults(
         FaultRule(status=503, times=2),
@@ -136,7 +136,7 @@ def test_answers_that_ask_to_come_back_later_lose_nothing(
 
 
 def test_a_wrong_token_is_said_clearly_in_the_gateways_log(
-    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     plugin = metering(collector.ingest_v1, api_token="om_wrong_token")
     gateway = start_gateway(document(service(upstream.url), plugins=[plugin]))
@@ -151,7 +151,7 @@ def test_a_wrong_token_is_said_clearly_in_the_gateways_log(
 
 
 def test_a_rotated_token_delivers_what_the_endpoint_had_refused(
-    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     """The plugin has an id of its own, as every plugin entity in a database has."""
 
@@ -169,7 +169,7 @@ def test_a_rotated_token_delivers_what_the_endpoint_had_refused(
 
 
 def test_stopping_delivers_the_last_events(
-    start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     plugin = metering(collector.ingest_v1, queue={"max_batch_size": 1})
     gateway = start_gateway(document(service(upstream.url), plugins=[plugin]))

@@ -13,8 +13,8 @@ from tests.e2e.traffic import get
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
+    from kong_metering.sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
-    from tests.e2e.traffic import Upstream
 
 pytestmark = pytest.mark.e2e
 
@@ -33,7 +33,9 @@ TARGETS = {"service": "first", "route": "one", "consumer": "alice"}
 
 
 @pytest.mark.parametrize("scope", METERED)
-def test_deck_example(scope: str, start_gateway: StartGateway, upstream: Upstream, collector: CollectorProcess) -> None:
+def test_deck_example(
+    scope: str, start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+) -> None:
     example = (EXAMPLES / f"{scope}.yaml").read_text(encoding="utf-8").replace(KONNECT, collector.ingest_v3)
     if scope in NAMES:
         example = example.replace(NAMES[scope], TARGETS[scope])

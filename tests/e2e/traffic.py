@@ -1,39 +1,10 @@
-"""Requests to the gateway byte by byte, and an upstream behind it."""
+"""Requests to the gateway byte by byte."""
 
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
-from typing import TYPE_CHECKING
-
-from kong_metering.sandbox.gateways import free_port, wait_for
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Header = tuple[str | bytes, str | bytes]
-
-
-class Upstream:
-    """The echo server of the sandbox, in a process of its own."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "kong_metering.sandbox.upstream", "--port", str(self.port)]
-        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        wait_for(lambda: _listens(self.port), "the upstream listens")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(10)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
 
 def get(port: int, target: str | bytes, *headers: Header, method: str = "GET", host: str = "api.example") -> int:
@@ -65,8 +36,3 @@ def conversation(port: int, request: bytes) -> bytes:
 
 def _raw(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode("latin-1")
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
