@@ -16,7 +16,7 @@ from urllib.parse import quote
 import orjson
 
 from kong_metering.ai import ai_usages
-from kong_metering.record import Record, integer, readable, section, text
+from kong_metering.record import Record, integer, milliseconds, readable, section, text
 from kong_metering.stats import Skipped
 from kong_metering.subject import ResolvedSubject, resolve_subject
 
@@ -106,19 +106,24 @@ class Meter:
         """Build the events of a request, or tell why there are none."""
         if not self._status_allowed(request.record):
             return Skipped.STATUS_NOT_ALLOWED
+        request_id = text(section(request.record, "request").get("id")) or str(uuid.uuid4())
+        due = list(self._due(request.record, request_id))
+        if not due:
+            return []
         subject = resolve_subject(self._config.subject, request)
         if subject is None:
             return Skipped.NO_SUBJECT
-        envelope = _Envelope(request.record, subject, self._clock)
+        envelope = _Envelope(request_id, request.record, subject, self._clock)
         attributes = self._attribute_values(request)
-        events = []
+        return [envelope.around(event_type, kind, attributes, data) for event_type, kind, data in due]
+
+    def _due(self, record: Record, request_id: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Yield type, kind and data of each event that the request is to give."""
         if self._config.meter_api_requests:
-            data = api_request_data(request.record)
-            events.append(envelope.around(API_REQUEST, "api_request", attributes, data))
+            yield API_REQUEST, "api_request", api_request_data(record)
         if self._config.meter_ai_token_usage:
-            for name, data in llm_request_data(request.record, envelope.request_id):
-                events.append(envelope.around(LLM_REQUEST, f"llm_request:{name}", attributes, data))
-        return events
+            for name, data in llm_request_data(record, request_id):
+                yield LLM_REQUEST, f"llm_request:{name}", data
 
     def _status_allowed(self, record: Record) -> bool:
         if not self._ranges:
@@ -236,8 +241,8 @@ def _uri_reference(name: str) -> str:
 class _Envelope:
     """What all events of one request have in common."""
 
-    def __init__(self, record: Record, subject: ResolvedSubject, clock: Clock) -> None:
-        self.request_id = text(section(record, "request").get("id")) or str(uuid.uuid4())
+    def __init__(self, request_id: str, record: Record, subject: ResolvedSubject, clock: Clock) -> None:
+        self._request_id = request_id
         self._source = source_of(record)
         self._subject = subject
         self._time = _rfc3339(record.get("started_at"), clock)
@@ -252,7 +257,7 @@ class _Envelope:
         own = EVENT_FIELDS[event_type]
         event = {
             "specversion": "1.0",
-            "id": f"{self.request_id}:{kind}",
+            "id": f"{self._request_id}:{kind}",
             "source": self._source,
             "type": event_type,
             "subject": self._subject.value,
@@ -279,10 +284,10 @@ def _readable_throughout(value: Any) -> Any:
 
 
 def _rfc3339(started_at_ms: object, clock: Clock) -> str:
-    milliseconds = integer(started_at_ms)
-    if milliseconds is None or milliseconds > _MAX_TIMESTAMP_MS:
-        milliseconds = int(clock.wall() * 1000)
-    seconds, rest = divmod(milliseconds, 1000)
+    started_at = milliseconds(started_at_ms)
+    if started_at is None or started_at > _MAX_TIMESTAMP_MS:
+        started_at = int(clock.wall() * 1000)
+    seconds, rest = divmod(started_at, 1000)
     moment = datetime.fromtimestamp(seconds, timezone.utc)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
 
@@ -293,7 +298,7 @@ def _range(item: str) -> tuple[int, int]:
 
 
 def _path(uri: object) -> str | None:
-    return text(uri.partition("?")[0]) if isinstance(uri, str) else None
+    return text(uri.partition("#")[0].partition("?")[0]) if isinstance(uri, str) else None
 
 
 def _first_text(value: object) -> str | None:

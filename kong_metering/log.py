@@ -50,6 +50,15 @@ def cause_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {printable(str(error))}{where}"
 
 
+def _message_of(record: logging.LogRecord) -> str:
+    """Give the text of a record, printable; without its arguments if they do not fit it."""
+    try:
+        text = record.getMessage()
+    except Exception:  # noqa: BLE001 - logging must not fail the code that logs
+        text = str(record.msg)
+    return printable(text, _MAX_LINE_BYTES)
+
+
 class LineHandler(logging.Handler):
     """Writes each record as one line to a file descriptor, without ever waiting for its reader."""
 
@@ -63,11 +72,11 @@ class LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line, or count it as lost; logging never raises into the code that logs."""
-        lost = f" ({self._lost} log lines were lost before this one)" if self._lost else ""
-        text = f"{record.levelname.lower()}: {printable(record.getMessage(), _MAX_LINE_BYTES)}{lost}"
-        line = text.encode("utf-8", "backslashreplace")[:_MAX_LINE_BYTES] + b"\n"
+        lost = f" ({self._lost} log lines were lost before this one)".encode() if self._lost else b""
+        line = f"{record.levelname.lower()}: {_message_of(record)}".encode()[: _MAX_LINE_BYTES - len(lost)]
+        line = line.decode("utf-8", "ignore").encode()  # without half a character at its end
         try:
-            os.write(self._descriptor, line)
+            os.write(self._descriptor, line + lost + b"\n")
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EPIPE, errno.EBADF):
                 self._lost += 1
@@ -84,7 +93,7 @@ class Relay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record's level and text."""
-        self._kept.append((record.levelno, printable(record.getMessage(), _MAX_LINE_BYTES)))
+        self._kept.append((record.levelno, _message_of(record)))
 
     def take(self) -> tuple[int, str] | None:
         """Give the oldest one that is kept, and forget it."""

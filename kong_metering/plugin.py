@@ -20,7 +20,7 @@ from kong_metering.config import parse_config, parse_entity
 from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
 from kong_metering.log import LOGGER, cause_of
-from kong_metering.record import Record, header_values, parse_record
+from kong_metering.record import Record, header_values, is_blank, parse_record
 from kong_metering.request import FinishedRequest
 from kong_metering.runtime import Runtime, default_runtime
 from kong_metering.schema import PRIORITY, config_fields
@@ -80,8 +80,16 @@ class Plugin:
     def _meter_request(self, kong: Any) -> None:
         if self._meter is None or not self._meter.meters_anything:
             return
-        captured = _result(kong.ctx.shared.get(SHARED_KEY)) if self._headers else None
-        record = parse_record(_result(kong.log.serialize())) or piecewise_record(kong)
+        # Without what the access phase kept, the record's headers are the next best.
+        captured = _attempt(kong.ctx.shared.get, SHARED_KEY) if self._headers else None
+        record = parse_record(_result(kong.log.serialize()))
+        if record is None:
+            record = piecewise_record(kong)
+            self._runtime.troubles.report(
+                "record",
+                f"plugin {self._entity.name}: Kong could not serialise the log record of a request (a number in it "
+                "that JSON does not know?); it is metered with what else Kong tells",
+            )
         events = self._meter.events(FinishedRequest(record, captured, self._runtime.serving_since_ms))
         if isinstance(events, Skipped):
             self._runtime.stats.skip(events)
@@ -93,7 +101,7 @@ class Plugin:
         """Say warnings and errors through Kong, which by default hides what this process logs by itself."""
         while (kept := self._runtime.relay.take()) is not None:
             level, message = kept
-            (kong.log.err if level >= logging.ERROR else kong.log.warn)(message)
+            _result((kong.log.err if level >= logging.ERROR else kong.log.warn)(message))
 
     @property
     def busy(self) -> bool:
@@ -132,13 +140,18 @@ def hidden_headers(kong: Any, names: list[str]) -> dict[str, str]:
     if not isinstance(headers, dict):
         return {}
     record: Record = {"request": {"headers": headers}}
-    found = {name: values[0] for name in names if (values := header_values(record, name))}
+    found = {name: _first(values) for name in names if (values := header_values(record, name))}
     if sum(len(values) if isinstance(values, list) else 1 for values in headers.values()) >= _MAX_HEADERS:
         for name in (name for name in names if name not in found):
             value = _result(kong.nginx.get_var("http_" + name.lower().replace("-", "_")))
             if isinstance(value, str):
-                found[name] = value.partition(", ")[0]
+                found[name] = _first(value.split(", "))
     return found
+
+
+def _first(values: list[str]) -> str:
+    """Give the first value of a header that was sent several times; a blank one does not hide the next."""
+    return next((value for value in values if not is_blank(value)), values[0])
 
 
 def piecewise_record(kong: Any) -> Record:

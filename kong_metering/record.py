@@ -8,6 +8,7 @@ and stay so until a value is used: `readable` is for any value, `subject_text` f
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -58,6 +59,11 @@ def integer(value: object) -> int | None:
     return value if isinstance(value, int) and 0 <= value <= _LARGEST_INTEGER else None
 
 
+def milliseconds(value: object) -> int | None:
+    """Take a moment in milliseconds since 1970; Lua calculates it, so that it may be off by a fraction."""
+    return integer(round(value) if isinstance(value, float) and math.isfinite(value) else value)
+
+
 def readable(value: str) -> str:
     """Give text that UTF-8 can hold: bytes that are not UTF-8 become replacement characters."""
     if value.isascii():
@@ -71,10 +77,15 @@ def subject_text(value: str) -> str | None:
     A subject that is not UTF-8 is read as latin-1, byte for byte: two different ones must not become the same.
     """
     if not value.isascii() and _escaped_bytes(value):
-        # Latin-1 has white space of its own, which is none in a header: taken off, it would make different ones the same.
+        # Latin-1 has white space of its own. It is none in a header: without it, different ones would be the same.
         value = _utf8(value).strip().decode("latin-1")
         return value if value.strip() else None
     return readable(value.strip()) or None
+
+
+def is_blank(value: str) -> bool:
+    """Whether a value from a client counts as absent: it is empty, or only white space."""
+    return subject_text(value) is None
 
 
 def _utf8(value: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.record import header_values, integer, query_values, section
+from kong_metering.record import header_values, is_blank, milliseconds, query_values, section
 
 if TYPE_CHECKING:
     from kong_metering.record import Record
@@ -32,20 +32,20 @@ class FinishedRequest:
             if not isinstance(value, str):
                 return None
             # A blank first value must not hide a second one; only the record has all of them.
-            return value if value.strip() else self._first_of_several(name)
+            return self._first_of_several(name) if is_blank(value) else value
         if self._access_phase_ran():
             return None
-        return next((value for value in header_values(self.record, name) if value.strip()), None)
+        return next((value for value in header_values(self.record, name) if not is_blank(value)), None)
 
     def argument(self, name: str) -> str | None:
         """Give the first value of a query argument that is not blank, from the target that the client asked for."""
         uri = section(self.record, "request").get("uri")
         values = query_values(uri, name) if isinstance(uri, str) else iter(())
-        return next((value for value in values if value.strip()), None)
+        return next((value for value in values if not is_blank(value)), None)
 
     def _first_of_several(self, name: str) -> str | None:
         values = header_values(self.record, name)
-        return next((value for value in values if value.strip()), None) if len(values) > 1 else None
+        return next((value for value in values if not is_blank(value)), None) if len(values) > 1 else None
 
     def _access_phase_ran(self) -> bool:
         """Whether our access phase saw this request, and kept nothing because there was nothing to keep.
@@ -56,5 +56,5 @@ class FinishedRequest:
         else they do not, for a later plugin may have added one.
         """
         reached_upstream = bool(self.record.get("tries"))
-        started_at = integer(self.record.get("started_at"))
+        started_at = milliseconds(self.record.get("started_at"))
         return reached_upstream and started_at is not None and started_at >= self._serving_since

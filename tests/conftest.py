@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+from tests.support.clock import FakeClock
+
+# Whether an example takes long says more of the machine than of the code.
+settings.register_profile("kong-metering", deadline=None, print_blob=True)
+settings.load_profile("kong-metering")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,3 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "e2e: goes through a whole gateway; runs on a real Kong too")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()

@@ -1,0 +1,41 @@
+"""A plugin server whose plugin raises in every phase; run as a script."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kong_metering.clock import SystemClock
+from kong_metering.host.dispatch import Dispatcher, PluginDefinition
+from kong_metering.host.server import Hooks, ServerOptions, serve
+from kong_metering.log import Relay, TroubleLog, configure
+
+NAME = "raising"
+
+
+class Raising:
+    """`access` raises before its first PDK call, `log` after it, with a big value at hand."""
+
+    def access(self, kong: Any) -> NoReturn:
+        raise ValueError(f"at once, with {kong}")
+
+    def log(self, kong: Any) -> NoReturn:
+        record = kong.log.serialize() * 1000
+        raise LookupError(f"in the middle, with {len(record)} characters")
+
+
+def main(prefix: Path) -> None:
+    """Serve until SIGTERM."""
+    configure(logging.INFO, Relay())
+    clock = SystemClock()
+    troubles = TroubleLog(clock)
+    definition = PluginDefinition(NAME, ("access", "log"), lambda _: Raising(), {})
+    dispatcher = Dispatcher(definition, clock=clock, troubles=troubles)
+    serve(dispatcher, ServerOptions(prefix / f"{NAME}.sock"), troubles, Hooks(troubles.summarise, ending=lambda: None))
+    troubles.flush()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[2]))
