@@ -10,6 +10,7 @@ It runs in this package's own host and, unchanged, under kong-pdk's server.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -80,22 +81,32 @@ class Plugin:
     def _meter_request(self, kong: Any) -> None:
         if self._meter is None or not self._meter.meters_anything:
             return
-        # Without what the access phase kept, the record's headers are the next best.
-        captured = _attempt(kong.ctx.shared.get, SHARED_KEY) if self._headers else None
-        record = parse_record(_result(kong.log.serialize()))
+        captured, serving_since = self._captured(kong)
+        record = parse_record(_attempt(kong.log.serialize))
         if record is None:
             record = piecewise_record(kong)
             self._runtime.troubles.report(
                 "record",
                 f"plugin {self._entity.name}: Kong could not serialise the log record of a request (a number in it "
                 "that JSON does not know?); it is metered with what else Kong tells",
+                logging.WARNING,
             )
-        events = self._meter.events(FinishedRequest(record, captured, self._runtime.serving_since_ms))
+        events = self._meter.events(FinishedRequest(record, captured, serving_since))
         if isinstance(events, Skipped):
             self._runtime.stats.skip(events)
             return
         for event in events:
             self._queue.put(event)
+
+    def _captured(self, kong: Any) -> tuple[object, float]:
+        """Get what the access phase kept, and since when it can have; where Kong fails to, the record has to do."""
+        if not self._headers:
+            return None, 0
+        try:
+            return _result(kong.ctx.shared.get(SHARED_KEY)), self._runtime.serving_since_ms
+        except PDKException as error:
+            self._report("access", error)
+            return None, math.inf
 
     def _relay_troubles(self, kong: Any) -> None:
         """Say warnings and errors through Kong, which by default hides what this process logs by itself."""

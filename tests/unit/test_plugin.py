@@ -370,16 +370,40 @@ def test_an_access_phase_that_fails_is_reported_once(
     assert "(and 2 more like this in the last minute)" in said[-1].getMessage()
 
 
-@pytest.mark.parametrize("method", ["kong.ctx.shared.get", "kong.log.serialize"])
 def test_a_log_phase_that_fails_is_counted_and_reported_once(
-    broken_gateway: Gateway, said: list[logging.LogRecord], method: str
+    broken_gateway: Gateway, said: list[logging.LogRecord]
 ) -> None:
     gateway, plugin = broken_gateway, broken_gateway.plugin()
+    gateway.delivery.queue.broken = True
     for _ in range(3):
-        plugin.log(gateway.request(failing={method: "no such thing"}).kong)
+        run(plugin, gateway.request((TENANT, "acme")))
     assert gateway.skipped == {"error": 3}
     (record,) = said
-    assert "276df434: a request was not metered, its log phase failed: PDKException:" in record.getMessage()
+    assert "276df434: a request was not metered, its log phase failed:" in record.getMessage()
+
+
+def test_without_what_access_kept_the_records_header_counts(
+    broken_gateway: Gateway, said: list[logging.LogRecord]
+) -> None:
+    gateway, plugin = broken_gateway, broken_gateway.plugin()
+    record = log_record(request={"headers": {TENANT: "acme"}})
+    for _ in range(3):
+        plugin.log(gateway.request(record=record, failing={"kong.ctx.shared.get": "no such thing"}).kong)
+    assert gateway.subjects == ["acme"] * 3
+    (line,) = said
+    assert "its access phase failed: PDKException:" in line.getMessage()
+
+
+def test_a_serialize_that_raises_is_replaced_by_pieces(gateway: Gateway, said: list[logging.LogRecord]) -> None:
+    kong = gateway.request((TENANT, "acme"), answers=PIECES, failing={"kong.log.serialize": "no such thing"})
+    gateway.plugin().log(kong.kong)
+    assert gateway.subjects == ["acme"]
+    assert "could not serialise" in said[0].getMessage()
+
+
+def test_a_request_without_any_due_event_is_not_counted_as_without_subject(gateway: Gateway) -> None:
+    run(gateway.plugin(meter_api_requests=False), gateway.request())
+    assert gateway.skipped == {}
 
 
 def test_any_exception_is_caught(broken_gateway: Gateway) -> None:
@@ -390,7 +414,9 @@ def test_any_exception_is_caught(broken_gateway: Gateway) -> None:
 
 def test_the_next_request_is_metered_again(broken_gateway: Gateway) -> None:
     gateway, plugin = broken_gateway, broken_gateway.plugin()
-    plugin.log(gateway.request(failing={"kong.log.serialize": "no"}).kong)
+    gateway.delivery.queue.broken = True
+    run(plugin, gateway.request((TENANT, "lost")))
+    gateway.delivery.queue.broken = False
     run(plugin, gateway.request((TENANT, "acme")))
     assert gateway.subjects == ["acme"]
 
