@@ -1,0 +1,325 @@
+"""The plugin development kit as an external plugin can call it: one set of functions per phase.
+
+While a request runs, functions read the request itself. The log phase runs in a timer after the response:
+there they read what was saved (`Saved`), and whatever would need the request itself raises, as in Kong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from .context import Exchange, LuaError, PluginExit, Reply, Saved
+from .headers import look_up, multi_map, pdk_get_header
+from .query import DEFAULT_LIMIT, decode_args, normalize_path
+from .record import method as request_method
+from .values import Table, Value, as_bytes, as_text, encode_json, format_number, from_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .errlog import ErrorLog
+    from .headers import Headers, HeaderTable
+    from .query import Query
+
+Function: TypeAlias = "Callable[[list[Value]], Value]"
+
+_MAX_HEADERS = 1000
+_STATUS_RANGE = range(100, 600)
+_LEVELS = {
+    "debug": "debug",
+    "info": "info",
+    "notice": "notice",
+    "warn": "warn",
+    "err": "error",
+    "crit": "crit",
+    "alert": "alert",
+    "emerg": "emerg",
+}
+_STEPS = {
+    "kong.client.get_credential": "plugin.StepCredential",
+    "kong.client.load_consumer": "plugin.StepConsumer",
+    "kong.client.get_consumer": "plugin.StepConsumer",
+    "kong.client.authenticate": "plugin.StepCredential",
+    "kong.node.get_memory_stats": "plugin.StepMemoryStats",
+    "kong.router.get_route": "plugin.StepRoute",
+    "kong.router.get_service": "plugin.StepService",
+    "kong.request.get_query": "plugin.StepMultiMap",
+    "kong.request.get_headers": "plugin.StepMultiMap",
+    "kong.response.get_headers": "plugin.StepMultiMap",
+    "kong.service.response.get_headers": "plugin.StepMultiMap",
+}
+
+
+def step_method(pdk_method: str) -> str:
+    """Return the RPC method that carries the result of a PDK function back to the plugin."""
+    return _STEPS.get(pdk_method, "plugin.Step")
+
+
+def call(functions: Mapping[str, Function], error_log: ErrorLog, name: str, arguments: Value) -> Value:
+    """Run a PDK function; an unknown one is logged and gives nil.
+
+    Raises:
+        LuaError: the function raises in this phase, or does not take these arguments.
+        PluginExit: the function ends the request.
+
+    """
+    function = functions.get(name)
+    if function is None:
+        error_log.error(f"mp_rpc.lua: could not find pdk method: {name}")
+        return None
+    given = from_wire(arguments)
+    if isinstance(given, dict):
+        # nil among the arguments leaves holes; what is after them still has its place.
+        given = [given.get(i) for i in range(1, max((k for k in given if isinstance(k, int)), default=0) + 1)]
+    return function(given if isinstance(given, list) else [given])
+
+
+def access_functions(exchange: Exchange, error_log: ErrorLog, plugin: str, config: Table) -> dict[str, Function]:
+    """Return the PDK functions for a request that is still running."""
+    return {
+        **_common(exchange, error_log, plugin, config),
+        **_request(exchange),
+        **_client(exchange),
+        **_service_request(exchange),
+        **{name: _wrong_phase(name) for name in _RESPONSE_FUNCTIONS},
+        "kong.response.exit": _exit,
+        "kong.nginx.get_var": lambda args: nginx_variable(exchange, _text(args, 0, "variable name")),
+        "kong.nginx.req_start_time": lambda _: exchange.started_at / 1000,
+    }
+
+
+def log_functions(saved: Saved, error_log: ErrorLog, plugin: str, config: Table) -> dict[str, Function]:
+    """Return the PDK functions for the log phase, where the request itself is gone."""
+    exchange = saved.exchange
+    gone = {
+        **_request(exchange),
+        **_client(exchange),
+        **_service_request(exchange),
+        "kong.response.exit": _exit,
+    }
+    return {
+        **dict.fromkeys((*gone, "kong.nginx.get_var"), _gone),
+        **_common(exchange, error_log, plugin, config),
+        "kong.log.serialize": lambda _: encode_json(saved.record),
+        "kong.nginx.req_start_time": lambda _: exchange.started_at / 1000,
+        "kong.request.get_headers": lambda _: multi_map(saved.request_headers),
+        "kong.request.get_header": lambda args: look_up(saved.request_headers, _text(args, 0, "header name")),
+        "kong.response.get_headers": lambda _: multi_map(saved.response_headers),
+        "kong.response.get_header": lambda args: look_up(saved.response_headers, _text(args, 0, "header name")),
+        "kong.response.get_status": lambda _: saved.status,
+        "kong.response.get_source": lambda _: exchange.source,
+    }
+
+
+def _common(exchange: Exchange, error_log: ErrorLog, plugin: str, config: Table) -> dict[str, Function]:
+    """Return what works in every phase: it needs Kong's own notes about the request only."""
+    match = exchange.match
+    return {
+        "kong.ctx.shared.get": lambda args: exchange.shared.get(_argument(args, 0)),
+        "kong.ctx.shared.set": lambda args: _set(exchange.shared, args),
+        "kong.nginx.get_ctx": lambda args: exchange.nginx_ctx.get(_argument(args, 0)),
+        "kong.nginx.set_ctx": lambda args: _set(exchange.nginx_ctx, args),
+        "kong.client.get_consumer": lambda _: exchange.consumer,
+        "kong.client.get_credential": lambda _: exchange.credential,
+        "kong.router.get_route": lambda _: match.route if match else None,
+        "kong.router.get_service": lambda _: match.service if match else None,
+        "kong.plugin.get_id": lambda _: config["__plugin_id"],
+        "kong.log.set_serialize_value": lambda args: exchange.serialize_values.append(
+            (_text(args, 0, "key").decode("utf-8", "replace"), _argument(args, 1))
+        ),
+        "kong.log": lambda args: _log(error_log, "notice", plugin, args),
+        **{f"kong.log.{name}": _logger(error_log, level, plugin) for name, level in _LEVELS.items()},
+    }
+
+
+def _logger(error_log: ErrorLog, level: str, plugin: str) -> Function:
+    return lambda args: _log(error_log, level, plugin, args)
+
+
+def _log(error_log: ErrorLog, level: str, plugin: str, args: list[Value]) -> None:
+    error_log.kong(level, f"mp_rpc.lua [{plugin}] {''.join(map(_printed, args))}")
+
+
+def _printed(value: Value) -> str:
+    if isinstance(value, (bytes, str)):
+        return as_text(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return format_number(value) if isinstance(value, (int, float)) else as_text(encode_json(value))
+
+
+def _request(exchange: Exchange) -> dict[str, Function]:
+    head = exchange.head
+    return {
+        "kong.request.get_scheme": lambda _: "http",
+        "kong.request.get_host": lambda _: head.host,
+        "kong.request.get_port": lambda _: exchange.server_port,
+        "kong.request.get_forwarded_scheme": lambda _: "http",
+        "kong.request.get_forwarded_host": lambda _: head.host,
+        "kong.request.get_forwarded_port": lambda _: exchange.server_port,
+        "kong.request.get_http_version": lambda _: float(head.version),
+        "kong.request.get_method": lambda _: request_method(exchange),
+        "kong.request.get_path": lambda _: normalize_path(head.path),
+        "kong.request.get_raw_path": lambda _: head.path,
+        "kong.request.get_path_with_query": lambda _: head.target,
+        "kong.request.get_raw_query": lambda _: exchange.args,
+        "kong.request.get_query": lambda args: multi_map(_query(exchange, args)),
+        "kong.request.get_query_arg": lambda args: _first(
+            decode_args(exchange.args).get(_text(args, 0, "query argument name"))
+        ),
+        "kong.request.get_header": lambda args: pdk_get_header(exchange.headers, _text(args, 0, "header name")),
+        "kong.request.get_headers": lambda args: multi_map(_header_table(exchange.headers, args)),
+        "kong.request.get_start_time": lambda _: exchange.started_at,
+    }
+
+
+def _client(exchange: Exchange) -> dict[str, Function]:
+    return {
+        "kong.client.get_ip": lambda _: exchange.client_ip,
+        "kong.client.get_forwarded_ip": lambda _: exchange.client_ip,
+        "kong.client.get_port": lambda _: exchange.client_port,
+        "kong.client.get_forwarded_port": lambda _: exchange.client_port,
+        "kong.client.get_protocol": lambda _: "http",
+    }
+
+
+def _service_request(exchange: Exchange) -> dict[str, Function]:
+    headers = exchange.headers
+
+    def name(args: list[Value]) -> bytes:
+        return _text(args, 0, "header")
+
+    def value(args: list[Value]) -> bytes:
+        given = _argument(args, 1)
+        return as_bytes(given) if isinstance(given, (bytes, str)) else _printed(given).encode()
+
+    return {
+        "kong.service.request.set_header": lambda args: headers.set(name(args), value(args)),
+        "kong.service.request.add_header": lambda args: headers.add(name(args), value(args)),
+        "kong.service.request.clear_header": lambda args: headers.remove(name(args)),
+    }
+
+
+_RESPONSE_FUNCTIONS = (
+    "kong.log.serialize",
+    "kong.response.get_status",
+    "kong.response.get_header",
+    "kong.response.get_headers",
+    "kong.response.get_source",
+)
+
+
+def _wrong_phase(name: str) -> Function:
+    def fail(_args: list[Value]) -> Value:
+        raise LuaError(f"function cannot be called in access phase: {name}")
+
+    return fail
+
+
+def _gone(_args: list[Value]) -> Value:
+    raise LuaError("API disabled in the context of ngx.timer")
+
+
+def _exit(args: list[Value]) -> Value:
+    status, body, headers = _argument(args, 0), _argument(args, 1), _argument(args, 2)
+    if not isinstance(status, (int, float)) or int(status) not in _STATUS_RANGE:
+        raise LuaError("code must be a number between 100 and 599")
+    fields = [
+        (as_bytes(name), as_bytes(single) if isinstance(single, (bytes, str)) else _printed(single).encode())
+        for name, value in (headers or {}).items()
+        for single in (value if isinstance(value, list) else [value])
+    ]
+    if isinstance(body, (dict, list)):
+        if not any(name.lower() == b"content-type" for name, _ in fields):
+            fields.insert(0, (b"Content-Type", b"application/json; charset=utf-8"))
+        body = encode_json(body)
+    raise PluginExit(Reply(int(status), body or b"", tuple(fields)))
+
+
+def _argument(args: list[Value], index: int) -> Value:
+    return args[index] if index < len(args) else None
+
+
+def _text(args: list[Value], index: int, what: str) -> bytes:
+    value = _argument(args, index)
+    if not isinstance(value, (bytes, str)):
+        raise LuaError(f"{what} must be a string")
+    return as_bytes(value)
+
+
+def _set(table: dict[Value, Value], args: list[Value]) -> None:
+    key, value = _argument(args, 0), _argument(args, 1)
+    if key is None:
+        raise LuaError("index is nil")
+    if value is None:
+        table.pop(key, None)
+    else:
+        table[key] = value
+
+
+def _first(value: Value) -> Value:
+    return value[0] if isinstance(value, list) else value
+
+
+def _limit(args: list[Value], what: str) -> int:
+    limit = _argument(args, 0)
+    if limit is None:
+        return DEFAULT_LIMIT
+    if not isinstance(limit, (int, float)):
+        raise LuaError(f"{what} must be a number")
+    if limit < 1:
+        raise LuaError(f"{what} must be >= 1")
+    if limit > _MAX_HEADERS:
+        raise LuaError(f"{what} must be <= {_MAX_HEADERS}")
+    return int(limit)
+
+
+def _query(exchange: Exchange, args: list[Value]) -> Query:
+    return decode_args(exchange.args, _limit(args, "max_args"))
+
+
+def _header_table(headers: Headers, args: list[Value]) -> HeaderTable:
+    return headers.table(_limit(args, "max_headers"))
+
+
+def nginx_variable(exchange: Exchange, name: bytes) -> bytes | str | None:
+    """Return one of nginx's variables; None for one that it does not have."""
+    name = name.lower()
+    if name.startswith(b"http_"):
+        return exchange.headers.variable(name.removeprefix(b"http_"))
+    if name.startswith(b"arg_"):
+        return _raw_argument(exchange.args, name.removeprefix(b"arg_"))
+    known = _VARIABLES.get(name.decode("latin-1"))
+    return known(exchange) if known else None
+
+
+def _raw_argument(args: bytes, name: bytes) -> bytes | None:
+    for part in args.split(b"&"):
+        key, equals, value = part.partition(b"=")
+        if equals and key.lower() == name:
+            return value
+    return None
+
+
+_VARIABLES: dict[str, Callable[[Exchange], bytes | str | None]] = {
+    "request_id": lambda exchange: exchange.nginx_request_id,
+    "kong_request_id": lambda exchange: exchange.request_id,
+    "remote_addr": lambda exchange: exchange.client_ip,
+    "realip_remote_addr": lambda exchange: exchange.client_ip,
+    "remote_port": lambda exchange: str(exchange.client_port),
+    "request_uri": lambda exchange: exchange.head.target,
+    "request_method": lambda exchange: exchange.method,
+    "request": lambda exchange: exchange.head.line,
+    "request_length": lambda exchange: str(exchange.request_size),
+    "uri": lambda exchange: normalize_path(exchange.head.path),
+    "args": lambda exchange: exchange.args or None,
+    "query_string": lambda exchange: exchange.args or None,
+    "is_args": lambda exchange: "?" if exchange.args else "",
+    "host": lambda exchange: exchange.head.host,
+    "scheme": lambda _: "http",
+    "server_port": lambda exchange: str(exchange.server_port),
+    "server_protocol": lambda exchange: f"HTTP/{exchange.head.version}",
+    "content_type": lambda exchange: exchange.headers.get(b"content-type"),
+    "content_length": lambda exchange: exchange.headers.get(b"content-length"),
+    "upstream_uri": lambda exchange: exchange.upstream_uri,
+}
