@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from kong_metering.host.dispatch import Dispatcher, Limits, PluginDefinition
-from kong_metering.host.server import ServerOptions, serve
+from kong_metering.host.server import Hooks, ServerOptions, serve
 from kong_metering.log import LOGGER, Relay
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
@@ -33,12 +33,12 @@ def run(server: ServerOptions, limits: Limits, stop_timeout: float, ca_bundle: s
         runtime.troubles.summarise()
 
     try:
-        serve(dispatcher, server, runtime.troubles, housekeeping)
+        serve(dispatcher, server, runtime.troubles, Hooks(housekeeping, ending=runtime.delivery.begin_close))
     finally:
         runtime.delivery.close(stop_timeout)
         dispatcher.close()
         runtime.troubles.flush()
-        _say_account(runtime)
+    _say_account(runtime)
 
 
 def _definition(runtime: Runtime) -> PluginDefinition:

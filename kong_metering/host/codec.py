@@ -45,21 +45,28 @@ class FrameReader:
             max_array_len=_MAX_ELEMENTS,
             max_map_len=_MAX_ELEMENTS,
         )
+        self._fed = 0
+        self._read = 0
 
     def feed(self, data: bytes) -> Iterator[Request]:
         """Take bytes and yield the requests that they complete.
 
         Raises `ProtocolError` for a frame that is not a request, too large or too deep.
         """
+        self._fed += len(data)
         try:
             self._unpacker.feed(data)
             for message in self._unpacker:
+                self._read = self._unpacker.tell()
                 yield _request(message)
         except ProtocolError:
             raise
         except Exception as error:
             # msgpack raises a dozen types, down to TypeError for a map key that cannot be one.
             raise ProtocolError(f"not a MessagePack frame: {type(error).__name__}: {error}") from error
+        # msgpack's own limit is only for the bytes that it has not looked at yet.
+        if self._fed - self._read > MAX_FRAME_BYTES:
+            raise ProtocolError(f"a frame of more than {MAX_FRAME_BYTES} bytes")
 
 
 def _request(message: object) -> Request:

@@ -66,11 +66,14 @@ class _Instance:
     phases: Mapping[str, Callable[[Any], object]]
     started_at: float
     used_at: float
+    events: int = 0  # that are under way
+    is_closed: bool = False
 
 
 @dataclass
 class _Event:
     runner: PhaseRunner
+    instance: _Instance
     phase: str
     touched_at: float
 
@@ -104,6 +107,8 @@ class Dispatcher:
         self._instances: dict[int, _Instance] = {}
         # In the order of their latest step: the first ones are those to forget.
         self._events: dict[int, _Event] = {}
+        # The event that the latest answer lets wait, if it does.
+        self._latest: int | None = None
         self._idle: list[PhaseRunner] = []
         self._times = _Times(loaded=clock.wall())
         self._methods: dict[str, Callable[[Any], object]] = {
@@ -121,6 +126,7 @@ class Dispatcher:
         function = self._methods.get(method)
         if function is None:
             raise RPCError(f"RPC method {printable(method)} is not supported")
+        self._latest = None
         return function(argument)
 
     def sweep(self) -> None:
@@ -133,7 +139,7 @@ class Dispatcher:
                 f"an event was forgotten: Kong did not go on with its {event.phase} phase for "
                 f"{self._limits.event_ttl:.0f} s",
             )
-            self._abandon(event.runner)
+            self._abandon(event)
         for instance_id in self._unused_instances(now):
             LOGGER.info("instance %d was not used for a long time and is closed", instance_id)
             self._close(instance_id)
@@ -141,7 +147,7 @@ class Dispatcher:
     def close(self) -> None:
         """Forget all events and instances; the process ends."""
         for event in self._events.values():
-            self._abandon(event.runner)
+            self._abandon(event)
         self._events.clear()
         for instance_id in list(self._instances):
             self._close(instance_id)
@@ -169,9 +175,17 @@ class Dispatcher:
         return {"Name": self._plugin.name, "Id": instance_id, "Config": {}}
 
     def _close(self, instance_id: int) -> None:
-        close = getattr(self._instances.pop(instance_id).plugin, "close", None)
-        if close is not None:
-            close()
+        """Close an instance, once its last event is over: Kong may close it while a phase still runs."""
+        instance = self._instances.pop(instance_id)
+        instance.is_closed = True
+        if instance.events == 0:
+            self._close_plugin(instance)
+
+    def _close_plugin(self, instance: _Instance) -> None:
+        try:
+            getattr(instance.plugin, "close", lambda: None)()
+        except Exception as error:  # noqa: BLE001 - whatever a plugin does when it is closed
+            self._troubles.report("close", f"an instance failed while it was closed: {cause_of(error)}")
 
     def _instance(self, instance_id: Any) -> _Instance:
         instance = self._instances.get(instance_id) if isinstance(instance_id, int) else None
@@ -189,7 +203,8 @@ class Dispatcher:
         if function is None:
             raise RPCError(f"{self._plugin.name} has no phase {printable(str(phase))}")
         instance.used_at = self._clock.monotonic()
-        event = _Event(self._idle.pop() if self._idle else PhaseRunner(), phase, instance.used_at)
+        event = _Event(self._idle.pop() if self._idle else PhaseRunner(), instance, phase, instance.used_at)
+        instance.events += 1
         wants = event.runner.start(function)
         if isinstance(wants, Done):
             return self._finished(event, wants)
@@ -221,17 +236,19 @@ class Dispatcher:
         if call.arguments:
             data["Args"] = call.arguments
         if call.method in TERMINAL_METHODS:
-            self._abandon(event.runner)
+            self._abandon(event)
         else:
             self._events[event_id] = event
+            self._latest = event_id
         return {"Data": data}
 
     def _finished(self, event: _Event, done: Done) -> object:
         """Answer that the phase is over; a phase that failed is our trouble, and the request goes on."""
         if len(self._idle) < _IDLE_RUNNERS:
             self._idle.append(event.runner)
+            self._left(event)
         else:
-            self._abandon(event.runner)
+            self._abandon(event)
         if done.error is not None:
             self._troubles.report(
                 f"phase:{event.phase}:{type(done.error).__name__}",
@@ -241,18 +258,24 @@ class Dispatcher:
 
     def unsayable(self, error: Exception) -> object:
         """Answer in place of a PDK call whose arguments MessagePack cannot say; its event ends."""
-        event_id = next(reversed(self._events), None)
-        if event_id is not None:
-            event = self._events.pop(event_id)
-            self._abandon(event.runner)
+        if self._latest is not None:
+            self._abandon(self._events.pop(self._latest))
         self._troubles.report("unsayable", f"a PDK call has arguments that cannot be sent to Kong: {cause_of(error)}")
         return _RETURN
 
-    def _abandon(self, runner: PhaseRunner) -> None:
+    def _abandon(self, event: _Event) -> None:
         try:
-            runner.abandon()
-        except Exception as error:  # noqa: BLE001 - whatever a phase does when it is ended
+            event.runner.abandon()
+        except BaseException as error:  # noqa: BLE001 - whatever a phase does when it is ended
             self._troubles.report("abandon", f"a phase failed while it was ended: {cause_of(error)}")
+        self._left(event)
+
+    def _left(self, event: _Event) -> None:
+        """Count the event as over; a closed instance waited for the last one."""
+        instance = event.instance
+        instance.events -= 1
+        if instance.is_closed and instance.events == 0:
+            self._close_plugin(instance)
 
     def _expired_events(self, now: float) -> list[int]:
         expired = []

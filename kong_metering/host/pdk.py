@@ -37,6 +37,9 @@ class Done:
     error: BaseException | None = None
 
 
+_FINISHED = Done()
+
+
 class PDKFunction:
     """`kong` and everything below it: attributes name a PDK function, calling it runs it in Kong."""
 
@@ -67,8 +70,8 @@ class PhaseRunner:
 
     def __init__(self) -> None:
         self._host = getcurrent()
-        self._greenlet = greenlet(self._run)
         self._kong = PDKFunction("kong", self._call)
+        self._greenlet = self._started_greenlet()
 
     def start(self, phase: Phase) -> PDKCall | Done:
         """Run a phase up to its first PDK call, or its end."""
@@ -79,27 +82,36 @@ class PhaseRunner:
         return self._switched((value, error))
 
     def abandon(self) -> None:
-        """End the phase where it stands; this runner is not used again."""
+        """End the phase where it stands; this runner is not used again. Raises what the phase raises on its way out."""
         if not self._greenlet.dead:
             self._greenlet.throw(GreenletExit)
 
     def _switched(self, value: object) -> PDKCall | Done:
-        wants = self._greenlet.switch(value)
+        try:
+            wants = self._greenlet.switch(value)
+        except BaseException as error:  # noqa: BLE001 - sys.exit() in a plugin must not end the host either
+            return self._failed(error)
+        if isinstance(wants, GreenletExit):  # it comes back instead of being raised
+            return self._failed(wants)
         assert isinstance(wants, (PDKCall, Done))  # noqa: S101 - for the type checker; `_run` switches with nothing else
         return wants
 
-    def _run(self, phase: Phase) -> None:
-        while True:
-            phase = self._host.switch(self._outcome(phase))
+    def _failed(self, error: BaseException) -> Done:
+        """Tell of an error that has left the greenlet, which is dead now; the next phase gets another one."""
+        self._greenlet = self._started_greenlet()
+        return Done(error)
 
-    def _outcome(self, phase: Phase) -> Done:
-        try:
+    def _started_greenlet(self) -> greenlet:
+        """Make a greenlet that waits for its first phase as it will for others: it must not keep that one alive."""
+        started = greenlet(self._run)
+        started.switch()
+        return started
+
+    def _run(self) -> None:
+        while True:
+            phase = self._host.switch(_FINISHED)
             phase(self._kong)
-        except GreenletExit:
-            raise
-        except BaseException as error:  # noqa: BLE001 - sys.exit() in a plugin must not end the host either
-            return Done(error)
-        return Done()
+            del phase
 
     def _call(self, method: str, arguments: tuple[object, ...]) -> Any:
         if method == "kong.log" or method.startswith("kong.log."):

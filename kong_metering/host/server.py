@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kong_metering.log import TroubleLog
 
 _MAX_UNREAD_BYTES = 1024 * 1024
+_MAX_PATH_BYTES = 107
 _HOUSEKEEPING_SECONDS = 1.0
 _DRAIN_SECONDS = 0.01
 
@@ -109,7 +110,7 @@ class _Server:
             result = self._dispatcher.answer(method, argument)
         except RPCError as error:
             return self._writer.error(request_id, str(error))
-        except Exception as error:  # noqa: BLE001 - Kong gets an answer within the call
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - Kong gets an answer within the call
             self.troubles.report(f"rpc:{type(error).__name__}", f"an RPC failed: {cause_of(error)}")
             return self._writer.error(request_id, f"{type(error).__name__} in the plugin server, see its log")
         try:
@@ -118,28 +119,27 @@ class _Server:
             return self._writer.result(request_id, self._dispatcher.unsayable(error))
 
 
-def serve(
-    dispatcher: Dispatcher, options: ServerOptions, troubles: TroubleLog, housekeeping: Callable[[], None]
-) -> None:
-    """Serve Kong until the process is told to end, or its parent is gone.
+@dataclass(frozen=True)
+class Hooks:
+    """What the host calls back, on the loop's thread: `housekeeping` about once a second, `ending` when the end begins.
 
-    `housekeeping` is called about once a second, on the loop's thread. Raises `StartupError` when it cannot listen.
+    Kong kills 30 ms after it told to end: `ending` must start at once what is to be safe then, and not wait for it.
     """
-    listener = listen(options)
+
+    housekeeping: Callable[[], None]
+    ending: Callable[[], None]
+
+
+def serve(dispatcher: Dispatcher, options: ServerOptions, troubles: TroubleLog, hooks: Hooks) -> None:
+    """Serve Kong until the process is told to end, or its parent is gone; raises `StartupError` if it cannot listen."""
     loop = uvloop.new_event_loop()
     try:
-        loop.run_until_complete(_serve(listener, dispatcher, options, troubles, housekeeping))
+        loop.run_until_complete(_serve(dispatcher, options, troubles, hooks))
     finally:
         loop.close()
 
 
-async def _serve(
-    listener: socket.socket,
-    dispatcher: Dispatcher,
-    options: ServerOptions,
-    troubles: TroubleLog,
-    housekeeping: Callable[[], None],
-) -> None:
+async def _serve(dispatcher: Dispatcher, options: ServerOptions, troubles: TroubleLog, hooks: Hooks) -> None:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[str] = loop.create_future()
 
@@ -151,11 +151,14 @@ async def _serve(
         loop.add_signal_handler(number, end, signal.Signals(number).name)
     loop.set_exception_handler(lambda _, context: _report_loop_trouble(troubles, context))
     shared = _Server(dispatcher, troubles)
+    # Not before the signals are handled: whoever sees the socket may tell us to end.
+    listener = listen(options)
     inode = os.stat(options.path).st_ino  # noqa: PTH116
     server = await loop.create_unix_server(lambda: _Connection(shared), sock=listener, backlog=options.backlog)
     LOGGER.info("serving on %s", options.path)
-    keeper = loop.create_task(_keep_house(end, options.parent, dispatcher, housekeeping))
+    keeper = loop.create_task(_keep_house(end, options.parent, dispatcher, hooks.housekeeping))
     why = await ended
+    hooks.ending()
     LOGGER.info("ending: %s", why)
     keeper.cancel()
     _unlink_own(options.path, inode)
@@ -193,6 +196,9 @@ def listen(options: ServerOptions) -> socket.socket:
     Raises `StartupError` that tells why it cannot be.
     """
     path = options.path
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        # The temporary name may be short enough; then nobody could connect to the socket after it was renamed.
+        raise StartupError(f"cannot serve on {path}: a Unix socket's path has at most {_MAX_PATH_BYTES} bytes")
     temporary = path.with_name(f".{os.getpid():x}")
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
@@ -211,8 +217,7 @@ def listen(options: ServerOptions) -> socket.socket:
     except OSError as error:
         listener.close()
         temporary.unlink(missing_ok=True)
-        hint = "a Unix socket's path has at most 107 bytes" if "too long" in str(error) else "see -p/--kong-prefix"
-        raise StartupError(f"cannot serve on {path}: {error}; {hint}") from error
+        raise StartupError(f"cannot serve on {path}: {error}; see -p/--kong-prefix") from error
     listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
     return listener
 

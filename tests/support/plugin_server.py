@@ -17,9 +17,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from kong_metering.sandbox.conf import read_example
 from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -30,7 +34,7 @@ _STOP_SECONDS = 15.0
 
 def short_directory() -> Path:
     """Make a directory whose path leaves room for a socket's name: 107 bytes is all that such a path may have."""
-    return Path(tempfile.mkdtemp(prefix="km-", dir="/tmp"))  # noqa: S108
+    return Path(tempfile.mkdtemp(prefix="km-", dir="/tmp"))
 
 
 def example_settings(prefix: Path) -> dict[str, str]:
@@ -69,7 +73,7 @@ class ServerProcess:
     def pid(self) -> int:
         return self.process.pid
 
-    def launch(self) -> ServerProcess:
+    def launch(self) -> Self:
         """Start the process, and do not wait for it to serve."""
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", f"exec {self.command}"],
@@ -84,7 +88,7 @@ class ServerProcess:
         self._reader.start()
         return self
 
-    def start(self) -> ServerProcess:
+    def start(self) -> Self:
         """Start the process and wait until its socket is there."""
         inode = self._inode()
         self.launch()
@@ -134,9 +138,9 @@ class ServerProcess:
     def open_files(self) -> list[str]:
         """List what the process's descriptors are open on."""
         directory = Path(f"/proc/{self.pid}/fd")
-        return [os.readlink(descriptor) for descriptor in directory.iterdir()]
+        return [str(descriptor.readlink()) for descriptor in directory.iterdir()]
 
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> Self:
         return self if self._process is not None else self.start()
 
     def __exit__(

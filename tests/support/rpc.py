@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import msgpack
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PLUGIN = "metering-and-billing"
 
@@ -102,7 +105,7 @@ class Connection:
     def close(self) -> None:
         self.socket.close()
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -161,7 +164,7 @@ class KongRequest:
 
 
 def _without_nil(value: object) -> object:
-    """A Lua table has no nil members."""
+    """Leave members away that are nil, as a Lua table does."""
     if isinstance(value, dict):
         return {key: _without_nil(item) for key, item in value.items() if item is not None}
     return [_without_nil(item) for item in value] if isinstance(value, list) else value

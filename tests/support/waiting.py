@@ -13,7 +13,7 @@ _PAUSE_SECONDS = 0.002
 
 
 def wait_until(
-    condition: Callable[[], T], what: str, seconds: float = _PATIENCE_SECONDS, pause: float = _PAUSE_SECONDS
+    condition: Callable[[], T | None], what: str, seconds: float = _PATIENCE_SECONDS, pause: float = _PAUSE_SECONDS
 ) -> T:
     """Give the first true value of `condition`; fail the test, naming `what`, when there is none in time."""
     deadline = time.monotonic() + seconds

@@ -1,0 +1,267 @@
+"""The program: its flags, their environment variables, what it prints, and what it says in the log."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kong_metering import __version__, app, cli
+from kong_metering.errors import StartupError
+from tests.support.ingest import IngestServer
+from tests.support.plugin_server import BIN, ROOT, PluginServerProcess, ServerProcess, example_settings, script_command
+from tests.support.rpc import PLUGIN, Connection, KongClient, KongRequest, request_frame
+from tests.support.waiting import wait_until
+from tests.unit.host.conftest import answers, header_config
+
+Launch = Callable[..., PluginServerProcess]
+
+PROGRAM = str(BIN / "kong-metering-plugin-server")
+FLAGS = {
+    "--kong-prefix": "/somewhere",
+    "--socket-name": "other.sock",
+    "--listen-queue-size": "17",
+    "--event-ttl": "1.5",
+    "--instance-ttl": "7",
+    "--stop-timeout": "0.25",
+    "--parent": "ignore",
+    "--ca-bundle": "/etc/ca.pem",
+}
+
+
+def output_of(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+
+def parsed(*arguments: str, **environment: str) -> dict[str, Any]:
+    return vars(cli._parser(environment).parse_args(arguments))
+
+
+# What Kong's query command wants
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        shlex.split(example_settings(Path("/nowhere"))["pluginserver_metering_query_cmd"]),
+        [str(BIN / "python"), str(ROOT / "plugin_server.py"), "-dump"],
+    ],
+    ids=["kong.conf.example", "plugin_server.py"],
+)
+def test_the_dump_is_json_and_nothing_else(command: list[str]) -> None:
+    """In an empty environment, as Kong runs it; the prefix need not be there."""
+    answer = output_of(*command)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    (information,) = json.loads(answer.stdout)
+    assert information == json.loads(json.dumps(app.plugin_information()))
+    assert sorted(information) == ["Name", "Phases", "Priority", "Schema", "Version"]
+    assert (information["Name"], information["Priority"]) == (PLUGIN, 850)
+    assert (information["Phases"], information["Version"]) == (["access", "log"], __version__)
+
+
+def test_the_dump_is_the_same_whatever_else_is_asked_for_or_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--dump"]) == 0
+    plain = capsys.readouterr()
+    assert cli.main(["-v", "-v", "--dump", "--kong-prefix", "/nowhere", "-m", "--parent", "nonsense"]) == 0
+    assert capsys.readouterr() == plain
+
+
+def test_version_and_help_are_printed_and_nothing_is_served(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{PLUGIN} {__version__}\n"
+    explained = output_of(PROGRAM, "--help")
+    assert explained.returncode == 0
+    for flag in (*FLAGS, "--dump", "--verbose", "--version", "--no-lua-style", "--gevent", "--multiprocessing"):
+        assert flag in explained.stdout
+    assert set(re.findall(r"\[(KONG_METERING_[A-Z_]+)\]", " ".join(explained.stdout.split()))) == {
+        variable_of(flag) for flag in FLAGS
+    }
+
+
+# Flags
+
+
+def variable_of(flag: str) -> str:
+    return "KONG_METERING_" + flag.removeprefix("--").replace("-", "_").upper()
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_has_its_environment_variable_as_second_choice(flag: str) -> None:
+    name, value = flag.removeprefix("--").replace("-", "_"), FLAGS[flag]
+    by_flag = parsed(flag, value)
+    assert by_flag != parsed()
+    assert str(by_flag[name]) == str(type(by_flag[name])(value))
+    assert parsed(**{variable_of(flag): value}) == by_flag
+    another = {"--listen-queue-size": "5", "--event-ttl": "5", "--instance-ttl": "5", "--stop-timeout": "5"}
+    assert parsed(flag, value, **{variable_of(flag): another.get(flag, "another")}) == by_flag
+
+
+def test_every_flag_that_takes_a_value_is_among_those_tested() -> None:
+    assert {flag.names[0] for flag in cli._FLAGS} == set(FLAGS)
+
+
+def test_kong_pdks_flags_are_understood() -> None:
+    """Those of `start_dedicated_server`: a start_cmd that was written for it goes on to work."""
+    theirs = parsed("-p", "/a", "-v", "--socket-name", "b", "--listen-queue-size", "7", "--no-lua-style", "-g")
+    assert (theirs["kong_prefix"], theirs["socket_name"], theirs["listen_queue_size"]) == ("/a", "b", 7)
+    for arguments in (["-kong-prefix", "/a"], ["-m"], ["--gevent"], ["--multiprocessing"], ["-dump"]):
+        parsed(*arguments)
+
+
+@pytest.mark.parametrize("value", ["100%", "%s", "%(prog)s %d"])
+def test_help_can_be_read_whatever_is_in_the_environment(value: str) -> None:
+    environment = {variable_of(flag): value for flag in FLAGS}
+    assert cli._parser(environment).format_help() == cli._parser({}).format_help()
+
+
+def test_a_flag_that_cannot_be_used_is_refused_with_the_reason(
+    prefix: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = output_of(PROGRAM, "--kong-prefix", str(prefix), "--parent", "nonsense")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr == "critical: cannot start: --parent is auto, watch or ignore, not nonsense\n"
+    assert list(prefix.iterdir()) == []
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--event-ttl", "soon"])
+    assert ended.value.code == 2
+    assert "--event-ttl: invalid float value: 'soon'" in capsys.readouterr().err
+
+
+def test_a_prefix_or_a_bundle_that_is_not_there_is_refused_with_the_reason(prefix: Path) -> None:
+    options = cli._parser({}).parse_args(["--kong-prefix", str(prefix / "missing")])
+    with pytest.raises(StartupError, match=r"missing is not a directory; -p/--kong-prefix must name Kong's prefix$"):
+        cli._server_options(options)
+    with pytest.raises(StartupError, match=r"--ca-bundle /nowhere\.pem cannot be read"):
+        cli._ca_bundle("/nowhere.pem")
+
+
+@pytest.mark.parametrize(
+    ("mode", "parent", "watched"),
+    [("auto", 17, 17), ("auto", 1, None), ("auto", 0, None), ("watch", 1, 1), ("watch", 17, 17), ("ignore", 17, None)],
+)
+def test_which_parent_must_live_on(
+    mode: str, parent: int, watched: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started by process 1 or as process 1, as under a supervisor or in a container, there is none to watch."""
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    assert cli._parent(mode) == watched
+    with pytest.raises(StartupError):
+        cli._parent("sometimes")
+
+
+def test_the_environment_is_enough_to_start(prefix: Path) -> None:
+    environment = {
+        "KONG_METERING_KONG_PREFIX": str(prefix),
+        "KONG_METERING_SOCKET_NAME": "other.sock",
+        "KONG_METERING_EVENT_TTL": "0.01",
+    }
+    with ServerProcess(PROGRAM, prefix / "other.sock", environment=environment) as server:
+        client = KongClient(server.path)
+        instance = client.start_instance(header_config("http://127.0.0.1:1"))
+        client.call("HandleEvent", {"InstanceId": instance, "EventName": "access"})
+        wait_until(lambda: client.status()["Events"] == 0, "the event to be forgotten")
+
+
+def test_the_checkouts_own_program_serves_as_well_and_makes_files_for_its_owner_only(prefix: Path) -> None:
+    """Kong starts it with umask 0."""
+    command = script_command(ROOT / "plugin_server.py", prefix, "-v", "-g", "--no-lua-style")
+    with ServerProcess(command, prefix / f"{PLUGIN}.sock") as server:
+        assert KongClient(server.path).call("GetPluginInfo", PLUGIN)["Name"] == PLUGIN
+        status = Path(f"/proc/{server.pid}/status").read_text(encoding="utf-8")
+    assert re.search(r"^Umask:\s+0077$", status, re.MULTILINE)
+    assert server.complaints() == []
+
+
+# The log
+
+HOSTILE = "evil\nerror: forged line\r\x1b[31m\x00\x07\x7f\x85\u2028\u202e\udcff\U000e0001"
+TOKEN = "om_s3cret_token"
+
+
+def hostile_frames(instance: int, endpoint: str) -> list[bytes]:
+    config = header_config(endpoint, api_token=TOKEN)
+    broken = [
+        {**config, "ingest_endpoint": HOSTILE},
+        {**config, "ingest_endpoint": f"http://{TOKEN}\n@x y"},
+        {**config, "api_token": f"{TOKEN}\n{HOSTILE}"},
+        {**config, "api_token": {TOKEN: TOKEN}},
+        {**config, "api_token": [TOKEN]},
+        {**config, "subject": {"look_up_value_in": HOSTILE, "field": HOSTILE}},
+        {**config, "allow_status_codes": [HOSTILE]},
+        {**config, "queue": HOSTILE, "attributes": TOKEN},
+        {**config, "plugin_instance_name": HOSTILE, "__plugin_id": HOSTILE, "timeout": HOSTILE},
+        {**config, "ingest_endpoint": "", "$refs": {"ingest_endpoint": HOSTILE}},
+        {HOSTILE: TOKEN},
+    ]
+    arguments: list[tuple[str, object]] = [
+        ("StartInstance", {"Name": PLUGIN, "Config": json.dumps(item)}) for item in broken
+    ]
+    arguments += [
+        ("StartInstance", {"Name": HOSTILE, "Config": json.dumps(config)}),
+        ("StartInstance", {"Name": PLUGIN, "Config": HOSTILE}),
+        ("CloseInstance", HOSTILE),
+        ("HandleEvent", {"InstanceId": HOSTILE, "EventName": HOSTILE}),
+        ("HandleEvent", {"InstanceId": instance, "EventName": HOSTILE}),
+        ("Step", {"EventId": HOSTILE, "Data": HOSTILE}),
+        ("StepError", {"EventId": HOSTILE, "Data": HOSTILE}),
+        ("GetPluginInfo", HOSTILE),
+        (HOSTILE, HOSTILE),
+        ("x" * 100_000, None),
+    ]
+    return [request_frame(7, method, argument).data for method, argument in arguments]
+
+
+def test_no_input_forges_or_breaks_log_lines_or_brings_the_token_into_them(launch: Launch) -> None:
+    server = launch("-v").start()
+    client = KongClient(server.path)
+    with IngestServer() as ingest:
+        ingest.answer_next(401, 200)
+        named = header_config(ingest.url, plugin_instance_name=HOSTILE, api_token=TOKEN)
+        instance = client.start_instance(named)
+        for frame in hostile_frames(instance, ingest.url):
+            answer = client.answer_to(frame)
+            assert answer.error is None or answer.error.isprintable()
+        with Connection(server.path) as connection:
+            connection.send(HOSTILE.encode("utf-8", "surrogateescape"))
+            assert connection.is_ended()
+        client.run_phases(instance, KongRequest(answers(HOSTILE)))
+        failing = client.call("HandleEvent", {"InstanceId": instance, "EventName": "log"})
+        client.call("StepError", {"EventId": failing["EventId"], "Data": HOSTILE * 1000})
+        ingest.wait_for_events(1)
+        server.stop()
+    assert len(server.complaints()) > 5
+    for line in server.log:
+        assert re.match(r"(debug|info|warning|error|critical): ", line)
+        assert line.isprintable()
+        assert len(line.encode()) <= 2048
+        assert TOKEN not in line
+        assert not line.startswith("error: forged")
+
+
+def test_a_log_that_nobody_reads_does_not_hold_up_the_process(prefix: Path) -> None:
+    """Kong empties the pipe; if it does not, lines are lost and metering goes on."""
+    reading, writing = os.pipe()
+    path = prefix / f"{PLUGIN}.sock"
+    process = subprocess.Popen([PROGRAM, "-v", "--kong-prefix", str(prefix)], env={}, stdout=writing, stderr=writing)
+    try:
+        wait_until(path.exists, "a socket")
+        client = KongClient(path)
+        for _ in range(100):
+            client.start_instance(header_config("not a URL", plugin_instance_name="x" * 2000))
+        assert client.status()
+        process.terminate()
+        assert process.wait(15) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
+        os.close(writing)

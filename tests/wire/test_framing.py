@@ -1,0 +1,184 @@
+"""However the bytes of the transcripts arrive, and in whatever company, the events are the same."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import random
+import struct
+import termios
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.rpc import Connection, KongClient, PhaseRun, Write, request_frame
+from tests.support.transcripts import RecordedRequest, load, scenarios
+from tests.support.waiting import wait_until
+from tests.wire.replay import HEADER_SUBJECTS, drain, expected_event, recorded_start, start_instance
+
+if TYPE_CHECKING:
+    from tests.support.ingest import IngestServer
+    from tests.support.plugin_server import PluginServerProcess
+
+WITH_EVENTS = [scenario for scenario in scenarios() if load(scenario).requests]
+COPIES = 5
+CONNECTIONS = 12
+
+
+@pytest.fixture
+def instance(client: KongClient, ingest: IngestServer) -> Iterator[int]:
+    number = start_instance(client, ingest, recorded_start(), meter_ai_token_usage=False)
+    yield number
+    client.close_instance(number)
+
+
+@pytest.fixture
+def connections(server: PluginServerProcess) -> Iterator[list[Connection]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(Connection(server.path)) for _ in range(CONNECTIONS)]
+
+
+def write_in_pieces(connection: Connection, pieces: Sequence[bytes]) -> None:
+    """Write each piece once the server has read the one before, so that it gets each by itself."""
+    for piece in pieces:
+        connection.send(piece)
+        wait_until(lambda: _unread(connection) == 0, "the server reads", pause=0)
+
+
+def _unread(connection: Connection) -> int:
+    """Tell how many bytes that were written the other side has not read."""
+    answer = fcntl.ioctl(connection.socket, termios.TIOCOUTQ, struct.pack("i", 0))
+    return int(struct.unpack("i", answer)[0])
+
+
+def write_byte_by_byte(connection: Connection, frame: bytes) -> None:
+    write_in_pieces(connection, [frame[index : index + 1] for index in range(len(frame))])
+
+
+def write_cut_by_chance(connection: Connection, frame: bytes) -> None:
+    chance = random.Random(frame)  # noqa: S311 - the same cuts each time
+    cuts = [0, *sorted(chance.sample(range(1, len(frame)), 6)), len(frame)]
+    write_in_pieces(connection, [frame[start:end] for start, end in itertools.pairwise(cuts)])
+
+
+def requests_of(*played: str) -> list[RecordedRequest]:
+    return [request for scenario in played for request in load(scenario).fresh_requests()]
+
+
+def expected(*played: str) -> list[dict[str, Any]]:
+    subjects = {scenario: HEADER_SUBJECTS.get(scenario, "acme") for scenario in played}
+    return in_order(
+        expected_event(request, subject)
+        for scenario, subject in subjects.items()
+        if subject
+        for request in load(scenario).requests
+    )
+
+
+def in_order(events: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(events, key=lambda event: str(event["id"]))
+
+
+def arrived(client: KongClient, ingest: IngestServer) -> list[dict[str, Any]]:
+    drain(client)
+    return in_order(iter(ingest.events()))
+
+
+@pytest.mark.parametrize("scenario", WITH_EVENTS)
+def test_frames_cut_by_chance_give_the_same_events(
+    scenario: str, server: PluginServerProcess, instance: int, ingest: IngestServer
+) -> None:
+    client = KongClient(server.path, write=write_cut_by_chance)
+    for request in requests_of(scenario):
+        client.run_phases(instance, request, *request.phases)
+    assert arrived(KongClient(server.path), ingest) == expected(scenario)
+
+
+@pytest.mark.parametrize(
+    "scenario", ["latin1_subject_header_invalid_utf8", "consumer_key_auth_hidden_credentials", "no_route_404"]
+)
+def test_frames_cut_at_every_byte_give_the_same_events(
+    scenario: str, server: PluginServerProcess, instance: int, ingest: IngestServer
+) -> None:
+    client = KongClient(server.path, write=write_byte_by_byte)
+    for request in requests_of(scenario):
+        client.run_phases(instance, request, *request.phases)
+    assert arrived(KongClient(server.path), ingest) == expected(scenario)
+
+
+def write_whole(connection: Connection, frames: bytes) -> None:
+    connection.send(frames)
+
+
+def write_in_halves(connection: Connection, frames: bytes) -> None:
+    middle = len(frames) // 2
+    write_in_pieces(connection, [frames[:middle], frames[middle:]])
+
+
+@pytest.mark.parametrize("write", [write_whole, write_in_halves])
+def test_many_frames_in_one_write_are_all_answered_in_order(
+    write: Write, server: PluginServerProcess, instance: int, connections: list[Connection], ingest: IngestServer
+) -> None:
+    client = KongClient(server.path, write=write)
+    requests = requests_of(*WITH_EVENTS)
+    for phase in ("access", "log"):
+        runs = [PhaseRun(instance, phase, request) for request in requests if phase in request.phases]
+        client.run_together(runs, connections[0])
+        assert all(run.rpcs <= 3 for run in runs)
+    assert arrived(KongClient(server.path), ingest) == expected(*WITH_EVENTS)
+
+
+@pytest.mark.parametrize("scenario", WITH_EVENTS)
+def test_steps_of_one_event_arrive_over_different_connections(
+    scenario: str, server: PluginServerProcess, instance: int, connections: list[Connection], ingest: IngestServer
+) -> None:
+    client = KongClient(server.path, connections)
+    for request in requests_of(scenario):
+        client.run_phases(instance, request, *request.phases)
+    assert arrived(client, ingest) == expected(scenario)
+
+
+def test_many_events_interleave_over_many_connections(
+    server: PluginServerProcess, instance: int, connections: list[Connection], ingest: IngestServer
+) -> None:
+    """Each step goes over a connection by chance, while other requests are in their access or log phase."""
+    client = KongClient(server.path)
+    chance = random.Random(20)  # noqa: S311 - the same order each time
+    requests = [request for _ in range(COPIES) for request in requests_of(*WITH_EVENTS)]
+    chance.shuffle(requests)
+    in_log: list[RecordedRequest] = []
+    for start in range(0, len(requests) + 30, 30):
+        in_access = requests[start : start + 30]
+        runs = [PhaseRun(instance, "access", request) for request in in_access if "access" in request.phases]
+        runs += [PhaseRun(instance, "log", request) for request in in_log]
+        client.run_shuffled(runs, connections, chance)
+        in_log = in_access
+    assert arrived(client, ingest) == in_order(event for event in expected(*WITH_EVENTS) for _ in range(COPIES))
+
+
+def test_a_connection_that_ends_in_the_middle_of_a_frame_takes_nothing_with_it(
+    server: PluginServerProcess, client: KongClient, instance: int, ingest: IngestServer
+) -> None:
+    """The event of the frame that was cut off goes on when its step is sent again, over another connection."""
+    (request,) = requests_of("get_header_subject")
+    run = PhaseRun(instance, "access", request)
+    run.take(client.answer_to(run.next_frame(1)))
+    frame = run.next_frame(2)
+    with Connection(server.path) as connection:
+        write_in_pieces(connection, [frame[:-1]])
+    run.take(client.answer_to(frame))
+    client.run(run)
+    client.run_phases(instance, request, "log")
+    assert arrived(client, ingest) == expected("get_header_subject")
+
+
+def test_a_request_that_is_half_there_does_not_hold_up_others(
+    client: KongClient, connections: list[Connection]
+) -> None:
+    frame = request_frame(7, "GetStatus").data
+    write_in_pieces(connections[0], [frame[:5]])
+    assert client.status()
+    connections[0].send(frame[5:])
+    assert connections[0].receive().id == 7
