@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from kong_metering.schema import PLUGIN_NAME
 ENVIRONMENT_PREFIX = "KONG_METERING_"
 _FIRST_INHERITED = 3
 _MOST_DESCRIPTORS = 65_536
+_LARGEST_COUNT = 65_535
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,31 @@ class _Flag:
     names: tuple[str, ...]
     help: str
     default: Any
-    type: type
+    type: Callable[[str], Any]
     metavar: str
 
     @property
     def variable(self) -> str:
         return ENVIRONMENT_PREFIX + self.names[0].removeprefix("--").replace("-", "_").upper()
+
+
+def _count(text: str) -> int:
+    """Read a count as the system takes it."""
+    value = int(text)
+    if not 1 <= value <= _LARGEST_COUNT:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {_LARGEST_COUNT}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    """Read a duration."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
 
 
 _FLAGS = (
@@ -52,9 +73,11 @@ _FLAGS = (
         "DIR",
     ),
     _Flag(("--socket-name",), "name of the socket in that directory", f"{PLUGIN_NAME}.sock", str, "NAME"),
-    _Flag(("--listen-queue-size",), "connections that may wait to be accepted", 4096, int, "N"),
-    _Flag(("--event-ttl",), "seconds after which an event that Kong does not go on with is forgotten", 60, float, "S"),
-    _Flag(("--instance-ttl",), "seconds after which an instance that Kong does not use is closed", 3600, float, "S"),
+    _Flag(("--listen-queue-size",), "connections that may wait to be accepted", 4096, _count, "N"),
+    _Flag(
+        ("--event-ttl",), "seconds after which an event that Kong does not go on with is forgotten", 60, _seconds, "S"
+    ),
+    _Flag(("--instance-ttl",), "seconds after which an instance that Kong does not use is closed", 3600, _seconds, "S"),
     _Flag(
         ("--stop-timeout",), "seconds to deliver what waits when told to end (Kong itself grants 0.03)", 5, float, "S"
     ),

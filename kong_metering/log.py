@@ -15,7 +15,6 @@ import logging
 import os
 import stat
 import threading
-import traceback
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,9 +44,24 @@ def _escaped(char: str) -> str:
 
 def cause_of(error: BaseException) -> str:
     """Tell an exception in one line: its type, its text and where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""  # noqa: PTH119
-    return f"{type(error).__name__}: {printable(str(error))}{where}"
+    return f"{type(error).__name__}: {printable(_text_of(error))}{_place_of(error)}"
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an exception of somebody else's may not even be able to tell itself
+        return "no text"
+
+
+def _place_of(error: BaseException) -> str:
+    """Find the innermost frame by hand: the traceback module would read source files, for each request that fails."""
+    trace = error.__traceback__
+    if trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"  # noqa: PTH119
 
 
 def _message_of(record: logging.LogRecord) -> str:

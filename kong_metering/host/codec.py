@@ -15,7 +15,7 @@ import msgpack
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 # A header of 5 bytes can announce 4 billion elements, for which memory would be set aside at once.
-_MAX_ELEMENTS = 65_536
+_MAX_ELEMENTS = 4096
 _REQUEST, _ANSWER = 0, 1
 _REQUEST_PARTS = 4
 

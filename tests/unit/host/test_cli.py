@@ -130,10 +130,16 @@ def test_a_flag_that_cannot_be_used_is_refused_with_the_reason(
     assert (answer.returncode, answer.stdout) == (1, "")
     assert answer.stderr == "critical: cannot start: --parent is auto, watch or ignore, not nonsense\n"
     assert list(prefix.iterdir()) == []
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["--event-ttl", "soon"])
-    assert ended.value.code == 2
-    assert "--event-ttl: invalid float value: 'soon'" in capsys.readouterr().err
+    for flag, value, complaint in (
+        ("--event-ttl", "soon", "soon is not a number of seconds above 0"),
+        ("--event-ttl", "nan", "nan is not a number of seconds above 0"),
+        ("--instance-ttl", "-1", "-1 is not a number of seconds above 0"),
+        ("--listen-queue-size", "99999999999", "99999999999 is not between 1 and 65535"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([f"{flag}={value}"])
+        assert ended.value.code == 2
+        assert f"{flag}: {complaint}" in capsys.readouterr().err
 
 
 def test_a_prefix_or_a_bundle_that_is_not_there_is_refused_with_the_reason(prefix: Path) -> None:
