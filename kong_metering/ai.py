@@ -1,21 +1,33 @@
 """The statistics of AI plugins, as the log record has them, whatever version of Kong wrote them.
 
-Their place and spelling changed from version to version; `docs/ai-usage.md` has the table. No version is asked for
-here: an object with `meta` or `usage` is one AI plugin's account of the request, wherever under `ai` it stands.
+Their place and spelling changed from version to version; `docs/ai-usage.md` tells more, with a sample of each:
+
+    Kong             account of a plugin                  counts
+    3.6              `ai` itself, one for all plugins     prompt_tokens, completion_tokens
+    3.7              `ai.<plugin>`                        prompt_token, completion_token
+    3.8              `ai.<plugin>`                        prompt_tokens, completion_tokens
+    3.9 and later    `ai.proxy` for ai-proxy,             prompt_tokens, completion_tokens
+                     `ai.<plugin>` for transformers
+    Enterprise       as above; ai-proxy-advanced as       also input_tokens, output_tokens
+                     ai-proxy; others inside `ai.proxy`
+
+No version is asked for here: an object with `meta` or `usage` is one AI plugin's account of the request, wherever under
+`ai` it stands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.record import integer, section, text
+from kong_metering.record import integer, readable, section, text
 
 if TYPE_CHECKING:
     from kong_metering.record import Record
 
-# Kong 3.9 calls ai-proxy's container so; 3.6 has one container for all, and no plugin but ai-proxy in common use.
+# What Kong 3.9 calls `proxy`; and 3.6 has one account for all plugins, of which ai-proxy is the one in common use.
 _PROXY = "ai-proxy"
 # Parts of an account, and what is logged under `ai` that is none.
 _NOT_ACCOUNTS = frozenset(
@@ -26,6 +38,8 @@ _PROMPT = ("prompt_tokens", "prompt_token", "input_tokens")
 _COMPLETION = ("completion_tokens", "completion_token", "output_tokens")
 # A request passes a handful of AI plugins; a record that claims more is not from Kong.
 _MAX_ACCOUNTS = 16
+# `ai`, a plugin's account in it, and ai-llm-as-judge, which is documented inside the proxy's account.
+_MAX_DEPTH = 2
 
 
 @dataclass(frozen=True)
@@ -43,22 +57,25 @@ class AIUsage:
 
 
 def ai_usages(record: Record) -> list[AIUsage]:
-    """List the accounts of all AI plugins that handled a request, in the record's order."""
-    ai = section(record, "ai")
-    if not ai:
-        return []
-    accounts = [(_PROXY, ai)] if _is_account(ai) else list(_accounts(ai))
-    return [_usage(name, account) for name, account in accounts[:_MAX_ACCOUNTS]]
+    """List what each AI plugin used that counted tokens for a request, in the record's order.
+
+    A plugin handles a request once: an account that stands in the record under a second name counts once.
+    """
+    usages: dict[str, AIUsage] = {}
+    for name, account in islice(_accounts("proxy", section(record, "ai")), _MAX_ACCOUNTS):
+        usage = _usage(_PROXY if name == "proxy" else readable(name), account)
+        if usage.prompt_tokens or usage.completion_tokens:
+            usages.setdefault(usage.plugin_name, usage)
+    return list(usages.values())
 
 
-def _accounts(container: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for name, value in container.items():
-        if name in _NOT_ACCOUNTS or not isinstance(value, dict):
-            continue
-        if _is_account(value):
-            yield _PROXY if name == "proxy" else name, value
-        if depth == 0:  # ai-llm-as-judge is documented inside the proxy's account
-            yield from _accounts(value, depth + 1)
+def _accounts(name: str, value: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if _is_account(value):
+        yield name, value
+    if depth < _MAX_DEPTH:
+        for inner_name, inner in value.items():
+            if inner_name and inner_name not in _NOT_ACCOUNTS and isinstance(inner, dict):
+                yield from _accounts(inner_name, inner, depth + 1)
 
 
 def _is_account(value: Mapping[str, Any]) -> bool:
@@ -81,7 +98,8 @@ def _usage(name: str, account: Mapping[str, Any]) -> AIUsage:
 
 
 def _known(value: object) -> str | None:
-    return None if value in _UNKNOWN else text(value)
+    known = text(value)
+    return None if known in _UNKNOWN else known
 
 
 def _tokens(usage: Mapping[str, Any], names: tuple[str, ...]) -> int | None:

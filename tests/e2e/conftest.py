@@ -24,6 +24,15 @@ class StartGateway(Protocol):
     def __call__(self, declarative: str, *, flags: str = "", **environment: str) -> Gateway: ...
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "real_kong: needs what only a real Kong has, such as HTTP/2")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("real_kong") and item.config.getoption("--gateway") != "kong":
+        pytest.skip("needs a real Kong: --gateway=kong")
+
+
 @pytest.fixture
 def gateway_class(request: pytest.FixtureRequest) -> type[Gateway]:
     return GATEWAYS[request.config.getoption("--gateway")]

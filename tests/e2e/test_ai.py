@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,51 +12,166 @@ from tests.e2e.traffic import exchange
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
+    from kong_metering.sandbox.collector.records import StoredEvent
+    from kong_metering.sandbox.gateways import Gateway
     from kong_metering.sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
 
 pytestmark = pytest.mark.e2e
 
-CHAT = b'{"messages":[{"role":"user","content":"Say hello."}]}'
+API_REQUEST, PROMPT, COMPLETION = "kong.api_request", "kong.llm_request request", "kong.llm_request response"
+CHAT_PATH = "/v1/chat/completions"
 
 
-def test_prompt_and_completion_tokens_are_billed_to_the_subject(
-    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
-) -> None:
+def model_route(model_url: str, name: str = "chat", **logging: bool) -> dict[str, Any]:
+    """Give a route to a model, whose statistics are logged."""
     ai_proxy = {
         "name": "ai-proxy",
         "config": {
             "route_type": "llm/v1/chat",
             "auth": {"header_name": "Authorization", "header_value": "Bearer upstream"},
-            "model": {
-                "provider": "openai",
-                "name": "gpt-4o-mini",
-                "options": {"upstream_url": f"{upstream.url}/v1/chat/completions"},
-            },
-            "logging": {"log_statistics": True},
+            "model": {"provider": "openai", "name": "gpt-4o-mini", "options": {"upstream_url": model_url}},
+            "logging": {"log_statistics": True, **logging},
         },
     }
-    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True)
-    gateway = start_gateway(document(service(upstream.url, "ai", route("chat", plugins=[ai_proxy])), plugins=[plugin]))
-    request = (
-        b"POST /chat HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Tenant-Id: acme\r\n"
-        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(CHAT)
+    return route(name, plugins=[ai_proxy])
+
+
+def ask(gateway: Gateway, path: str = "/chat", **chat: object) -> int:
+    """Send a chat request of the subject acme, and give the status of the answer."""
+    body = json.dumps({"messages": [{"role": "user", "content": "Say hello."}], **chat}).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Tenant-Id: acme\r\nX-Department: engineering\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    assert exchange(gateway.proxy_port, request + CHAT) == 200
+    return exchange(gateway.proxy_port, head.encode() + body)
+
+
+def by_kind(collector: CollectorProcess) -> dict[str, StoredEvent]:
+    """Give the events by their kind, of which there is one each."""
+    events = collector.client.events()
+    found = {f"{event.type} {(event.data or {}).get('type', '')}".strip(): event for event in events}
+    assert len(found) == len(events)
+    return found
+
+
+def test_prompt_and_completion_tokens_are_billed_to_the_subject(
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+) -> None:
+    attributes = [{"source": "header", "look_up_value_in": "x-department", "event_property_name": "department"}]
+    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True, attributes=attributes)
+    model = model_route(upstream.url + CHAT_PATH)
+    gateway = start_gateway(document(service(upstream.url, "ai", model), plugins=[plugin]))
+    assert ask(gateway) == 200
     collector.client.wait_for_events(3)
-    events = {(event.type, (event.data or {}).get("type")): event for event in collector.client.events()}
-    assert len(events) == 3
-    prompt, completion = events["kong.llm_request", "request"], events["kong.llm_request", "response"]
+    gateway.stop()
+    events = by_kind(collector)
+    assert events.keys() == {API_REQUEST, PROMPT, COMPLETION}
     assert {event.subject for event in events.values()} == {"acme"}
-    for event, tokens in ((prompt, 11), (completion, 7)):
-        data = dict(event.data or {})
+    assert {event.source for event in events.values()} == {"ai"}
+    assert {event.time for event in events.values()} == {events[API_REQUEST].time}
+    assert all((event.data or {})["department"] == "engineering" for event in events.values())
+    request_id = events[API_REQUEST].id.removesuffix(":api_request")
+    for kind, name, tokens in ((PROMPT, "request", 11), (COMPLETION, "response", 7)):
+        assert events[kind].id == f"{request_id}:llm_request:ai-proxy:{name}"
+        data = dict(events[kind].data or {})
         assert data.pop("ai_plugin_id")
-        assert all(data.pop(name) for name in ("route_id", "service_id", "api_request_id", "type"))
+        assert all(data.pop(field) == (events[API_REQUEST].data or {})[field] for field in ("route_id", "service_id"))
         assert data == {
             "ai_plugin_name": "ai-proxy",
+            "api_request_id": request_id,
+            "department": "engineering",
             "http_status": 200,
             "model": "gpt-4o-mini",
             "provider": "openai",
             "subject_type": "header",
             "tokens": tokens,
+            "type": name,
         }
+
+
+def test_a_stream_is_metered_with_the_counts_that_kong_makes(
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+) -> None:
+    """Kong 3.9 estimates both counts, and the completion's only with log_payloads."""
+    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True)
+    model = model_route(upstream.url + CHAT_PATH, log_payloads=True)
+    gateway = start_gateway(document(service(upstream.url, "ai", model), plugins=[plugin]))
+    assert ask(gateway, stream=True) == 200
+    collector.client.wait_for_events(3)
+    gateway.stop()
+    events = by_kind(collector)
+    assert events.keys() == {API_REQUEST, PROMPT, COMPLETION}
+    for kind in (PROMPT, COMPLETION):
+        data = events[kind].data or {}
+        assert isinstance(data["tokens"], int)
+        assert data["tokens"] > 0
+        assert (data["http_status"], data["model"], data["provider"]) == (200, "gpt-4o-mini", "openai")
+
+
+def test_a_stream_whose_completion_kong_does_not_count_is_metered_by_its_prompt(
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+) -> None:
+    """What comes of the completion is up to Kong: 3.9 counts none without log_payloads."""
+    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True)
+    gateway = start_gateway(
+        document(service(upstream.url, "ai", model_route(upstream.url + CHAT_PATH)), plugins=[plugin])
+    )
+    assert ask(gateway, stream=True) == 200
+    collector.client.wait_for_events(2)
+    gateway.stop()
+    assert by_kind(collector).keys() - {COMPLETION} == {API_REQUEST, PROMPT}
+
+
+def test_an_error_of_the_model_is_billed_no_completion(
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+) -> None:
+    """Kong 3.9 notes an estimate of the prompt then; it tells its status, so that a meter can leave it out."""
+    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True)
+    model = model_route(upstream.url + "/status/429")
+    gateway = start_gateway(document(service(upstream.url, "ai", model), plugins=[plugin]))
+    assert ask(gateway) == 429
+    collector.client.wait_for_events(1)
+    gateway.stop()
+    events = by_kind(collector)
+    assert (events[API_REQUEST].data or {})["response_http_status"] == 429
+    assert COMPLETION not in events
+    if PROMPT in events:
+        assert (events[PROMPT].data or {})["http_status"] == 429
+
+
+def test_with_allowed_status_codes_an_error_of_the_model_is_billed_nothing(
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+) -> None:
+    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True, allow_status_codes=["200-299"])
+    gateway = start_gateway(
+        document(
+            service(
+                upstream.url,
+                "ai",
+                model_route(upstream.url + CHAT_PATH, "good"),
+                model_route(upstream.url + "/status/429", "limited"),
+                model_route(upstream.url + "/status/500", "failing"),
+                model_route("http://127.0.0.1:1" + CHAT_PATH, "down"),
+            ),
+            plugins=[plugin],
+        )
+    )
+    assert [ask(gateway, path) for path in ("/limited", "/failing", "/down", "/good")] == [429, 500, 502, 200]
+    collector.client.wait_for_events(3)
+    gateway.stop()
+    events = by_kind(collector)
+    assert events.keys() == {API_REQUEST, PROMPT, COMPLETION}
+    assert (events[API_REQUEST].data or {})["request_uri"] == "/good"
+
+
+def test_without_statistics_there_is_nothing_to_meter_but_the_request(
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+) -> None:
+    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True)
+    model = model_route(upstream.url + CHAT_PATH, log_statistics=False)
+    gateway = start_gateway(document(service(upstream.url, "ai", model), plugins=[plugin]))
+    assert ask(gateway) == 200
+    collector.client.wait_for_events(1)
+    gateway.stop()
+    assert by_kind(collector).keys() == {API_REQUEST}

@@ -1,0 +1,490 @@
+"""Odd targets, hosts, methods, bodies and connections: each request is metered once, as what Kong took it for."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kong_metering.sandbox.collector.process import CollectorProcess
+from kong_metering.sandbox.gateways import GATEWAYS, free_port
+from tests.e2e.declarative import document, metering, route, service
+from tests.e2e.hostile import ACME, TENANT, Till, open_till, request
+
+if TYPE_CHECKING:
+    from kong_metering.sandbox.upstream_process import UpstreamProcess
+    from tests.e2e.traffic import Header
+
+pytestmark = pytest.mark.e2e
+
+API = "api.example"
+CHUNKED: Header = ("Transfer-Encoding", "chunked")
+TIMEOUT = 15
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A request, the status that it is answered with (0: no status line), and host, path and method of its event.
+
+    Without a host it has no event: nginx refused it before it read the subject.
+    """
+
+    data: bytes
+    status: int
+    host: str | None = None
+    uri: str | None = "/echo"
+    method: str = "GET"
+
+
+def target(text: str | bytes, status: int, host: str | None = None, uri: str | None = None) -> Odd:
+    return Odd(request(text, ACME), status, host, uri)
+
+
+def hosted(host: str | bytes, status: int, expected: str | None = None) -> Odd:
+    return Odd(request("/echo", ACME, host=host), status, expected)
+
+
+def version(text: str, status: int, host: str | None = API) -> Odd:
+    return Odd(request("/echo", ACME, version=text), status, host)
+
+
+def method(name: str, status: int, path: str = "/echo") -> Odd:
+    return Odd(request(path, ACME, method=name), status, API, path, name)
+
+
+def body(status: int, *headers: Header, content: bytes = b"") -> Odd:
+    return Odd(request("/echo", ACME, *headers, method="POST", body=content), status, API, method="POST")
+
+
+ODD = {
+    # -- targets in absolute form
+    "absolute": target("http://Shop.example:99/echo/x?y=1", 200, "shop.example", "/echo/x"),
+    "absolute, of another scheme": target("ftp://shop.example/echo", 200, "shop.example", "/echo"),
+    "absolute, with a dot at the end": target("http://shop.example./echo", 200, "shop.example", "/echo"),
+    "absolute, IPv6": target("http://[2001:db8::7]:99/echo", 200, "[2001:db8::7]", "/echo"),
+    "absolute, without a path": target("http://shop.example", 404, "shop.example", "/"),
+    "absolute, with a query only": target("http://shop.example?y=1", 404, "shop.example", None),
+    "absolute, without Host": Odd(request("http://shop.example/echo", ACME, host=None), 400, "shop.example"),
+    "absolute, with a password": target("http://user:password@shop.example/echo", 400),
+    "absolute, without a host": target("http:///echo", 400),
+    "absolute, not UTF-8": target(b"http://caf\xe9/echo", 400),
+    # -- paths
+    "double slashes": target("//echo//x", 200, API, "//echo//x"),
+    "a path like a host": target("//evil.example/echo", 404, API, "//evil.example/echo"),
+    "dot segments": target("/echo/../echo/./x", 200, API, "/echo/../echo/./x"),
+    "escaped dot segments": target("/echo/%2e%2e/x", 404, API, "/echo/%2e%2e/x"),
+    "dot segments that leave": target("/echo/../../echo", 400),
+    "escaped ones that leave": target("/echo%2f..%2f..%2fecho", 400),
+    "an escaped slash": target("/echo%2fx", 200, API, "/echo%2fx"),
+    "an escaped zero": target("/echo/%00", 400),
+    "a broken escape": target("/echo/%zz", 400),
+    "a semicolon": target("/echo;jsessionid=1/x", 200, API, "/echo;jsessionid=1/x"),
+    "a fragment": target("/echo#/x?y", 200, API, "/echo"),
+    "UTF-8": target("/echo/café", 200, API, "/echo/café"),
+    "not UTF-8": target(b"/echo/caf\xe9", 404, API, "/echo/caf\ufffd"),
+    "not UTF-8, escaped": target("/echo/%E9", 404, API, "/echo/%E9"),
+    "no path": target("*", 400),
+    "relative": target("echo", 400),
+    "long": target("/echo/" + "a" * 8000, 200, API, "/echo/" + "a" * 8000),
+    "too long": target("/echo/" + "a" * 9000, 414),
+    # -- hosts
+    "a port": hosted("api.example:8443", 200, API),
+    "a port that is none": hosted("api.example:https", 200, API),
+    "IPv6 with a port": hosted("[2001:db8::7]:8443", 200, "[2001:db8::7]"),
+    "IPv6": hosted("[::1]", 200, "[::1]"),
+    "IPv6 that is not closed": hosted("[::1", 200, "[::1"),
+    "IPv6 without brackets": hosted("::1", 400),
+    "capitals": hosted("API.Example", 200, API),
+    "a dot at the end": hosted("api.example.", 200, API),
+    "a password": hosted("user:password@api.example", 200, "user"),
+    "a host in UTF-8": hosted("café.example", 200, "café.example"),
+    "a host that is not UTF-8": hosted(b"caf\xe9.example", 200, "caf\ufffd.example"),
+    "an empty host": hosted("", 400),
+    "a host with a slash": hosted("api.example/x", 400),
+    "a host with control bytes": hosted(b"a\x01b", 400),
+    "two hosts": Odd(request("/echo", ACME, ("Host", "b.example")), 400, API),
+    "no host": Odd(request("/echo", ACME, host=None), 400, "kong"),
+    "no host in HTTP/1.0": Odd(request("/echo", ACME, host=None, version="HTTP/1.0"), 200, "kong"),
+    # -- versions
+    "HTTP/1.0": version("HTTP/1.0", 200),
+    "HTTP/1.2": version("HTTP/1.2", 200),
+    "HTTP/2.0": version("HTTP/2.0", 505, None),
+    "HTTP/0.9": Odd(b"GET /echo\r\n", 0),
+    "HTTP/2 that was not agreed": Odd(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "lines that end with a line feed only": Odd(request("/echo", ACME).replace(b"\r\n", b"\n"), 200, API),
+    # -- methods
+    "CONNECT": Odd(request("api.example:443", ACME, method="CONNECT"), 400),
+    "CONNECT with a path": method("CONNECT", 405),
+    "TRACE": method("TRACE", 405),
+    "OPTIONS": method("OPTIONS", 200),
+    "a method that nobody knows": method("BREW", 400),
+    "a method in small letters": Odd(request("/echo", ACME, method="get"), 400),
+    # -- bodies
+    "a body of a GET": Odd(request("/echo", ACME, ("Content-Length", "3"), body=b"abc"), 200, API),
+    "a chunked body": body(200, CHUNKED, content=b"3;x=y\r\nabc\r\n0\r\nX-Trailer: 1\r\n\r\n"),
+    "a length twice": body(400, ("Content-Length", "0"), ("Content-Length", "0")),
+    "a negative length": body(400, ("Content-Length", "-1")),
+    "a signed length": body(400, ("Content-Length", "+3"), content=b"abc"),
+    "a hexadecimal length": body(400, ("Content-Length", "0x3"), content=b"abc"),
+    "a list of lengths": body(400, ("Content-Length", "3, 3"), content=b"abc"),
+    "a length beyond 64 bits": body(400, ("Content-Length", "9" * 20)),
+    "a length and chunks": body(400, ("Content-Length", "3"), CHUNKED, content=b"0\r\n\r\n"),
+    "chunks twice": body(400, CHUNKED, CHUNKED, content=b"0\r\n\r\n"),
+    "another coding": body(501, ("Transfer-Encoding", "gzip, chunked"), content=b"0\r\n\r\n"),
+    "a chunk without a size": body(400, CHUNKED, content=b"zz\r\nabc\r\n"),
+    "a negative chunk": body(400, CHUNKED, content=b"-3\r\nabc\r\n0\r\n\r\n"),
+    "a chunk that is too large": body(400, CHUNKED, content=b"f" * 16 + b"\r\nabc"),
+    "an expectation that nobody knows": body(200, ("Expect", "nonsense")),
+    # -- heads
+    "a head that is too large": Odd(request("/echo", ACME, *[(f"x-{n}", "y" * 1000) for n in range(60)]), 400, API),
+    "a header without a colon": Odd(request("/echo", ACME).replace(b"on: close", b"on close"), 400),
+    "a header without a name": Odd(request("/echo", ACME, ("", "x")), 400, API),
+    "nonsense": Odd(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+}
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[CollectorProcess]:
+    with CollectorProcess() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def till(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    upstream: UpstreamProcess,
+    collector: CollectorProcess,
+) -> Iterator[Till]:
+    """Meter by header, but on `/query` by an argument."""
+    by_query = metering(collector.ingest_v1, subject={"look_up_value_in": "query", "field": "tenant"})
+    declarative = document(
+        service(upstream.url, "echo", route("echo"), route("query", plugins=[by_query])),
+        plugins=[metering(collector.ingest_v1)],
+    )
+    directory = tmp_path_factory.mktemp("targets") / "gateway"
+    gateway = GATEWAYS[request.config.getoption("--gateway")](directory, declarative)
+    with open_till(gateway, collector, "/echo", "/query") as till:
+        yield till
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD.keys())
+def test_an_odd_request_is_metered_as_what_kong_took_it_for(odd: Odd, till: Till) -> None:
+    bill = till.bill(odd.data)
+    assert bill.status == odd.status
+    if odd.host is None:
+        assert (bill.events, bill.skipped) == ([], {"no_subject": 1})
+    else:
+        assert (bill.subjects, bill.skipped) == (["acme"], {})
+        found = [bill.data.get(f"request_{name}") for name in ("host", "uri", "method")]
+        assert found == [odd.host, odd.uri, odd.method]
+        assert bill.data["response_http_status"] == odd.status
+
+
+def test_an_argument_is_found_in_an_absolute_target_and_without_any_header(till: Till) -> None:
+    assert till.bill(request("http://other.example/query?tenant=acme")).subjects == ["acme"]
+    old = till.bill(b"GET /query?tenant=acme\r\n")
+    assert old.answer.startswith(b'{"method": "GET"'), "HTTP/0.9 has no head"
+    assert old.subjects == ["acme"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/echo/bytes/100", 200), ("/echo/status/204", 204), ("/echo/status/304", 304)]
+)
+def test_an_answer_without_a_body_is_metered(path: str, status: int, till: Till) -> None:
+    bill = till.bill(request(path, ACME, method="HEAD" if status == 200 else "GET"))
+    assert (bill.status, bill.subjects) == (status, ["acme"])
+    assert bill.data["response_http_status"] == status
+
+
+# -- several requests on one connection --------------------------------------------------------------------------------
+
+
+def test_pipelined_requests_are_metered_each(till: Till) -> None:
+    requests = [request(f"/echo/{n}", (TENANT, f"tenant-{n}"), keep_alive=n < 9) for n in range(10)]
+    bill = till.bill(b"".join(requests), requests=10)
+    assert bill.answer.count(b"HTTP/1.1 200") == 10
+    found = sorted((event.subject, (event.data or {})["request_uri"]) for event in bill.events)
+    assert found == [(f"tenant-{n}", f"/echo/{n}") for n in range(10)]
+    assert len({event.id for event in bill.events}) == 10
+
+
+def test_what_is_behind_nonsense_is_no_request(till: Till) -> None:
+    good = request("/echo", ACME, keep_alive=True)
+    bill = till.bill(good + b"nonsense\r\n\r\n" + request("/echo", (TENANT, "never")), requests=2)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", bill.answer) == [b"200", b"400"]
+    assert (bill.subjects, bill.skipped) == (["acme"], {"no_subject": 1})
+
+
+def test_a_body_that_is_longer_than_it_says_is_the_next_request(till: Till) -> None:
+    lying = request("/echo", ACME, ("Content-Length", "3"), method="POST", body=b"abc", keep_alive=True)
+    bill = till.bill(lying + request("/echo/smuggled", (TENANT, "globex")), requests=2)
+    assert bill.answer.count(b"HTTP/1.1 200") == 2
+    assert sorted(bill.subjects) == ["acme", "globex"]
+
+
+def test_pipelined_requests_whose_client_leaves_are_metered_as_far_as_they_came(till: Till) -> None:
+    requests = [request("/echo/slow/1", ACME, keep_alive=True)] + [request("/echo", (TENANT, "never"))] * 5
+    bill = till.bill(lambda port: leave(port, b"".join(requests), after=0.2))
+    assert bill.subjects == ["acme"]
+    assert bill.data["response_http_status"] == 499
+
+
+# -- clients that leave ------------------------------------------------------------------------------------------------
+
+
+def leave(port: int, data: bytes, *, after: float = 0.2, reset: bool = False, read: int = 0) -> bytes:
+    """Send bytes, read some of the answer, and close the connection, in the usual way or with a reset."""
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as connection:
+        connection.sendall(data)
+        received = connection.recv(read) if read else b""
+        time.sleep(after)  # so that nginx has read what was sent: a reset takes unread bytes with it
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return received
+
+
+def half_close(port: int, data: bytes) -> bytes:
+    """Send bytes, close only that side of the connection, and read the answer."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        while received := connection.recv(65536):
+            answer += received
+    return answer
+
+
+UPLOAD = request("/echo", ACME, ("Content-Length", "100000"), method="POST", body=b"x" * 500)
+CUT_CHUNK = request("/echo", ACME, CHUNKED, method="POST", body=b"5\r\nabc")
+WAITING = request("/echo", ACME, ("Expect", "100-continue"), ("Content-Length", "5"), method="POST")
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("data", [UPLOAD, CUT_CHUNK, WAITING], ids=["plain", "chunked", "not begun"])
+def test_an_aborted_upload_is_metered_once(data: bytes, reset: bool, till: Till) -> None:  # noqa: FBT001
+    bill = till.bill(lambda port: leave(port, data, reset=reset))
+    assert bill.subjects == ["acme"]
+    assert bill.data["response_http_status"] == 400
+    assert "upstream_status" not in bill.data
+
+
+def test_an_upload_that_is_shorter_than_it_says_is_metered_once(till: Till) -> None:
+    bill = till.bill(lambda port: half_close(port, UPLOAD))
+    assert (bill.subjects, bill.data["response_http_status"]) == (["acme"], 400)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_an_aborted_download_is_metered_once_with_what_was_sent(reset: bool, till: Till) -> None:  # noqa: FBT001
+    size = 30_000_000
+    bill = till.bill(lambda port: leave(port, request(f"/echo/bytes/{size}", ACME), reset=reset, read=1000))
+    assert bill.answer.startswith(b"HTTP/1.1 200 OK")
+    assert bill.subjects == ["acme"]
+    assert bill.data["response_http_status"] == 200
+    assert 1000 < bill.data["response_size_bytes"] < size
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_a_client_that_does_not_wait_for_the_answer_is_billed_once(reset: bool, till: Till) -> None:  # noqa: FBT001
+    bill = till.bill(lambda port: leave(port, request("/echo/slow/2", ACME), reset=reset))
+    assert (bill.subjects, bill.data["response_http_status"]) == (["acme"], 499)
+
+
+def test_a_client_that_closes_its_side_is_one_that_left(till: Till) -> None:
+    bill = till.bill(lambda port: half_close(port, request("/echo/slow/1", ACME)))
+    assert (bill.answer, bill.subjects, bill.data["response_http_status"]) == (b"", ["acme"], 499)
+
+
+def test_a_refused_upload_that_nobody_reads_is_metered_once(till: Till) -> None:
+    data = request("/nowhere", ACME, ("Content-Length", "100000"), method="POST", body=b"x")
+    bill = till.bill(lambda port: leave(port, data, read=1000))
+    assert (bill.status, bill.subjects, bill.data["response_http_status"]) == (404, ["acme"], 404)
+
+
+def test_a_head_that_is_cut_off_is_counted(till: Till) -> None:
+    cut = till.bill(lambda port: leave(port, request("/echo", ACME)[:-2]))
+    assert (cut.subjects, cut.data["response_http_status"]) == (["acme"], 400)
+    assert till.bill(lambda port: leave(port, b"GET /ec")).skipped == {"no_subject": 1}
+
+
+def test_a_connection_without_a_request_is_nothing(till: Till) -> None:
+    assert till.bill(lambda port: leave(port, b""), requests=0).events == []
+    assert till.bill(lambda port: leave(port, b"\r\n"), requests=0).events == []
+    till.check()
+
+
+def test_nothing_of_all_this_is_in_the_log(till: Till) -> None:
+    """All tests before this one have sent what they send; only the start of instances is told."""
+    lines = till.log_lines()
+    assert [line for line in lines if "instance" not in line] == []
+    assert len(lines) <= 4
+
+
+# -- what the stand-in does not speak ------------------------------------------------------------------------------------
+
+
+class Echo(threading.Thread):
+    """An upstream that agrees to any websocket, and sends back what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__(name="websocket upstream", daemon=True)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def run(self) -> None:
+        try:
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    self._serve(connection)
+        except OSError:
+            return  # closed
+
+    def _serve(self, connection: socket.socket) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        while data := connection.recv(65536):
+            connection.sendall(data)
+
+    @contextmanager
+    def running(self) -> Iterator[Echo]:
+        self.start()
+        yield self
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.join(TIMEOUT)
+
+
+@pytest.fixture(scope="module")
+def modern_till(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    upstream: UpstreamProcess,
+    collector: CollectorProcess,
+) -> Iterator[Till]:
+    """Speak HTTP/2 as well, on the same port; and be the gRPC upstream oneself, under another host name."""
+    port = free_port()
+    answer = {"status_code": 200, "content_type": "application/grpc", "body": "x"}
+    with Echo().running() as echo:
+        plugin = metering(collector.ingest_v1)
+        called = service(
+            f"grpc://127.0.0.1:{port}",
+            "called",
+            {"name": "called", "protocols": ["grpc"], "paths": ["/shop.Orders"], "hosts": [API]},
+            plugins=[plugin],
+        )
+        answering = service(
+            "http://127.0.0.1:1",
+            "answering",
+            {"name": "answering", "paths": ["/shop.Orders"], "hosts": ["127.0.0.1"]},
+            plugins=[{"name": "request-termination", "config": answer}],
+        )
+        declarative = document(
+            service(upstream.url, "echo", plugins=[plugin]),
+            service(echo.url, "socket", plugins=[plugin]),
+            called,
+            answering,
+        )
+        gateway = GATEWAYS[request.config.getoption("--gateway")](
+            tmp_path_factory.mktemp("modern") / "gateway",
+            declarative,
+            settings={"proxy_listen": f"127.0.0.1:{port}", "nginx_proxy_http2": "on"},
+        )
+        with open_till(gateway, collector, "/echo") as till:
+            yield till
+
+
+def curl(*arguments: str | bytes) -> bytes:
+    """Ask with curl, over HTTP/2 from the first byte, and give what it prints."""
+    program = shutil.which("curl")
+    if (
+        program is None
+        or b"HTTP2" not in subprocess.run([program, "--version"], capture_output=True, check=True).stdout
+    ):
+        pytest.skip("needs a curl with HTTP/2")
+    command = [program, "-sS", "--http2-prior-knowledge", "--max-time", str(TIMEOUT), *arguments]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+@pytest.mark.real_kong
+def test_requests_on_one_http2_connection_are_metered_each(modern_till: Till) -> None:
+    urls = [f"{modern_till.gateway.proxy_url}/echo/{n}?y=1" for n in range(5)]
+    bill = modern_till.bill(lambda _: curl("-H", f"{TENANT}: acme", *urls), requests=5)
+    assert bill.answer.count(b'"method": "GET"') == 5
+    assert bill.subjects == ["acme"] * 5
+    found = sorted(((event.data or {})["request_host"], (event.data or {})["request_uri"]) for event in bill.events)
+    assert found == [("127.0.0.1", f"/echo/{n}") for n in range(5)]
+
+
+@pytest.mark.real_kong
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([b"X-Tenant-Id: caf\xe9"], "café"),
+        ([b"X-Tenant-Id: acme", b"X-Tenant-Id: globex"], "acme"),
+        ([b"X-Tenant-Id;", b"X-Tenant-Id: acme"], "acme"),
+        ([b"x_tenant_id: acme"], "acme"),
+        ([*(b"x-filler-%d: 1" % n for n in range(120)), b"X-Tenant-Id: acme", b"X-Tenant-Id: globex"], "acme"),
+        ([b"X-Tenant-Id;"], None),
+    ],
+    ids=["latin-1", "twice", "blank, then not", "underscores", "twice, after 120 others", "empty"],
+)
+def test_an_http2_header_is_the_subject_as_any_other(
+    headers: list[bytes], expected: str | None, modern_till: Till
+) -> None:
+    flags = [part for header in headers for part in (b"-H", header)]
+    bill = modern_till.bill(lambda _: curl(*flags, f"{modern_till.gateway.proxy_url}/echo"))
+    assert bill.subjects == ([] if expected is None else [expected])
+
+
+@pytest.mark.real_kong
+def test_a_grpc_call_is_metered_once(modern_till: Till) -> None:
+    headers = (f"{TENANT}: acme", "Content-Type: application/grpc", "TE: trailers", f"Host: {API}")
+    flags = [part for header in headers for part in ("-H", header)]
+    url = f"{modern_till.gateway.proxy_url}/shop.Orders/List"
+    bill = modern_till.bill(lambda _: curl("-i", "--data-binary", "@/dev/null", *flags, url))
+    assert b"grpc-status: 0" in bill.answer
+    assert bill.subjects == ["acme"]
+    found = {name: bill.data[name] for name in ("request_host", "request_uri", "request_method", "service_protocol")}
+    assert found == {
+        "request_host": API,
+        "request_uri": "/shop.Orders/List",
+        "request_method": "POST",
+        "service_protocol": "grpc",
+    }
+
+
+@pytest.mark.real_kong
+def test_a_websocket_is_metered_once_when_it_ends(modern_till: Till) -> None:
+    upgrade: list[Header] = [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")]
+    frame = b"\x81\x85\0\0\0\0hello"
+
+    def talk(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as connection:
+            connection.sendall(request("/socket", ACME, *upgrade, keep_alive=True))
+            answer = connection.recv(65536)
+            for _ in range(3):
+                connection.sendall(frame)
+                assert connection.recv(65536) == frame
+            assert modern_till.collector.client.events() == [], "it is not metered before its end"
+            return answer
+
+    bill = modern_till.bill(talk)
+    assert bill.answer.startswith(b"HTTP/1.1 101 ")
+    assert (bill.subjects, bill.data["response_http_status"], bill.data["upstream_status"]) == (["acme"], 101, 101)
+    assert bill.data["response_size_bytes"] > 3 * len(frame)
