@@ -93,8 +93,8 @@ class Attribute(Settings):
         str,
         Field(
             min_length=1,
-            description="Name of the property in the event's data. A name that the event has already, such as tokens, "
-            "keeps the event's own value.",
+            description="Name of the property in the event's data. The names of the event's own fields are reserved, "
+            "whether it has them or not: such an attribute is left out.",
         ),
     ]
 

@@ -98,6 +98,13 @@ class Meter:
         return tuple(dict.fromkeys(names)) if self.meters_anything else ()
 
     @property
+    def reserved_attributes(self) -> dict[str, list[str]]:
+        """The configured attributes that can have no place in some type of event, and in which."""
+        names = {item.event_property_name for item in self._attributes}
+        reserved = {name: [kind for kind, own in EVENT_FIELDS.items() if name in own] for name in sorted(names)}
+        return {name: kinds for name, kinds in reserved.items() if kinds}
+
+    @property
     def meters_anything(self) -> bool:
         """Whether any request can give an event."""
         return self._config.meter_api_requests or self._config.meter_ai_token_usage

@@ -20,7 +20,7 @@ from kong_metering import __version__
 from kong_metering.config import parse_config, parse_entity
 from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
-from kong_metering.log import LOGGER, cause_of
+from kong_metering.log import LOGGER, cause_of, printable
 from kong_metering.record import Record, header_values, is_blank, parse_record
 from kong_metering.request import FinishedRequest
 from kong_metering.runtime import Runtime, default_runtime
@@ -52,6 +52,13 @@ class Plugin:
             self._headers: tuple[str, ...] = ()
             return
         self._meter = Meter(settings, self._runtime.clock)
+        for name, event_types in self._meter.reserved_attributes.items():
+            LOGGER.warning(
+                "plugin %s: the attribute %s is left out of %s events: it is the name of a field of theirs",
+                self._entity.name,
+                printable(name),
+                " and ".join(event_types),
+            )
         self._headers = self._meter.header_names
         self._queue = self._runtime.delivery.open(self._entity, settings)
 

@@ -213,7 +213,7 @@ class RealKong(Gateway):
     def stop(self) -> None:
         """Stop with `kong quit`: requests end, their log phases run, then the plugin server is told to."""
         if self._running:
-            self._kong("quit", "-p", str(self.prefix))
+            self._kong("quit", "-p", str(self.prefix), "-t", "30")
             self._running = False
 
     def reload(self, declarative: str | None = None) -> None:

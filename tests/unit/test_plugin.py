@@ -597,3 +597,13 @@ def test_a_foreign_host_gives_no_runtime(default: Callable[[], Gateway]) -> None
     plugin = Plugin({"ingest_endpoint": "https://openmeter.example", "api_token": "t", "subject": BY_HEADER})
     run(plugin, gateway.request((TENANT, "acme")))
     assert gateway.subjects == ["acme"]
+
+
+def test_an_attribute_with_a_reserved_name_is_said_when_the_instance_starts(
+    gateway: Gateway, said: list[logging.LogRecord]
+) -> None:
+    attribute = {"source": "header", "look_up_value_in": "x-model", "event_property_name": "model"}
+    gateway.plugin(attributes=[attribute])
+    (line,) = said
+    assert line.levelno == logging.WARNING
+    assert "the attribute model is left out of kong.llm_request events" in line.getMessage()
