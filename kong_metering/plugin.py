@@ -4,28 +4,30 @@ access: reads the headers that the events need, before another plugin can change
 log: works out who pays, builds the events and hands them to the queue. Neither phase does I/O or raises: whatever goes
 wrong here is said in the log and counted, and the request goes on.
 
-It runs in this package's own host and, unchanged, under kong-pdk's server.
+It runs under kong-pdk's server; in this package's own host it runs in steps (`steps.py`), which cost less.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from kong_pdk.exception import PDKException
 
 from kong_metering import __version__
+from kong_metering.capture import attempt, capture_headers, piecewise_record
 from kong_metering.config import parse_config, parse_entity
 from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
 from kong_metering.log import LOGGER, cause_of, printable
-from kong_metering.record import Record, header_values, is_blank, parse_record
+from kong_metering.record import parse_record
 from kong_metering.request import FinishedRequest
 from kong_metering.runtime import Runtime, default_runtime
 from kong_metering.schema import PRIORITY, config_fields
 from kong_metering.stats import Skipped
+from kong_metering.steps import Steps, call, run_steps
 
 # The names that kong-pdk's server looks for in a plugin's module.
 Schema = config_fields()
@@ -33,7 +35,6 @@ version = __version__
 priority = PRIORITY
 
 SHARED_KEY = "metering-and-billing"
-_MAX_HEADERS = 1000  # the most that kong.request.get_headers gives
 
 
 class Plugin:
@@ -64,34 +65,42 @@ class Plugin:
 
     def access(self, kong: Any) -> None:
         """Keep the client's own values of the headers that the events need."""
-        if not self._headers:
-            return
-        try:
-            captured = capture_headers(kong, self._headers)
-            if captured:
-                _result(kong.ctx.shared.set(SHARED_KEY, captured))
-        except Exception as error:  # noqa: BLE001 - metering fails open
-            self._report("access", error)
+        run_steps(self.access_steps(), kong)
 
     def log(self, kong: Any) -> None:
         """Meter the finished request."""
+        run_steps(self.log_steps(), kong)
+
+    def access_steps(self) -> Steps[None]:
+        """Do what `access` does, in steps."""
+        if not self._headers:
+            return
         try:
-            self._meter_request(kong)
+            captured = yield from capture_headers(self._headers)
+            if captured:
+                yield call("kong.ctx.shared.set", SHARED_KEY, captured)
+        except Exception as error:  # noqa: BLE001 - metering fails open
+            self._report("access", error)
+
+    def log_steps(self) -> Steps[None]:
+        """Do what `log` does, in steps."""
+        try:
+            yield from self._meter_request()
         except Exception as error:  # noqa: BLE001 - metering fails open
             self._runtime.stats.skip(Skipped.ERROR)
             self._report("log", error)
         try:
-            self._relay_troubles(kong)
+            yield from self._relay_troubles()
         except Exception as error:  # noqa: BLE001 - what could not be said here is in our own log
             self._runtime.troubles.report("relay", f"warnings could not be said through Kong: {cause_of(error)}")
 
-    def _meter_request(self, kong: Any) -> None:
+    def _meter_request(self) -> Steps[None]:
         if self._meter is None or not self._meter.meters_anything:
             return
-        captured, serving_since = self._captured(kong)
-        record = parse_record(_attempt(kong.log.serialize))
+        captured, serving_since = yield from self._captured()
+        record = parse_record((yield from attempt("kong.log.serialize")))
         if record is None:
-            record = piecewise_record(kong)
+            record = yield from piecewise_record()
             self._runtime.troubles.report(
                 "record",
                 f"plugin {self._entity.name}: Kong could not serialise the log record of a request (a number in it "
@@ -105,21 +114,22 @@ class Plugin:
         for event in events:
             self._queue.put(event)
 
-    def _captured(self, kong: Any) -> tuple[object, float]:
+    def _captured(self) -> Steps[tuple[object, float]]:
         """Get what the access phase kept, and since when it can have; where Kong fails to, the record has to do."""
         if not self._headers:
             return None, 0
         try:
-            return _result(kong.ctx.shared.get(SHARED_KEY)), self._runtime.serving_since_ms
+            captured = yield call("kong.ctx.shared.get", SHARED_KEY)
         except PDKException as error:
             self._report("access", error)
             return None, math.inf
+        return captured, self._runtime.serving_since_ms
 
-    def _relay_troubles(self, kong: Any) -> None:
+    def _relay_troubles(self) -> Steps[None]:
         """Say warnings and errors through Kong, which by default hides what this process logs by itself."""
         while (kept := self._runtime.relay.take()) is not None:
             level, message = kept
-            _result((kong.log.err if level >= logging.ERROR else kong.log.warn)(message))
+            yield call("kong.log.err" if level >= logging.ERROR else "kong.log.warn", message)
 
     @property
     def busy(self) -> bool:
@@ -137,67 +147,3 @@ class Plugin:
             f"{phase}:{type(error).__name__}",
             f"plugin {self._entity.name}: {loss}, its {phase} phase failed: {cause_of(error)}",
         )
-
-
-def capture_headers(kong: Any, names: tuple[str, ...]) -> dict[str, str]:
-    """Read request headers by name; those that the request does not have are left out."""
-    values = {name: _result(kong.request.get_header(name)) for name in names}
-    missing = [name for name, value in values.items() if value is None]
-    if missing:
-        values |= hidden_headers(kong, missing)
-    return {name: value for name, value in values.items() if isinstance(value, str)}
-
-
-def hidden_headers(kong: Any, names: list[str]) -> dict[str, str]:
-    """Find headers that `kong.request.get_header` does not see.
-
-    Kong 3.9 looks up a header that was sent twice, or that contains a comma and a space, only among the first 100
-    (`kong/tools/http.lua`): without this, a client with many headers would not be billed.
-    """
-    headers = _result(kong.request.get_headers(_MAX_HEADERS))
-    if not isinstance(headers, dict):
-        return {}
-    record: Record = {"request": {"headers": headers}}
-    found = {name: _first(values) for name in names if (values := header_values(record, name))}
-    if sum(len(values) if isinstance(values, list) else 1 for values in headers.values()) >= _MAX_HEADERS:
-        for name in (name for name in names if name not in found):
-            value = _result(kong.nginx.get_var("http_" + name.lower().replace("-", "_")))
-            if isinstance(value, str):
-                found[name] = _first(value.split(", "))
-    return found
-
-
-def _first(values: list[str]) -> str:
-    """Give the first value of a header that was sent several times; a blank one does not hide the next."""
-    return next((value for value in values if not is_blank(value)), values[0])
-
-
-def piecewise_record(kong: Any) -> Record:
-    """Put together what is billable of a request whose log record Kong could not serialise."""
-    return {
-        "request": {
-            "id": _attempt(kong.response.get_header, "x-kong-request-id"),
-            "headers": _attempt(kong.request.get_headers),
-        },
-        "response": {"status": _attempt(kong.response.get_status)},
-        "route": _attempt(kong.router.get_route),
-        "service": _attempt(kong.router.get_service),
-        "consumer": _attempt(kong.client.get_consumer),
-    }
-
-
-def _attempt(function: Callable[..., Any], *arguments: object) -> Any:
-    try:
-        return _result(function(*arguments))
-    except PDKException:
-        return None
-
-
-def _result(answer: Any) -> Any:
-    """Take a PDK function's value; kong-pdk's server without --no-lua-style gives a pair of value and error."""
-    if isinstance(answer, tuple):
-        value, error = answer
-        if error:
-            raise PDKException(error)
-        return value
-    return answer

@@ -50,6 +50,8 @@ def text(value: object) -> str | None:
 
 def integer(value: object) -> int | None:
     """Take a count: a whole number from 0 to 2^53, also as a float or in digits; anything else is nothing."""
+    if type(value) is int:
+        return value if 0 <= value <= _LARGEST_INTEGER else None
     if isinstance(value, bool):
         return None
     if isinstance(value, str):

@@ -7,9 +7,8 @@ become Python's surrogate escapes on the way in, and the same bytes again on the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -18,14 +17,20 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 _MAX_ELEMENTS = 4096
 _REQUEST, _ANSWER = 0, 1
 _REQUEST_PARTS = 4
+_LIMITS: dict[str, Any] = {
+    "raw": False,
+    "unicode_errors": "surrogateescape",
+    "strict_map_key": False,
+    "max_array_len": _MAX_ELEMENTS,
+    "max_map_len": _MAX_ELEMENTS,
+}
 
 
 class ProtocolError(Exception):
     """Bytes that are not the protocol; whoever sent them loses the connection."""
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """One RPC from Kong; `argument` is the only one that any of them has."""
 
     id: int
@@ -37,35 +42,42 @@ class FrameReader:
     """Cuts the bytes of one connection into requests, however they arrive."""
 
     def __init__(self) -> None:
-        self._unpacker = msgpack.Unpacker(
-            raw=False,
-            unicode_errors="surrogateescape",
-            strict_map_key=False,
-            max_buffer_size=MAX_FRAME_BYTES,
-            max_array_len=_MAX_ELEMENTS,
-            max_map_len=_MAX_ELEMENTS,
-        )
+        self._unpacker: msgpack.Unpacker | None = None
         self._fed = 0
         self._read = 0
 
-    def feed(self, data: bytes) -> Iterator[Request]:
-        """Take bytes and yield the requests that they complete.
+    def feed(self, data: bytes) -> Iterable[Request]:
+        """Take bytes and give the requests that they complete.
 
-        Raises `ProtocolError` for a frame that is not a request, too large or too deep.
+        Raises `ProtocolError`, at the latest while they are gone through, for a frame that is not a request, too large
+        or too deep.
         """
+        if self._unpacker is None:
+            # Kong has one RPC at a time on a connection: nearly always, this is one whole frame.
+            try:
+                message = msgpack.unpackb(data, **_LIMITS)
+            except Exception:  # noqa: BLE001 - part of a frame, several, or none: the unpacker tells
+                self._unpacker = msgpack.Unpacker(**_LIMITS, max_buffer_size=MAX_FRAME_BYTES)
+            else:
+                return (_request(message),)
+        return self._unpacked(self._unpacker, data)
+
+    def _unpacked(self, unpacker: msgpack.Unpacker, data: bytes) -> Iterator[Request]:
         self._fed += len(data)
         try:
-            self._unpacker.feed(data)
-            for message in self._unpacker:
-                self._read = self._unpacker.tell()
+            unpacker.feed(data)
+            for message in unpacker:
+                self._read = unpacker.tell()
                 yield _request(message)
         except ProtocolError:
             raise
         except Exception as error:
             # msgpack raises a dozen types, down to TypeError for a map key that cannot be one.
             raise ProtocolError(f"not a MessagePack frame: {type(error).__name__}: {error}") from error
+        if self._fed == self._read:
+            self._unpacker, self._fed, self._read = None, 0, 0
         # msgpack's own limit is only for the bytes that it has not looked at yet.
-        if self._fed - self._read > MAX_FRAME_BYTES:
+        elif self._fed - self._read > MAX_FRAME_BYTES:
             raise ProtocolError(f"a frame of more than {MAX_FRAME_BYTES} bytes")
 
 

@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.host.pdk import TERMINAL_METHODS, Done, PDKCall, PhaseRunner
+from kong_metering.host.pdk import TERMINAL_METHODS, Done, PhaseRunner, StepsRunner
 from kong_metering.log import LOGGER, cause_of, printable
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.log import TroubleLog
+    from kong_metering.steps import PDKCall
 
 # Kong's Lua numbers are doubles, exact up to 2^53.
 _LARGEST_FIRST_ID = 2**52
@@ -48,8 +49,9 @@ class RPCError(Exception):
 class PluginDefinition:
     """The plugin that is hosted.
 
-    `create` makes an instance from the configuration that Kong sent. An instance has a method for each phase, and may
-    have `busy` (it must not be closed yet) and `close()`. `info` is what `plugin.GetPluginInfo` answers; `status` gives
+    `create` makes an instance from the configuration that Kong sent. An instance has a method for each phase, such as
+    `access(kong)`, or the phase in steps, as `access_steps()`, or both; it may have `busy` (it must not be closed yet)
+    and `close()`. `info` is what `plugin.GetPluginInfo` answers; `status` gives
     figures of the plugin's own for `plugin.GetStatus`.
     """
 
@@ -60,10 +62,16 @@ class PluginDefinition:
     status: Callable[[], Mapping[str, Any]] = dict
 
 
+@dataclass(frozen=True)
+class _Phase:
+    function: Callable[..., Any]
+    in_steps: bool
+
+
 @dataclass
 class _Instance:
     plugin: object
-    phases: Mapping[str, Callable[[Any], object]]
+    phases: Mapping[str, _Phase]
     started_at: float
     used_at: float
     events: int = 0  # that are under way
@@ -72,7 +80,7 @@ class _Instance:
 
 @dataclass
 class _Event:
-    runner: PhaseRunner
+    runner: PhaseRunner | StepsRunner
     instance: _Instance
     phase: str
     touched_at: float
@@ -105,7 +113,6 @@ class Dispatcher:
         self._limits = limits or Limits()
         self._ids = _ids()
         self._instances: dict[int, _Instance] = {}
-        # In the order of their latest step: the first ones are those to forget.
         self._events: dict[int, _Event] = {}
         # The event that the latest answer lets wait, if it does.
         self._latest: int | None = None
@@ -160,7 +167,7 @@ class Dispatcher:
             raise RPCError(f"plugin {printable(str(name))} is not served here, only {self._plugin.name} is")
         plugin = self._plugin.create(_parsed(config))
         now, instance_id = self._clock.monotonic(), next(self._ids)
-        phases = {phase: getattr(plugin, phase) for phase in self._plugin.phases}
+        phases = {phase: _phase_of(plugin, phase) for phase in self._plugin.phases}
         self._instances[instance_id] = _Instance(plugin, phases, self._clock.wall(), now)
         self._times.last_start = self._clock.wall()
         LOGGER.info("instance %d started", instance_id)
@@ -198,53 +205,62 @@ class Dispatcher:
 
     def _handle_event(self, argument: Any) -> object:
         instance = self._instance(_member(argument, "InstanceId"))
-        phase = _member(argument, "EventName")
-        function = instance.phases.get(phase) if isinstance(phase, str) else None
-        if function is None:
-            raise RPCError(f"{self._plugin.name} has no phase {printable(str(phase))}")
+        name = _member(argument, "EventName")
+        phase = instance.phases.get(name) if isinstance(name, str) else None
+        if phase is None:
+            raise RPCError(f"{self._plugin.name} has no phase {printable(str(name))}")
         instance.used_at = self._clock.monotonic()
-        event = _Event(self._idle.pop() if self._idle else PhaseRunner(), instance, phase, instance.used_at)
+        event = _Event(self._runner(phase), instance, name, instance.used_at)
         instance.events += 1
-        wants = event.runner.start(function)
+        wants = event.runner.start(phase.function)
         if isinstance(wants, Done):
             return self._finished(event, wants)
         event_id = next(self._ids)
+        self._events[event_id] = event
         # Kong reads the id of an event from this first answer only.
-        return {"EventId": event_id, **self._waiting(event_id, event, wants)}
+        return {"EventId": event_id, "Data": self._waiting(event_id, event, wants)}
+
+    def _runner(self, phase: _Phase) -> PhaseRunner | StepsRunner:
+        if phase.in_steps:
+            return StepsRunner()
+        return self._idle.pop() if self._idle else PhaseRunner()
 
     def _step(self, argument: Any) -> object:
-        return self._resumed(argument, argument.get("Data") if isinstance(argument, dict) else None, None)
+        event_id, event = self._event(argument)
+        return self._gone_on(event_id, event, event.runner.resume(argument.get("Data")))
 
     def _step_error(self, argument: Any) -> object:
-        error = _member(argument, "Data", required=False)
-        return self._resumed(argument, None, error or "unknown error")
+        event_id, event = self._event(argument)
+        return self._gone_on(event_id, event, event.runner.resume(None, argument.get("Data") or "unknown error"))
 
-    def _resumed(self, argument: Any, value: object, error: object) -> object:
+    def _event(self, argument: Any) -> tuple[int, _Event]:
         event_id = _member(argument, "EventId")
-        event = self._events.pop(event_id, None) if isinstance(event_id, int) else None
+        event = self._events.get(event_id) if isinstance(event_id, int) else None
         if event is None:
             raise RPCError(f"event id {printable(str(event_id))} not found")
         event.touched_at = self._clock.monotonic()
-        wants = event.runner.resume(value, error)
+        return event_id, event
+
+    def _gone_on(self, event_id: int, event: _Event, wants: PDKCall | Done) -> object:
         if isinstance(wants, Done):
+            del self._events[event_id]
             return self._finished(event, wants)
-        return self._waiting(event_id, event, wants)
+        return {"Data": self._waiting(event_id, event, wants)}
 
     def _waiting(self, event_id: int, event: _Event, call: PDKCall) -> dict[str, object]:
-        """Answer with the PDK call that the phase makes; the event waits for its result."""
-        data: dict[str, object] = {"Method": call.method}
-        if call.arguments:
-            data["Args"] = call.arguments
+        """Say the PDK call that the phase makes; the event waits for its result, unless the call ends the request."""
         if call.method in TERMINAL_METHODS:
+            del self._events[event_id]
             self._abandon(event)
         else:
-            self._events[event_id] = event
             self._latest = event_id
-        return {"Data": data}
+        return {"Method": call.method, "Args": call.arguments} if call.arguments else {"Method": call.method}
 
     def _finished(self, event: _Event, done: Done) -> object:
         """Answer that the phase is over; a phase that failed is our trouble, and the request goes on."""
-        if len(self._idle) < _IDLE_RUNNERS:
+        if isinstance(event.runner, StepsRunner):
+            self._left(event)
+        elif len(self._idle) < _IDLE_RUNNERS:
             self._idle.append(event.runner)
             self._left(event)
         else:
@@ -278,12 +294,8 @@ class Dispatcher:
             self._close_plugin(instance)
 
     def _expired_events(self, now: float) -> list[int]:
-        expired = []
-        for event_id, event in self._events.items():
-            if now - event.touched_at < self._limits.event_ttl:
-                break
-            expired.append(event_id)
-        return expired
+        ttl = self._limits.event_ttl
+        return [event_id for event_id, event in self._events.items() if now - event.touched_at >= ttl]
 
     def _unused_instances(self, now: float) -> list[int]:
         return [
@@ -315,6 +327,11 @@ class Dispatcher:
         if name != self._plugin.name:
             raise RPCError(f"plugin {printable(str(name))} is not served here, only {self._plugin.name} is")
         return self._plugin.info
+
+
+def _phase_of(plugin: object, name: str) -> _Phase:
+    steps = getattr(plugin, f"{name}_steps", None)
+    return _Phase(getattr(plugin, name), in_steps=False) if steps is None else _Phase(steps, in_steps=True)
 
 
 def _ids() -> Iterator[int]:
