@@ -115,23 +115,25 @@ class Meter:
         if not self._status_allowed(request.record):
             return Skipped.STATUS_NOT_ALLOWED
         request_id = text(section(request.record, "request").get("id")) or str(uuid.uuid4())
-        due = list(self._due(request.record, request_id))
+        due = self._due(request.record, request_id)
         if not due:
             return []
         subject = resolve_subject(self._config.subject, request)
         if subject is None:
             return Skipped.NO_SUBJECT
         envelope = _Envelope(request_id, request.record, subject, self._clock)
-        attributes = self._attribute_values(request)
+        attributes = self._attribute_values(request) if self._attributes else {}
         return [envelope.around(event_type, kind, attributes, data) for event_type, kind, data in due]
 
-    def _due(self, record: Record, request_id: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Yield type, kind and data of each event that the request is to give."""
+    def _due(self, record: Record, request_id: str) -> list[tuple[str, str, dict[str, Any]]]:
+        """List type, kind and data of each event that the request is to give."""
+        due = []
         if self._config.meter_api_requests:
-            yield API_REQUEST, "api_request", api_request_data(record)
-        if self._config.meter_ai_token_usage:
-            for name, data in llm_request_data(record, request_id):
-                yield LLM_REQUEST, f"llm_request:{name}", data
+            due.append((API_REQUEST, "api_request", api_request_data(record)))
+        if self._config.meter_ai_token_usage and "ai" in record:
+            usage = llm_request_data(record, request_id)
+            due += [(LLM_REQUEST, f"llm_request:{name}", data) for name, data in usage]
+        return due
 
     def _status_allowed(self, record: Record) -> bool:
         if not self._ranges:
@@ -267,7 +269,12 @@ class _Envelope:
         An attribute never takes the name of a field of ours, present or not: its value is the client's to choose, and
         bills are made of these fields.
         """
-        own = EVENT_FIELDS[event_type]
+        data["subject_type"] = self._subject.type
+        if self._portal:
+            data = {**self._portal, **data}
+        if attributes:
+            own = EVENT_FIELDS[event_type]
+            data = {**{name: value for name, value in attributes.items() if name not in own}, **data}
         event = {
             "specversion": "1.0",
             "id": f"{self._request_id}:{kind}",
@@ -275,12 +282,7 @@ class _Envelope:
             "type": event_type,
             "subject": self._subject.value,
             "time": self._time,
-            "data": {
-                **{name: value for name, value in attributes.items() if name not in own},
-                **self._portal,
-                **data,
-                "subject_type": self._subject.type,
-            },
+            "data": data,
         }
         try:
             return orjson.dumps(event)

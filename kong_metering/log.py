@@ -109,6 +109,11 @@ class Relay(logging.Handler):
         """Keep a record's level and text."""
         self._kept.append((record.levelno, _message_of(record)))
 
+    @property
+    def holds_any(self) -> bool:
+        """Whether there is one to take."""
+        return bool(self._kept)
+
     def take(self) -> tuple[int, str] | None:
         """Give the oldest one that is kept, and forget it."""
         try:

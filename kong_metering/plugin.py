@@ -90,7 +90,8 @@ class Plugin:
             self._runtime.stats.skip(Skipped.ERROR)
             self._report("log", error)
         try:
-            yield from self._relay_troubles()
+            if self._runtime.relay.holds_any:
+                yield from self._relay_troubles()
         except Exception as error:  # noqa: BLE001 - what could not be said here is in our own log
             self._runtime.troubles.report("relay", f"warnings could not be said through Kong: {cause_of(error)}")
 

@@ -1,26 +1,28 @@
 """One POST to the ingest endpoint, and what its answer means for the events in it.
 
-Contract: an `IngestClient` belongs to one thread. `send` blocks for `timeout` at most per network operation and twice
-that in all, never raises for anything that the network or the endpoint does, follows no redirect, compresses nothing
-and adds nothing to the events: OpenMeter compares the content type exactly, does not decompress bodies and refuses
-CloudEvents extensions (`../shared/reference/delivery.md`). Any 2xx is success.
+Contract: an `IngestClient` belongs to one thread. `send` takes `timeout` at most to connect, to send (over TLS: each
+16 KB) and to read the answer, never raises for anything that the network or the endpoint does, follows no redirect,
+compresses nothing and adds nothing to the events: OpenMeter compares the content type exactly, does not decompress
+bodies and refuses CloudEvents extensions (`../shared/reference/delivery.md`). Any 2xx is success. No reason holds the
+token, whatever the endpoint echoes.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 import requests
-from requests.adapters import HTTPAdapter
+import urllib3
 
 from kong_metering import __version__
 from kong_metering.delivery.policy import parse_retry_after
+from kong_metering.delivery.transport import PlainSession
 from kong_metering.log import printable
 
 if TYPE_CHECKING:
@@ -39,8 +41,12 @@ _HINTS = {
     403: "may this api_token ingest events?",
     404: "is ingest_endpoint the URL for events, with its path?",
 }
-_V1_INDEX = re.compile(r'"/(\d{1,7})(?:/|")')
+# The detail quotes the event's values too, as JSON; so what a client wrote never follows upon these very words.
+_V1_INDEX = re.compile(r'Error at "/(\d{1,7})(?:/|")')
 _V3_INDEX = re.compile(r"^\[?(\d{1,7})\]?(?:\.|$)")
+_CREDENTIALS_IN_URL = re.compile(r"//[^/@\s]*@")
+# urllib3 and http.client let a few through that requests does not wrap in its own, which are OSErrors.
+_NETWORK_ERRORS = (OSError, ValueError, urllib3.exceptions.HTTPError, HTTPException)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Endpoint:
     """Where and how events are posted; times in seconds, `keepalive` 0 means for ever."""
 
     url: str
-    token: str
+    token: str = field(repr=False)
     timeout: float
     keepalive: float
     verify: bool | str
@@ -104,12 +110,7 @@ class IngestClient:
     def __init__(self, endpoint: Endpoint, clock: Clock) -> None:
         self._endpoint = endpoint
         self._clock = clock
-        self._session = requests.Session()
-        # Proxies, .netrc and CA settings of an environment that Kong does not even give us must not change a thing.
-        self._session.trust_env = False
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0))
-        self._session.headers.clear()
+        self._session = PlainSession()
         self._template: requests.PreparedRequest | None = None
         self._used_at = clock.monotonic()
 
@@ -125,10 +126,8 @@ class IngestClient:
                 allow_redirects=False,
             ) as response:
                 return self._outcome(response)
-        except requests.RequestException as error:
-            return Failed(_network_reason(error), type(error).__name__)
-        except (ValueError, OSError) as error:  # urllib3 lets a few through that requests does not wrap
-            return Failed(f"{type(error).__name__}: {printable(str(error))}", type(error).__name__)
+        except _NETWORK_ERRORS as error:
+            return self._failure(error)
         finally:
             self._used_at = self._clock.monotonic()
 
@@ -154,26 +153,25 @@ class IngestClient:
 
     def _prepared(self) -> requests.PreparedRequest:
         """Prepare what all requests have in common once: it is most of what a request costs."""
-        headers = {
-            "Authorization": f"Bearer {self._endpoint.token}",
-            "Accept": "application/json, application/problem+json",
-            "User-Agent": f"kong-metering/{__version__}",
-        }
-        return self._session.prepare_request(requests.Request("POST", self._endpoint.url, headers=headers))
+        headers = {"Accept": "application/json, application/problem+json", "User-Agent": f"kong-metering/{__version__}"}
+        prepared = self._session.prepare_request(requests.Request("POST", self._endpoint.url, headers=headers))
+        # Afterwards: requests would put credentials that stand in the URL in its place.
+        prepared.headers["Authorization"] = f"Bearer {self._endpoint.token}"
+        return prepared
 
     def _outcome(self, response: requests.Response) -> Outcome:
         status = response.status_code
-        answer = self._answer(response)
+        answer = _answer(response)
         if 200 <= status < 300:  # noqa: PLR2004 - the class of statuses
             return Delivered()
-        words = printable(answer.decode("utf-8", "replace").strip()) or "no explanation"
-        reason = f"{self._endpoint.url} answered {status}: {words}"
+        words = self._clean(answer.decode("utf-8", "replace").strip()) or "no explanation"
+        reason = f"{self._clean(self._endpoint.url)} answered {status}: {words}"
         if status in _ABOUT_THE_EVENTS:
             return Rejected(reason, _named_events(answer))
         if status in _HINTS:
             reason += f" ({_HINTS[status]})"
         elif 300 <= status < 400:  # noqa: PLR2004
-            location = printable(response.headers.get("Location", ""))
+            location = self._clean(response.headers.get("Location", ""))
             reason += f" (redirects are not followed; should ingest_endpoint be {location or 'another URL'}?)"
         return Failed(
             reason,
@@ -183,28 +181,45 @@ class IngestClient:
             is_misconfigured=status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSING,
         )
 
-    def _answer(self, response: requests.Response) -> bytes:
-        """Read the body, a bounded part of it, in bounded time; a connection with more to say is not used again."""
-        deadline = time.monotonic() + self._endpoint.timeout
-        answer = b""
-        try:
-            for chunk in response.iter_content(4096):
-                answer += chunk
-                if len(answer) > _MAX_ANSWER_BYTES or time.monotonic() > deadline:
-                    break
-        except (requests.RequestException, OSError):
-            # The status is known, and it is what counts.
-            response.close()
-        return answer
+    def _failure(self, error: Exception) -> Failed:
+        """Tell why there was no answer: a URL, a certificate or a bundle that will not do, or a trouble that passes."""
+        cause = _innermost(error)
+        kind = type(cause).__name__
+        return Failed(
+            f"{self._clean(self._endpoint.url)}: {kind}: {self._clean(str(cause))}",
+            kind,
+            # Bad URLs and refused certificates are ValueErrors; a bundle that is not there is a plain OSError.
+            is_misconfigured=isinstance(error, ValueError) or isinstance(cause, ValueError) or type(error) is OSError,
+        )
+
+    def _clean(self, text: str) -> str:
+        """Make words fit for the log, without secrets."""
+        return printable(_CREDENTIALS_IN_URL.sub("//***@", text.replace(self._endpoint.token, "***")))
 
 
-def _network_reason(error: requests.RequestException) -> str:
-    """Tell a network trouble shortly: the innermost cause, without urllib3's wrapping."""
-    cause: BaseException = error
-    while (inner := cause.__cause__ or cause.__context__) is not None:
+def _answer(response: requests.Response) -> bytes:
+    """Read the body, a bounded part of it; a connection with more to say is not used again."""
+    answer = b""
+    try:
+        for chunk in response.iter_content(4096):
+            answer += chunk
+            if len(answer) > _MAX_ANSWER_BYTES:
+                break
+    except _NETWORK_ERRORS:
+        # The status is known, and it is what counts.
+        response.close()
+    return answer
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Find what requests and urllib3 have wrapped."""
+    cause = error
+    while not isinstance(cause, HTTPException):
+        inner = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+        if inner is None:
+            break
         cause = inner
-    text = str(cause) or str(error)
-    return f"{type(error).__name__}: {printable(text)}"
+    return cause
 
 
 def _named_events(answer: bytes) -> tuple[int, ...]:

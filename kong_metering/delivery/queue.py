@@ -4,15 +4,15 @@ Contract: `put` may be called from any thread; it never waits for the network, h
 starts the delivering thread at the first event. Events are opaque bytes. They leave in the order in which they came,
 at most `max_batch_size` at a time, `max_coalescing_delay` after the first one at the latest (with `concurrency_limit`
 -1: each alone, at once, on up to `UNLIMITED_WORKERS` threads, in any order). An event leaves the queue when the
-endpoint answers 2xx, and not before.
+endpoint answers 2xx, and not before. Others overtake an event only while it alone seems to make the endpoint fail.
 
 Given up, counted under a reason and logged: the oldest events beyond `max_entries` or `max_bytes`; a batch that failed
 for longer than `max_retry_time`; events that the endpoint refuses for themselves; batches while the circuit breaker is
 open; what is left when the process ends.
 
-`reconfigure` changes parameters, token and connection at once, for what waits too, and ends a running backoff. `close`
-refuses nothing: it sends what waits, each batch once, until its deadline. The threads are daemons and harmless at the
-interpreter's exit.
+`reconfigure` changes parameters, token and connection at once, for what waits too, ends a running backoff and closes
+the breaker. `close` sends what waits and what still comes, each batch once, until its deadline; what comes later is
+dropped and counted. The threads are daemons and harmless at the interpreter's exit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kong_metering.delivery import policy
 from kong_metering.delivery.ingest import Delivered, Failed, Outcome, Rejected
-from kong_metering.log import LOGGER, cause_of
+from kong_metering.log import cause_of
 from kong_metering.stats import Dropped
 
 if TYPE_CHECKING:
@@ -100,14 +100,15 @@ class EventQueue:
         """Take an event for delivery."""
         self._stats.accept()
         with self._changed:
-            reason = self._reason_to_refuse(event)
-            if reason is None:
+            refusal = self._refusal(event)
+            if refusal is None:
                 self._make_room(len(event))
                 self._entries.append(_Entry(event, self._clock.monotonic()))
                 self._bytes += len(event)
                 self._wake_worker()
-        if reason is not None:
-            self._drop(reason, 1, f"an event of {len(event)} bytes is too large")
+        if refusal is not None:
+            reason, message = refusal
+            self._drop(reason, 1, message)
 
     def reconfigure(self, settings: Queue, connect: Callable[[], Sender]) -> None:
         """Use other parameters and another connection from now on, for the events that wait too."""
@@ -115,6 +116,7 @@ class EventQueue:
             self._settings = settings
             self._connect = connect
             self._generation += 1
+            self._breaker = policy.Breaker()
             self._changed.notify_all()
 
     def begin_close(self) -> None:
@@ -138,18 +140,21 @@ class EventQueue:
 
     # -- putting, with the lock held ------------------------------------------------------------------------------
 
-    def _reason_to_refuse(self, event: bytes) -> Dropped | None:
+    def _refusal(self, event: bytes) -> tuple[Dropped, str] | None:
+        if self._ended:
+            return Dropped.PROCESS_ENDED, "an event came after the end"
         limit = self._settings.max_bytes
-        too_large = len(event) > MAX_EVENT_BYTES or (limit is not None and len(event) > limit)
-        return Dropped.EVENT_TOO_LARGE if too_large else None
+        if len(event) > MAX_EVENT_BYTES or (limit is not None and len(event) > limit):
+            return Dropped.EVENT_TOO_LARGE, f"an event of {len(event)} bytes is too large"
+        return None
 
     def _make_room(self, size: int) -> None:
         settings = self._settings
-        if len(self._entries) < settings.max_entries * policy.CAPACITY_WARNING:
+        if not policy.is_nearly_full(settings, len(self._entries), self._bytes):
             self._warned = False
         elif not self._warned:
             self._warned = True
-            LOGGER.warning("queue %s: at %d%% capacity", self.name, policy.CAPACITY_WARNING * 100)
+            self._say("capacity", f"at {policy.CAPACITY_WARNING:.0%} capacity", logging.WARNING)
         by_entries = by_bytes = 0
         while len(self._entries) >= settings.max_entries:
             self._forget_oldest()
@@ -170,7 +175,7 @@ class EventQueue:
         waiting = len(self._entries)
         if waiting > self._idle_workers and len(self._workers) < self._wanted_workers():
             self._start_worker()
-        elif waiting == 1 or waiting >= policy.batch_size(self._settings):
+        elif waiting == 1 or policy.due_in(self._settings, waiting, self._bytes, 0.0) == 0.0:
             self._changed.notify()
 
     def _wanted_workers(self) -> int:
@@ -181,7 +186,7 @@ class EventQueue:
         try:
             worker.start()
         except RuntimeError as error:  # no more threads, or the interpreter is exiting; the next event tries again
-            self._troubles.report(f"thread:{self.name}", f"queue {self.name}: cannot deliver: {cause_of(error)}")
+            self._say("thread", f"cannot deliver: {cause_of(error)}")
             return
         self._workers.append(worker)
 
@@ -193,7 +198,7 @@ class EventQueue:
             try:
                 self._deliver(batch, line)
             except Exception as error:  # noqa: BLE001 - a bug here must not end delivery for good
-                self._troubles.report(f"bug:{self.name}", f"queue {self.name}: delivery failed: {cause_of(error)}")
+                self._say("bug", f"delivery failed: {cause_of(error)}")
         line.close()
 
     def _next_batch(self) -> list[_Entry] | None:
@@ -217,124 +222,135 @@ class EventQueue:
         if self._closing:
             return 0.0
         age = self._clock.monotonic() - self._entries[0].queued_at
-        return policy.due_in(self._settings, len(self._entries), age)
+        return policy.due_in(self._settings, len(self._entries), self._bytes, age)
 
     def _cut_batch(self) -> list[_Entry]:
         size = min(policy.batch_size(self._settings), len(self._entries))
+        self._in_flight += size  # first: `waiting` is read without the lock, and must never miss an event
         batch = [self._entries.popleft() for _ in range(size)]
         self._bytes -= sum(len(entry.event) for entry in batch)
-        self._in_flight += size
         if self._dropping:
             self._dropping = False
-            LOGGER.info("queue %s: resumed processing", self.name)
+            self._say("resumed", "resumed processing", logging.INFO)
         return batch
 
     def _deliver(self, batch: list[_Entry], line: _Line) -> None:
         """Send a batch until each of its events is delivered or given up."""
         trial = _Trial(self._clock.monotonic())
-        parts = [batch]
+        parts = [_Part(batch, trial.answered_at)]
         while parts:
             part = parts.pop(0)
             if self._sheds(part):
                 continue
-            outcome = self._send_until_answered(part, line, trial)
+            outcome = line.send([entry.event for entry in part.entries])
             if isinstance(outcome, Delivered):
                 self._settle(part)
                 trial.answered(self._clock.monotonic(), delivered=True)
             elif isinstance(outcome, Rejected):
-                bad, rest = policy.isolate(part, outcome)
+                self._note_that_it_works()
+                trial.answered(self._clock.monotonic())
+                bad, rest = policy.isolate(part.entries, outcome)
                 if bad:
                     self._lose(bad, Dropped.REJECTED, f"{len(bad)} refused for themselves: {outcome.reason}")
-                parts[:0] = rest
-                trial.answered(self._clock.monotonic())
-            elif isinstance(outcome, _Suspect):
-                self._compare(part, parts, trial, outcome)
+                parts[:0] = [_Part(entries, trial.answered_at) for entries in rest]
+            elif self._is_last_try(part, trial):
+                self._give_up(part, trial, outcome)
             else:
-                self._give_up(part, outcome)
+                self._back_off(part, trial, outcome, line.generation)
+                self._line_up_again(part, parts, trial, outcome)
 
-    def _send_until_answered(self, part: list[_Entry], line: _Line, trial: _Trial) -> Outcome | _Suspect:
-        """Send one part; a failure is tried again until the policy gives up, or suspects the part itself."""
-        events = [entry.event for entry in part]
-        failures = 0
-        while True:
-            outcome = line.send(events)
-            if not isinstance(outcome, Failed):
-                return outcome
-            failures += 1
-            trial.failures += 1
-            if self._is_last_try(trial):
-                return outcome
-            self._troubles.report(
-                f"failed:{self.name}:{outcome.kind}",
-                f"queue {self.name}: could not deliver {len(part)} events, will try again: {outcome.reason}",
-                logging.ERROR if outcome.is_misconfigured else logging.WARNING,
-            )
-            self._pause(policy.retry_delay(self._settings, trial.failures, outcome.retry_after))
-            if policy.is_suspicious(outcome, failures):
-                return _Suspect(outcome.reason)
+    def _is_last_try(self, part: _Part, trial: _Trial) -> bool:
+        trying_for = self._clock.monotonic() - max(part.tried_since, trial.answered_at)
+        return self._closing or self._breaker.is_open or policy.gives_up(self._settings, trying_for)
 
-    def _compare(self, part: list[_Entry], parts: list[list[_Entry]], trial: _Trial, suspect: _Suspect) -> None:
-        """Find out whether one event makes the endpoint fail, or whether it fails for all.
+    def _back_off(self, part: _Part, trial: _Trial, failed: Failed, generation: int) -> None:
+        """Count a failure, say it, and wait; closing, or a newer configuration than that of the request, ends it."""
+        part.failures += 1
+        trial.failures += 1
+        self._say(
+            f"failed:{failed.kind}",
+            f"could not deliver {len(part.entries)} events, will try again: {failed.reason}",
+            logging.ERROR if failed.is_misconfigured else logging.WARNING,
+        )
+        pause = policy.retry_delay(self._settings, trial.failures, failed.retry_after)
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._generation != generation, pause)
 
-        A part of several is halved. A single event goes behind others; once others were delivered and it still fails,
-        it is the one to blame, and must not hold the queue.
+    def _line_up_again(self, part: _Part, parts: list[_Part], trial: _Trial, failed: Failed) -> None:
+        """Decide in which order to go on after a failure, to find out whether one event makes the endpoint fail.
+
+        With a server error others are tried first. What keeps failing is cut up, down to single events. Those are
+        suspects, and stand behind the others. One that goes on to fail while others are delivered is to blame, and must
+        not hold the queue.
         """
-        if len(part) > 1:
-            parts[:0] = policy.halves(part)
-        elif trial.others_delivered and not parts:
-            self._lose(part, Dropped.REJECTED, f"an event fails whenever it is sent, others do not: {suspect.reason}")
-            trial.answered(self._clock.monotonic())
+        if not policy.is_suspicious(failed, part.failures, among_others=part.among_others and not part.suspicions):
+            suspects = sum(other.suspicions > 0 for other in parts) if not part.suspicions else 0
+            parts.insert(len(parts) - suspects if failed.is_server_error else 0, part)
+        elif len(part.entries) > 1:
+            parts[:0] = [_Part(entries, part.tried_since, among_others=True) for entries in policy.cut_up(part.entries)]
+        elif trial.suspects(part) >= policy.SUSPICIONS_TO_BLAME:
+            message = f"an event fails whenever it is sent, others do not: {failed.reason}"
+            self._lose(part.entries, Dropped.REJECTED, message)
         else:
-            others = [] if parts else self._cut_waiting()
-            parts.extend([others, part] if others else [part])
+            parts.append(part)
+        if 0 < len(parts) < policy.MAX_SUSPECTS and all(other.suspicions for other in parts):
+            others = self._cut_waiting()
+            parts[:0] = [_Part(others, self._clock.monotonic(), among_others=True)] if others else []
 
     def _cut_waiting(self) -> list[_Entry]:
         with self._changed:
             return self._cut_batch() if self._entries else []
 
-    def _is_last_try(self, trial: _Trial) -> bool:
-        trying_for = self._clock.monotonic() - trial.started_at
-        return self._closing or self._breaker.is_open or policy.gives_up(self._settings, trying_for)
-
-    def _pause(self, seconds: float) -> None:
-        """Back off; closing and another configuration end it at once."""
+    def _sheds(self, part: _Part) -> bool:
         with self._changed:
-            generation = self._generation
-            self._changed.wait_for(lambda: self._closing or self._generation != generation, seconds)
+            sheds = self._breaker.sheds(self._settings, self._clock.monotonic())
+        if sheds:
+            self._lose(part.entries, Dropped.BREAKER_OPEN, "the circuit breaker is open, events are dropped")
+        return sheds
 
-    def _sheds(self, part: list[_Entry]) -> bool:
-        if not self._breaker.sheds(self._settings, self._clock.monotonic()):
-            return False
-        self._lose(part, Dropped.BREAKER_OPEN, "the circuit breaker is open, events are dropped")
-        return True
+    def _settle(self, part: _Part) -> None:
+        if self._take_out(part.entries):
+            self._stats.deliver(len(part.entries))
+        self._note_that_it_works()
 
-    def _settle(self, part: list[_Entry]) -> None:
-        if self._take_out(part):
-            self._stats.deliver(len(part))
-        if self._breaker.succeeded():
-            LOGGER.info("queue %s: the endpoint works again, the circuit breaker closed", self.name)
+    def _note_that_it_works(self) -> None:
+        with self._changed:
+            closed = self._breaker.succeeded()
+        if closed:
+            self._say("breaker closed", "the endpoint works again, the circuit breaker closed", logging.INFO)
 
-    def _give_up(self, part: list[_Entry], failed: Failed) -> None:
-        opened = self._breaker.failed(self._settings, self._clock.monotonic())
+    def _give_up(self, part: _Part, trial: _Trial, failed: Failed) -> None:
+        with self._changed:
+            was_open = self._breaker.is_open
+            opened = not trial.gave_up and self._breaker.failed(self._settings, self._clock.monotonic())
+        trial.gave_up = True  # the breaker counts batches, not their parts
         if opened:
-            LOGGER.error("queue %s: too many batches failed in a row, the circuit breaker opened", self.name)
-        reason = Dropped.PROCESS_ENDED if self._closing else Dropped.RETRY_TIME_EXCEEDED
-        self._lose(part, reason, f"{len(part)} events were lost, max_retry_time is exceeded: {failed.reason}")
+            self._say("breaker opened", "too many batches failed in a row, the circuit breaker opened")
+        if self._closing:
+            reason, why = Dropped.PROCESS_ENDED, "the process ended before they were delivered"
+        elif was_open:
+            reason, why = Dropped.BREAKER_OPEN, "the circuit breaker is open"
+        else:
+            reason, why = Dropped.RETRY_TIME_EXCEEDED, "max_retry_time is exceeded"
+        self._lose(part.entries, reason, f"{len(part.entries)} events were lost, {why}: {failed.reason}")
 
-    def _lose(self, part: list[_Entry], reason: Dropped, message: str) -> None:
-        if self._take_out(part):
-            self._drop(reason, len(part), message)
+    def _lose(self, entries: list[_Entry], reason: Dropped, message: str) -> None:
+        if self._take_out(entries):
+            self._drop(reason, len(entries), message)
 
-    def _take_out(self, part: list[_Entry]) -> bool:
+    def _take_out(self, entries: list[_Entry]) -> bool:
         """Take events out of the queue; False when `close` has already given them up."""
         with self._changed:
             if not self._ended:
-                self._in_flight -= len(part)
+                self._in_flight -= len(entries)
             return not self._ended
 
     def _drop(self, reason: Dropped, events: int, message: str) -> None:
         self._stats.drop(reason, events)
-        self._troubles.report(f"dropped:{self.name}:{reason.value}", f"queue {self.name}: {message}")
+        self._say(f"dropped:{reason.value}", message)
+
+    def _say(self, kind: str, message: str, level: int = logging.ERROR) -> None:
+        self._troubles.report(f"{kind}:{self.name}", f"queue {self.name}: {message}", level)
 
     # -- the connection of one worker ------------------------------------------------------------------------------
 
@@ -349,38 +365,61 @@ class _Line:
 
     def __init__(self, queue: EventQueue) -> None:
         self._queue = queue
-        self._generation = -1
+        self.generation = -1
         self._sender: Sender | None = None
 
     def send(self, events: Sequence[bytes]) -> Outcome:
-        generation, connect = self._queue.current_connection()
-        if self._sender is None or generation != self._generation:
+        try:
+            generation, connect = self._queue.current_connection()
+            if self._sender is None or generation != self.generation:
+                self.close()
+                self.generation = generation
+                self._sender = connect()
+            return self._sender.send(events)
+        except Exception as error:  # noqa: BLE001 - a bug there is a failure like others: its events are not lost
             self.close()
-            self._generation, self._sender = generation, connect()
-        return self._sender.send(events)
+            return Failed(f"the sender broke: {cause_of(error)}", type(error).__name__)
 
     def close(self) -> None:
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.close()
+
+
+@dataclass
+class _Part:
+    """Events that are sent together, a batch or what is left of it, and how they fared.
+
+    `tried_since` (monotonic) is when they were first sent; `among_others`, whether they came to be sent because of a
+    suspicion; `failures`, how often they failed since they were suspected themselves; `delivered_before`, how much else
+    of the same trial had been delivered by then.
+    """
+
+    entries: list[_Entry]
+    tried_since: float
+    among_others: bool = False
+    failures: int = 0
+    suspicions: int = 0
+    delivered_before: int = -1
 
 
 class _Trial:
-    """Since when, and how often in a row, the endpoint has failed the parts of a batch."""
+    """How a batch fares: when the endpoint last gave an answer, how often it has failed since, what was delivered."""
 
-    def __init__(self, started_at: float) -> None:
-        self.started_at = started_at
+    def __init__(self, now: float) -> None:
+        self.answered_at = now
         self.failures = 0
-        self.others_delivered = False
+        self.delivered = 0
+        self.gave_up = False
 
     def answered(self, now: float, *, delivered: bool = False) -> None:
         """Begin again: the endpoint works."""
-        self.started_at, self.failures = now, 0
-        self.others_delivered = self.others_delivered or delivered
+        self.answered_at, self.failures = now, 0
+        self.delivered += delivered
 
-
-@dataclass(frozen=True)
-class _Suspect:
-    """An outcome of our own: the part failed so often that one of its events may be why."""
-
-    reason: str
+    def suspects(self, part: _Part) -> int:
+        """Suspect a part that fails, and tell how often it was; once more only if others were delivered in between."""
+        if self.delivered > part.delivered_before:
+            part.suspicions += 1
+        part.failures, part.delivered_before = 0, self.delivered
+        return part.suspicions

@@ -9,6 +9,7 @@ and the old one goes on until it is empty. A queue that no instance uses ends wh
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -77,21 +78,30 @@ class Delivery:
         for queue in queues:
             queue.close(self._clock.monotonic())
 
+    def begin_close(self) -> None:
+        """Send what waits in all queues at once, without waiting for it; what comes later is sent at once too."""
+        with self._lock:
+            queues = [opened.queue for opened in self._open.values()]
+        for queue in queues:
+            queue.begin_close()
+
     def close(self, timeout: float) -> None:
         """Send what waits in all queues, each batch once, for `timeout` seconds at most; drop and count the rest."""
         deadline = self._clock.monotonic() + timeout
+        self.begin_close()
         with self._lock:
             queues = [opened.queue for opened in self._open.values()]
             self._open.clear()
         for queue in queues:
-            queue.begin_close()
-        for queue in queues:
             queue.close(deadline)
 
     def waiting(self) -> dict[str, int]:
-        """Tell how many events wait, for each queue by name."""
+        """Tell how many events wait, by the name of their queue: after a change of the endpoint two have the same."""
+        waiting: Counter[str] = Counter()
         with self._lock:
-            return {opened.queue.name: opened.queue.waiting for opened in self._open.values()}
+            for opened in self._open.values():
+                waiting[opened.queue.name] += opened.queue.waiting
+        return dict(waiting)
 
     def _queue(self, entity: Entity, endpoint: Endpoint, config: PluginConfig) -> EventQueue:
         return EventQueue(

@@ -64,6 +64,7 @@ class PluginDefinition:
 
 @dataclass(frozen=True)
 class _Phase:
+    name: str
     function: Callable[..., Any]
     in_steps: bool
 
@@ -78,7 +79,7 @@ class _Instance:
     is_closed: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class _Event:
     runner: PhaseRunner | StepsRunner
     instance: _Instance
@@ -204,13 +205,13 @@ class Dispatcher:
     # -- events -----------------------------------------------------------------------------------------------------
 
     def _handle_event(self, argument: Any) -> object:
-        instance = self._instance(_member(argument, "InstanceId"))
-        name = _member(argument, "EventName")
-        phase = instance.phases.get(name) if isinstance(name, str) else None
-        if phase is None:
-            raise RPCError(f"{self._plugin.name} has no phase {printable(str(name))}")
-        instance.used_at = self._clock.monotonic()
-        event = _Event(self._runner(phase), instance, name, instance.used_at)
+        try:
+            instance = self._instances[argument["InstanceId"]]
+            phase = instance.phases[argument["EventName"]]
+        except (KeyError, TypeError):
+            raise self._unknown_phase(argument) from None
+        event = _Event(self._runner(phase), instance, phase.name, self._clock.monotonic())
+        instance.used_at = event.touched_at
         instance.events += 1
         wants = event.runner.start(phase.function)
         if isinstance(wants, Done):
@@ -220,28 +221,31 @@ class Dispatcher:
         # Kong reads the id of an event from this first answer only.
         return {"EventId": event_id, "Data": self._waiting(event_id, event, wants)}
 
+    def _unknown_phase(self, argument: Any) -> RPCError:
+        self._instance(_member(argument, "InstanceId"))
+        return RPCError(f"{self._plugin.name} has no phase {printable(str(_member(argument, 'EventName')))}")
+
     def _runner(self, phase: _Phase) -> PhaseRunner | StepsRunner:
         if phase.in_steps:
             return StepsRunner()
         return self._idle.pop() if self._idle else PhaseRunner()
 
     def _step(self, argument: Any) -> object:
-        event_id, event = self._event(argument)
-        return self._gone_on(event_id, event, event.runner.resume(argument.get("Data")))
+        return self._resumed(argument, None)
 
     def _step_error(self, argument: Any) -> object:
-        event_id, event = self._event(argument)
-        return self._gone_on(event_id, event, event.runner.resume(None, argument.get("Data") or "unknown error"))
+        return self._resumed(argument, "unknown error")
 
-    def _event(self, argument: Any) -> tuple[int, _Event]:
-        event_id = _member(argument, "EventId")
-        event = self._events.get(event_id) if isinstance(event_id, int) else None
-        if event is None:
-            raise RPCError(f"event id {printable(str(event_id))} not found")
+    def _resumed(self, argument: Any, error: object) -> object:
+        """Let an event go on with what Kong sent, as the result of its PDK call or as its `error`."""
+        try:
+            event_id = argument["EventId"]
+            event = self._events[event_id]
+        except (KeyError, TypeError):
+            raise RPCError(f"event id {printable(str(_member(argument, 'EventId')))} not found") from None
         event.touched_at = self._clock.monotonic()
-        return event_id, event
-
-    def _gone_on(self, event_id: int, event: _Event, wants: PDKCall | Done) -> object:
+        data = argument.get("Data")
+        wants = event.runner.resume(data) if error is None else event.runner.resume(None, data or error)
         if isinstance(wants, Done):
             del self._events[event_id]
             return self._finished(event, wants)
@@ -249,12 +253,13 @@ class Dispatcher:
 
     def _waiting(self, event_id: int, event: _Event, call: PDKCall) -> dict[str, object]:
         """Say the PDK call that the phase makes; the event waits for its result, unless the call ends the request."""
-        if call.method in TERMINAL_METHODS:
+        method, arguments = call
+        if method in TERMINAL_METHODS:
             del self._events[event_id]
             self._abandon(event)
         else:
             self._latest = event_id
-        return {"Method": call.method, "Args": call.arguments} if call.arguments else {"Method": call.method}
+        return {"Method": method, "Args": arguments} if arguments else {"Method": method}
 
     def _finished(self, event: _Event, done: Done) -> object:
         """Answer that the phase is over; a phase that failed is our trouble, and the request goes on."""
@@ -331,7 +336,7 @@ class Dispatcher:
 
 def _phase_of(plugin: object, name: str) -> _Phase:
     steps = getattr(plugin, f"{name}_steps", None)
-    return _Phase(getattr(plugin, name), in_steps=False) if steps is None else _Phase(steps, in_steps=True)
+    return _Phase(name, steps or getattr(plugin, name), in_steps=steps is not None)
 
 
 def _ids() -> Iterator[int]:

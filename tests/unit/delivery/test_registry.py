@@ -1,0 +1,337 @@
+"""Which queue the events of a configuration go into, over real HTTP: no event leaves for the wrong endpoint."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kong_metering.clock import SystemClock
+from kong_metering.config import Entity, PluginConfig
+from kong_metering.delivery.registry import Delivery
+from kong_metering.log import TroubleLog
+from kong_metering.stats import Snapshot, Stats
+from tests.support.waiting import wait_until
+from tests.unit.delivery.ingest_server import Exchange, IngestServer, Reaction, answer, running
+
+if TYPE_CHECKING:
+    from kong_metering.delivery.queue import EventQueue
+    from tests.unit.delivery.fakes import LogLines
+
+ONE = Entity("11111111-one", "one")
+OTHER = Entity("22222222-other", "other")
+
+
+@pytest.fixture
+def server() -> Iterator[IngestServer]:
+    with running(IngestServer()) as server:
+        yield server
+
+
+@pytest.fixture
+def other_server() -> Iterator[IngestServer]:
+    with running(IngestServer()) as server:
+        yield server
+
+
+@pytest.fixture
+def stats() -> Stats:
+    return Stats()
+
+
+@pytest.fixture
+def delivery(stats: Stats, log: LogLines) -> Iterator[Delivery]:
+    clock = SystemClock()
+    delivery = Delivery(clock=clock, stats=stats, troubles=TroubleLog(clock))
+    yield delivery
+    delivery.close(0)
+    assert stats.snapshot().waiting == 0
+    assert delivery.waiting() == {}
+    assert log.with_text("delivery failed") == []
+    assert log.with_text("token-") == []
+
+
+def config(server: IngestServer, token: str = "token-1", **queue: float) -> PluginConfig:  # noqa: S107
+    return PluginConfig.model_validate({"ingest_endpoint": server.url, "api_token": token, "queue": queue})
+
+
+def posted(server: IngestServer) -> list[tuple[str, bytes]]:
+    """Give what the server took, with the token that came with it."""
+    return [(request.headers["Authorization"].removeprefix("Bearer "), request.body) for request in server.requests]
+
+
+def settle(stats: Stats) -> Snapshot:
+    wait_until(lambda: stats.snapshot().waiting == 0, "each event is delivered or dropped")
+    return stats.snapshot()
+
+
+def held(server: IngestServer) -> threading.Event:
+    """Make the server wait with its answers until the event that is given is set."""
+    gate = threading.Event()
+
+    def wait(exchange: Exchange) -> None:
+        gate.wait(20)
+        exchange.reply(204)
+
+    server.on_request = wait
+    return gate
+
+
+def worker_count(queue: EventQueue) -> int:
+    return sum(thread.name == f"metering queue {queue.name}" for thread in threading.enumerate())
+
+
+# -- one queue per entity and endpoint ---------------------------------------------------------------------------------
+
+
+def test_all_instances_of_an_entity_share_a_queue(delivery: Delivery, server: IngestServer, stats: Stats) -> None:
+    queues = [delivery.open(ONE, config(server)) for _ in range(4)]
+    assert len(set(queues)) == 1
+    for queue in queues:
+        queue.put(b"{}")
+    assert settle(stats).delivered == 4
+    assert server.connections == 1
+    assert worker_count(queues[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "different",
+    [
+        lambda delivery, server, _: delivery.open(OTHER, config(server)),
+        lambda delivery, _, other_server: delivery.open(ONE, config(other_server)),
+    ],
+    ids=["entity", "endpoint"],
+)
+def test_another_entity_or_another_endpoint_is_another_queue(
+    delivery: Delivery,
+    server: IngestServer,
+    other_server: IngestServer,
+    different: Callable[[Delivery, IngestServer, IngestServer], EventQueue],
+) -> None:
+    assert different(delivery, server, other_server) is not delivery.open(ONE, config(server))
+
+
+def test_entities_with_the_same_endpoint_keep_to_their_own_tokens(
+    delivery: Delivery, server: IngestServer, stats: Stats
+) -> None:
+    queues = [delivery.open(ONE, config(server, "token-1")), delivery.open(OTHER, config(server, "token-2"))]
+    for number in range(20):
+        queues[number % 2].put(b"%d" % number)
+    settle(stats)
+    assert sorted(posted(server), key=lambda request: int(request[1])) == [
+        (f"token-{number % 2 + 1}", b"%d" % number) for number in range(20)
+    ]
+
+
+# -- a newer configuration ---------------------------------------------------------------------------------------------
+
+
+def test_a_newer_token_takes_over_what_waits(delivery: Delivery, server: IngestServer, stats: Stats) -> None:
+    gate = held(server)
+    queue = delivery.open(ONE, config(server, "token-old"))
+    queue.put(b"first")
+    wait_until(lambda: server.requests, "the first event is on its way")
+    queue.put(b"second")
+    assert delivery.open(ONE, config(server, "token-new")) is queue
+    gate.set()
+    settle(stats)
+    queue.put(b"third")
+    settle(stats)
+    assert posted(server) == [("token-old", b"first"), ("token-new", b"second"), ("token-new", b"third")]
+
+
+def test_a_newer_token_ends_the_backoff_of_a_refused_one(
+    delivery: Delivery, server: IngestServer, stats: Stats
+) -> None:
+    def check(exchange: Exchange) -> None:
+        exchange.reply(204 if exchange.headers["Authorization"] == "Bearer token-right" else 401)
+
+    server.on_request = check
+    queue = delivery.open(ONE, config(server, "token-wrong", initial_retry_delay=1000, max_retry_delay=1000))
+    queue.put(b"event")
+    wait_until(lambda: server.requests, "the wrong token is refused")
+    delivery.open(ONE, config(server, "token-right", initial_retry_delay=1000, max_retry_delay=1000))
+    assert settle(stats) == Snapshot(accepted=1, delivered=1)
+
+
+def test_newer_queue_parameters_take_over(delivery: Delivery, server: IngestServer, stats: Stats) -> None:
+    queue = delivery.open(ONE, config(server, max_batch_size=100, max_coalescing_delay=3600))
+    queue.put(b"1")
+    queue.put(b"2")
+    delivery.open(ONE, config(server, max_batch_size=2, max_coalescing_delay=3600))
+    assert settle(stats).delivered == 2
+    assert [request.body for request in server.requests] == [b"[1,2]"]
+
+
+def test_a_newer_configuration_is_said_and_the_same_one_is_not(
+    delivery: Delivery, server: IngestServer, log: LogLines
+) -> None:
+    for token in ("a", "a", "b", "b"):
+        delivery.open(ONE, config(server, token))
+    assert log.lines == [("INFO", "queue one: a newer configuration took over")]
+
+
+def test_a_changed_endpoint_leaves_what_waits_for_the_old_one_with_the_old_token(
+    delivery: Delivery, server: IngestServer, other_server: IngestServer, stats: Stats
+) -> None:
+    gate = held(server)
+    old = delivery.open(ONE, config(server, "token-old"))
+    old.put(b"1")
+    old.put(b"2")
+    new = delivery.open(ONE, config(other_server, "token-new"))
+    delivery.release(old)
+    new.put(b"3")
+    wait_until(lambda: other_server.requests, "the new endpoint gets its event")
+    gate.set()
+    settle(stats)
+    assert posted(server) == [("token-old", b"1"), ("token-old", b"2")]
+    assert posted(other_server) == [("token-new", b"3")]
+
+
+def test_going_back_to_the_old_endpoint_finds_the_old_queue(
+    delivery: Delivery, server: IngestServer, other_server: IngestServer, stats: Stats
+) -> None:
+    gate = held(server)
+    old = delivery.open(ONE, config(server, "token-old"))
+    old.put(b"1")
+    wait_until(lambda: server.requests, "it is on its way")
+    old.put(b"2")
+    new = delivery.open(ONE, config(other_server, "token-new"))
+    delivery.release(old)
+    assert delivery.open(ONE, config(server, "token-newest")) is old
+    delivery.release(new)
+    gate.set()
+    settle(stats)
+    assert posted(server) == [("token-old", b"1"), ("token-newest", b"2")]
+    assert other_server.requests == []
+
+
+@pytest.mark.parametrize("status", [307, 503])
+def test_events_never_leave_for_another_endpoint_however_the_right_one_fails(
+    delivery: Delivery, server: IngestServer, other_server: IngestServer, stats: Stats, status: int
+) -> None:
+    server.on_request = answer(status, b"", {"Location": other_server.url})
+    first = delivery.open(ONE, config(server, "token-old", max_retry_time=-1))
+    second = delivery.open(ONE, config(other_server, "token-new"))
+    for number in range(10):
+        (first if number % 2 else second).put(b"%d" % number)
+    account = settle(stats)
+    assert account.dropped == {"retry_time_exceeded": 5}
+    assert [body for _, body in posted(other_server)] == [b"0", b"2", b"4", b"6", b"8"]
+    assert {token for token, _ in posted(other_server)} == {"token-new"}
+
+
+# -- letting go --------------------------------------------------------------------------------------------------------
+
+
+def test_a_queue_that_nobody_uses_ends_when_it_is_empty(delivery: Delivery, server: IngestServer, stats: Stats) -> None:
+    queue = delivery.open(ONE, config(server))
+    delivery.open(ONE, config(server))
+    queue.put(b"event")
+    settle(stats)
+    delivery.release(queue)
+    assert delivery.waiting() == {"one": 0}
+    delivery.release(queue)
+    assert delivery.waiting() == {}
+    wait_until(lambda: worker_count(queue) == 0, "its thread ends")
+
+
+def test_a_queue_with_events_goes_on_without_users_until_it_is_empty(
+    delivery: Delivery, server: IngestServer, stats: Stats
+) -> None:
+    gate = held(server)
+    queue = delivery.open(ONE, config(server))
+    queue.put(b"1")
+    queue.put(b"2")
+    delivery.release(queue)
+    delivery.sweep()
+    assert delivery.waiting() == {"one": 2}
+    gate.set()
+    assert settle(stats) == Snapshot(accepted=2, delivered=2)
+    delivery.sweep()
+    assert delivery.waiting() == {}
+
+
+def test_a_queue_in_use_is_not_swept(delivery: Delivery, server: IngestServer) -> None:
+    queue = delivery.open(ONE, config(server))
+    delivery.sweep()
+    assert delivery.open(ONE, config(server)) is queue
+
+
+def test_after_the_end_of_a_queue_the_same_configuration_opens_another(
+    delivery: Delivery, server: IngestServer, stats: Stats
+) -> None:
+    queue = delivery.open(ONE, config(server))
+    delivery.release(queue)
+    another = delivery.open(ONE, config(server))
+    assert another is not queue
+    another.put(b"event")
+    assert settle(stats).delivered == 1
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_closing_sends_what_waits_in_all_queues(
+    delivery: Delivery, server: IngestServer, other_server: IngestServer, stats: Stats
+) -> None:
+    for entity in (ONE, OTHER):
+        for endpoint in (server, other_server):
+            queue = delivery.open(entity, config(endpoint, max_batch_size=100, max_coalescing_delay=3600))
+            for number in range(5):
+                queue.put(b"%d" % number)
+    delivery.close(20)
+    assert stats.snapshot() == Snapshot(accepted=20, delivered=20)
+    assert len(server.requests) == len(other_server.requests) == 2
+
+
+@pytest.mark.parametrize("reaction", [Exchange.hang, Exchange.drip, answer(503)])
+def test_closing_keeps_its_deadline_whatever_the_endpoints_do(
+    delivery: Delivery, server: IngestServer, stats: Stats, reaction: Reaction
+) -> None:
+    server.on_request = reaction
+    for number in range(5):
+        queue = delivery.open(Entity(str(number), str(number)), config(server, initial_retry_delay=1000))
+        queue.put(b"1")
+        queue.put(b"2")
+    started = time.monotonic()
+    delivery.close(0.3)
+    assert time.monotonic() - started < 2
+    assert stats.snapshot() == Snapshot(accepted=10, dropped={"process_ended": 10})
+
+
+def test_beginning_to_close_sends_at_once_without_waiting_for_it(
+    delivery: Delivery, server: IngestServer, stats: Stats
+) -> None:
+    queue = delivery.open(ONE, config(server, max_batch_size=100, max_coalescing_delay=3600))
+    queue.put(b"1")
+    delivery.begin_close()
+    settle(stats)
+    queue.put(b"2")
+    assert settle(stats) == Snapshot(accepted=2, delivered=2)
+
+
+def test_closing_without_queues_is_nothing(delivery: Delivery, stats: Stats) -> None:
+    delivery.close(5)
+    delivery.close(5)
+    assert stats.snapshot() == Snapshot()
+
+
+# -- telling -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_waits_is_told_by_name_and_added_up_where_names_are_the_same(
+    delivery: Delivery, server: IngestServer, other_server: IngestServer, stats: Stats
+) -> None:
+    gates = [held(server), held(other_server)]
+    for entity, endpoint, count in ((ONE, server, 1), (ONE, other_server, 2), (OTHER, server, 4)):
+        queue = delivery.open(entity, config(endpoint))
+        for _ in range(count):
+            queue.put(b"event")
+    assert delivery.waiting() == {"one": 3, "other": 4}
+    for gate in gates:
+        gate.set()
+    settle(stats)
