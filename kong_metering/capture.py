@@ -14,13 +14,17 @@ _MAX_HEADERS = 1000  # the most that kong.request.get_headers gives
 
 def capture_headers(names: tuple[str, ...]) -> Steps[dict[str, str]]:
     """Read request headers by name; those that the request does not have are left out."""
-    values: dict[str, Any] = {}
+    values: dict[str, str] = {}
+    missing = []
     for name in names:
-        values[name] = yield call("kong.request.get_header", name)
-    missing = [name for name, value in values.items() if value is None]
+        value = yield call("kong.request.get_header", name)
+        if isinstance(value, str):
+            values[name] = value
+        elif value is None:
+            missing.append(name)
     if missing:
         values |= yield from hidden_headers(missing)
-    return {name: value for name, value in values.items() if isinstance(value, str)}
+    return values
 
 
 def hidden_headers(names: list[str]) -> Steps[dict[str, str]]:

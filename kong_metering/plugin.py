@@ -17,12 +17,12 @@ from typing import Any
 from kong_pdk.exception import PDKException
 
 from kong_metering import __version__
-from kong_metering.capture import attempt, capture_headers, piecewise_record
+from kong_metering.capture import capture_headers, piecewise_record
 from kong_metering.config import parse_config, parse_entity
 from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
 from kong_metering.log import LOGGER, cause_of, printable
-from kong_metering.record import parse_record
+from kong_metering.record import Record, parse_record
 from kong_metering.request import FinishedRequest
 from kong_metering.runtime import Runtime, default_runtime
 from kong_metering.schema import PRIORITY, config_fields
@@ -35,6 +35,8 @@ version = __version__
 priority = PRIORITY
 
 SHARED_KEY = "metering-and-billing"
+_GET_CAPTURED = call("kong.ctx.shared.get", SHARED_KEY)
+_SERIALIZE = call("kong.log.serialize")
 
 
 class Plugin:
@@ -98,16 +100,19 @@ class Plugin:
     def _meter_request(self) -> Steps[None]:
         if self._meter is None or not self._meter.meters_anything:
             return
-        captured, serving_since = yield from self._captured()
-        record = parse_record((yield from attempt("kong.log.serialize")))
+        captured, serving_since = None, self._runtime.serving_since_ms
+        if self._headers:
+            try:
+                captured = yield _GET_CAPTURED
+            except PDKException as error:  # the record's headers have to do
+                serving_since = math.inf
+                self._report("access", error)
+        try:
+            record = parse_record((yield _SERIALIZE))
+        except PDKException:
+            record = None
         if record is None:
-            record = yield from piecewise_record()
-            self._runtime.troubles.report(
-                "record",
-                f"plugin {self._entity.name}: Kong could not serialise the log record of a request (a number in it "
-                "that JSON does not know?); it is metered with what else Kong tells",
-                logging.WARNING,
-            )
+            record = yield from self._piecewise_record()
         events = self._meter.events(FinishedRequest(record, captured, serving_since))
         if isinstance(events, Skipped):
             self._runtime.stats.skip(events)
@@ -115,16 +120,14 @@ class Plugin:
         for event in events:
             self._queue.put(event)
 
-    def _captured(self) -> Steps[tuple[object, float]]:
-        """Get what the access phase kept, and since when it can have; where Kong fails to, the record has to do."""
-        if not self._headers:
-            return None, 0
-        try:
-            captured = yield call("kong.ctx.shared.get", SHARED_KEY)
-        except PDKException as error:
-            self._report("access", error)
-            return None, math.inf
-        return captured, self._runtime.serving_since_ms
+    def _piecewise_record(self) -> Steps[Record]:
+        self._runtime.troubles.report(
+            "record",
+            f"plugin {self._entity.name}: Kong could not serialise the log record of a request (a number in it "
+            "that JSON does not know?); it is metered with what else Kong tells",
+            logging.WARNING,
+        )
+        return (yield from piecewise_record())
 
     def _relay_troubles(self) -> Steps[None]:
         """Say warnings and errors through Kong, which by default hides what this process logs by itself."""

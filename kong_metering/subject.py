@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kong_metering.record import section, subject_text
 
@@ -12,8 +11,7 @@ if TYPE_CHECKING:
     from kong_metering.request import FinishedRequest
 
 
-@dataclass(frozen=True)
-class ResolvedSubject:
+class ResolvedSubject(NamedTuple):
     """The subject of a request's events; `type` tells what kind of identifier it is, such as consumer_id."""
 
     value: str

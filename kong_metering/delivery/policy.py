@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from datetime import timezone
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from kong_metering.config import Queue
@@ -48,6 +48,26 @@ def is_nearly_full(settings: Queue, waiting: int, waiting_bytes: int) -> bool:
     if settings.max_bytes is not None and waiting_bytes >= settings.max_bytes * CAPACITY_WARNING:
         return True
     return waiting >= settings.max_entries * CAPACITY_WARNING
+
+
+class Thresholds(NamedTuple):
+    """From when on an event that is put needs more than to be appended; worked out once for each configuration.
+
+    `largest`: bytes of an event that surely fit. `roomy`: with fewer events waiting there is room. `wakes_at`: with so
+    many waiting a batch is due at once.
+    """
+
+    largest: int
+    roomy: int
+    wakes_at: int
+
+
+def thresholds(settings: Queue, max_event_bytes: int) -> Thresholds:
+    """Work out the thresholds of a configuration."""
+    nearly_full = math.ceil(settings.max_entries * CAPACITY_WARNING)
+    if settings.max_bytes is not None:
+        return Thresholds(min(max_event_bytes, settings.max_bytes), 0, 0)
+    return Thresholds(max_event_bytes, nearly_full, min(batch_size(settings), nearly_full))
 
 
 def batch_size(settings: Queue) -> int:

@@ -78,7 +78,9 @@ class EventQueue:
         self._clock = clock
         self._stats = stats
         self._troubles = troubles
-        self._changed = threading.Condition()
+        self._thresholds = policy.thresholds(settings, MAX_EVENT_BYTES)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._entries: deque[_Entry] = deque()
         self._bytes = 0
         self._in_flight = 0
@@ -98,14 +100,18 @@ class EventQueue:
 
     def put(self, event: bytes) -> None:
         """Take an event for delivery."""
+        size = len(event)
         self._stats.accept()
-        with self._changed:
-            refusal = self._refusal(event)
+        with self._lock:
+            refusal = self._refusal(size) if size > self._thresholds.largest or self._ended else None
             if refusal is None:
-                self._make_room(len(event))
+                waiting = len(self._entries)
+                if waiting >= self._thresholds.roomy:
+                    self._make_room(size)
                 self._entries.append(_Entry(event, self._clock.monotonic()))
-                self._bytes += len(event)
-                self._wake_worker()
+                self._bytes += size
+                if waiting == 0 or waiting + 1 >= self._thresholds.wakes_at:
+                    self._wake_worker()
         if refusal is not None:
             reason, message = refusal
             self._drop(reason, 1, message)
@@ -114,6 +120,7 @@ class EventQueue:
         """Use other parameters and another connection from now on, for the events that wait too."""
         with self._changed:
             self._settings = settings
+            self._thresholds = policy.thresholds(settings, MAX_EVENT_BYTES)
             self._connect = connect
             self._generation += 1
             self._breaker = policy.Breaker()
@@ -140,19 +147,14 @@ class EventQueue:
 
     # -- putting, with the lock held ------------------------------------------------------------------------------
 
-    def _refusal(self, event: bytes) -> tuple[Dropped, str] | None:
+    def _refusal(self, size: int) -> tuple[Dropped, str]:
         if self._ended:
             return Dropped.PROCESS_ENDED, "an event came after the end"
-        limit = self._settings.max_bytes
-        if len(event) > MAX_EVENT_BYTES or (limit is not None and len(event) > limit):
-            return Dropped.EVENT_TOO_LARGE, f"an event of {len(event)} bytes is too large"
-        return None
+        return Dropped.EVENT_TOO_LARGE, f"an event of {size} bytes is too large"
 
     def _make_room(self, size: int) -> None:
         settings = self._settings
-        if not policy.is_nearly_full(settings, len(self._entries), self._bytes):
-            self._warned = False
-        elif not self._warned:
+        if not self._warned and policy.is_nearly_full(settings, len(self._entries), self._bytes):
             self._warned = True
             self._say("capacity", f"at {policy.CAPACITY_WARNING:.0%} capacity", logging.WARNING)
         by_entries = by_bytes = 0
@@ -229,6 +231,8 @@ class EventQueue:
         self._in_flight += size  # first: `waiting` is read without the lock, and must never miss an event
         batch = [self._entries.popleft() for _ in range(size)]
         self._bytes -= sum(len(entry.event) for entry in batch)
+        if self._warned and not policy.is_nearly_full(self._settings, len(self._entries), self._bytes):
+            self._warned = False
         if self._dropping:
             self._dropping = False
             self._say("resumed", "resumed processing", logging.INFO)

@@ -8,7 +8,7 @@ become Python's surrogate escapes on the way in, and the same bytes again on the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 
@@ -17,25 +17,17 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 _MAX_ELEMENTS = 4096
 _REQUEST, _ANSWER = 0, 1
 _REQUEST_PARTS = 4
-_LIMITS: dict[str, Any] = {
-    "raw": False,
-    "unicode_errors": "surrogateescape",
-    "strict_map_key": False,
-    "max_array_len": _MAX_ELEMENTS,
-    "max_map_len": _MAX_ELEMENTS,
-}
+_BYTES = "surrogateescape"
+_unpackb = msgpack.unpackb
 
 
 class ProtocolError(Exception):
     """Bytes that are not the protocol; whoever sent them loses the connection."""
 
 
-class Request(NamedTuple):
-    """One RPC from Kong; `argument` is the only one that any of them has."""
-
-    id: int
-    method: str
-    argument: Any
+# One RPC from Kong: its id, its method, and the only argument that any of them has. A plain tuple, for it is made for
+# each RPC, and a class of its own costs more than the rest of reading one.
+Request = tuple[int, str, Any]
 
 
 class FrameReader:
@@ -53,13 +45,21 @@ class FrameReader:
         or too deep.
         """
         if self._unpacker is None:
-            # Kong has one RPC at a time on a connection: nearly always, this is one whole frame.
+            # Kong has one RPC at a time on a connection: nearly always, this is one whole frame. Here msgpack sets
+            # nothing aside that the length of the data does not warrant.
             try:
-                message = msgpack.unpackb(data, **_LIMITS)
-            except Exception:  # noqa: BLE001 - part of a frame, several, or none: the unpacker tells
-                self._unpacker = msgpack.Unpacker(**_LIMITS, max_buffer_size=MAX_FRAME_BYTES)
-            else:
-                return (_request(message),)
+                kind, request_id, method, arguments = _unpackb(data, unicode_errors=_BYTES, strict_map_key=False)
+                if kind == _REQUEST and type(request_id) is int and type(method) is str and type(arguments) is list:
+                    return ((request_id, method, arguments[0] if arguments else None),)
+            except Exception:  # noqa: BLE001, S110 - part of a frame, several, or none: the unpacker tells
+                pass
+            self._unpacker = msgpack.Unpacker(
+                unicode_errors=_BYTES,
+                strict_map_key=False,
+                max_array_len=_MAX_ELEMENTS,
+                max_map_len=_MAX_ELEMENTS,
+                max_buffer_size=MAX_FRAME_BYTES,
+            )
         return self._unpacked(self._unpacker, data)
 
     def _unpacked(self, unpacker: msgpack.Unpacker, data: bytes) -> Iterator[Request]:
@@ -81,22 +81,22 @@ class FrameReader:
             raise ProtocolError(f"a frame of more than {MAX_FRAME_BYTES} bytes")
 
 
-def _request(message: object) -> Request:
+def _request(message: Any) -> Request:
     if not isinstance(message, list) or len(message) != _REQUEST_PARTS:
         raise ProtocolError("not a request: expected an array of four")
-    kind, message_id, method, arguments = message
-    if kind != _REQUEST or type(message_id) is not int or not isinstance(method, str):
+    kind, request_id, method, arguments = message
+    if kind != _REQUEST or type(request_id) is not int or not isinstance(method, str):
         raise ProtocolError("not a request: expected 0, an id and a method")
     if not isinstance(arguments, list):
         raise ProtocolError("not a request: expected an array of arguments")
-    return Request(message_id, method, arguments[0] if arguments else None)
+    return request_id, method, arguments[0] if arguments else None
 
 
 class AnswerWriter:
     """Turns answers into bytes."""
 
     def __init__(self) -> None:
-        self._packer = msgpack.Packer(unicode_errors="surrogateescape")
+        self._packer = msgpack.Packer(unicode_errors=_BYTES)
 
     def result(self, request_id: int, result: object) -> bytes:
         """Write the answer of an RPC that worked; raises TypeError or ValueError for what MessagePack cannot say."""

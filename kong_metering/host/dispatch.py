@@ -16,19 +16,21 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.host.pdk import TERMINAL_METHODS, Done, PhaseRunner, StepsRunner
+from kong_pdk.exception import PDKException
+
+from kong_metering.host.pdk import TERMINAL_METHODS, Greenlets
 from kong_metering.log import LOGGER, cause_of, printable
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.log import TroubleLog
-    from kong_metering.steps import PDKCall
+    from kong_metering.steps import Steps
 
 # Kong's Lua numbers are doubles, exact up to 2^53.
 _LARGEST_FIRST_ID = 2**52
-_IDLE_RUNNERS = 256
 _STEPS = (
     "Step",
     "StepMultiMap",
@@ -65,8 +67,7 @@ class PluginDefinition:
 @dataclass(frozen=True)
 class _Phase:
     name: str
-    function: Callable[..., Any]
-    in_steps: bool
+    steps: Callable[[], Steps[None]]
 
 
 @dataclass
@@ -79,12 +80,17 @@ class _Instance:
     is_closed: bool = False
 
 
-@dataclass(slots=True)
 class _Event:
-    runner: PhaseRunner | StepsRunner
-    instance: _Instance
-    phase: str
-    touched_at: float
+    """One phase under way: its steps, and the PDK function that it waits for; slots, for it is made for each."""
+
+    __slots__ = ("instance", "method", "phase", "steps", "touched_at")
+
+    def __init__(self, steps: Steps[None], instance: _Instance, phase: str, touched_at: float) -> None:
+        self.steps = steps
+        self.instance = instance
+        self.phase = phase
+        self.method = ""
+        self.touched_at = touched_at
 
 
 @dataclass
@@ -110,14 +116,13 @@ class Dispatcher:
     ) -> None:
         self._plugin = plugin
         self._clock = clock
+        self._now = clock.monotonic
         self._troubles = troubles
         self._limits = limits or Limits()
         self._ids = _ids()
         self._instances: dict[int, _Instance] = {}
         self._events: dict[int, _Event] = {}
-        # The event that the latest answer lets wait, if it does.
-        self._latest: int | None = None
-        self._idle: list[PhaseRunner] = []
+        self._greenlets = Greenlets()
         self._times = _Times(loaded=clock.wall())
         self._methods: dict[str, Callable[[Any], object]] = {
             "plugin.StartInstance": self._start_instance,
@@ -134,7 +139,6 @@ class Dispatcher:
         function = self._methods.get(method)
         if function is None:
             raise RPCError(f"RPC method {printable(method)} is not supported")
-        self._latest = None
         return function(argument)
 
     def sweep(self) -> None:
@@ -168,12 +172,16 @@ class Dispatcher:
             raise RPCError(f"plugin {printable(str(name))} is not served here, only {self._plugin.name} is")
         plugin = self._plugin.create(_parsed(config))
         now, instance_id = self._clock.monotonic(), next(self._ids)
-        phases = {phase: _phase_of(plugin, phase) for phase in self._plugin.phases}
+        phases = {phase: self._phase_of(plugin, phase) for phase in self._plugin.phases}
         self._instances[instance_id] = _Instance(plugin, phases, self._clock.wall(), now)
         self._times.last_start = self._clock.wall()
         LOGGER.info("instance %d started", instance_id)
         # The configuration is not given back: it holds the token, and Kong does not read it.
         return {"Name": name, "Id": instance_id, "Config": {}, "StartTime": int(self._times.last_start)}
+
+    def _phase_of(self, plugin: object, name: str) -> _Phase:
+        steps = getattr(plugin, f"{name}_steps", None)
+        return _Phase(name, steps or partial(self._greenlets.steps, getattr(plugin, name)))
 
     def _close_instance(self, instance_id: Any) -> object:
         self._instance(instance_id)
@@ -210,83 +218,72 @@ class Dispatcher:
             phase = instance.phases[argument["EventName"]]
         except (KeyError, TypeError):
             raise self._unknown_phase(argument) from None
-        event = _Event(self._runner(phase), instance, phase.name, self._clock.monotonic())
-        instance.used_at = event.touched_at
+        now = instance.used_at = self._now()
         instance.events += 1
-        wants = event.runner.start(phase.function)
-        if isinstance(wants, Done):
-            return self._finished(event, wants)
-        event_id = next(self._ids)
+        event_id, event = next(self._ids), _Event(phase.steps(), instance, phase.name, now)
         self._events[event_id] = event
+        answer = self._gone_on(event_id, event, None)
         # Kong reads the id of an event from this first answer only.
-        return {"EventId": event_id, "Data": self._waiting(event_id, event, wants)}
+        return answer if answer is _RETURN else {"EventId": event_id, **answer}
 
     def _unknown_phase(self, argument: Any) -> RPCError:
         self._instance(_member(argument, "InstanceId"))
         return RPCError(f"{self._plugin.name} has no phase {printable(str(_member(argument, 'EventName')))}")
 
-    def _runner(self, phase: _Phase) -> PhaseRunner | StepsRunner:
-        if phase.in_steps:
-            return StepsRunner()
-        return self._idle.pop() if self._idle else PhaseRunner()
-
     def _step(self, argument: Any) -> object:
-        return self._resumed(argument, None)
+        event_id, event = self._event(argument)
+        event.touched_at = self._now()
+        return self._gone_on(event_id, event, argument.get("Data"))
 
     def _step_error(self, argument: Any) -> object:
-        return self._resumed(argument, "unknown error")
+        event_id, event = self._event(argument)
+        event.touched_at = self._now()
+        error = PDKException(f"exception from {event.method}: {argument.get('Data') or 'unknown error'}")
+        return self._gone_on(event_id, event, None, error)
 
-    def _resumed(self, argument: Any, error: object) -> object:
-        """Let an event go on with what Kong sent, as the result of its PDK call or as its `error`."""
+    def _event(self, argument: Any) -> tuple[int, _Event]:
         try:
             event_id = argument["EventId"]
-            event = self._events[event_id]
+            return event_id, self._events[event_id]
         except (KeyError, TypeError):
             raise RPCError(f"event id {printable(str(_member(argument, 'EventId')))} not found") from None
-        event.touched_at = self._clock.monotonic()
-        data = argument.get("Data")
-        wants = event.runner.resume(data) if error is None else event.runner.resume(None, data or error)
-        if isinstance(wants, Done):
-            del self._events[event_id]
-            return self._finished(event, wants)
-        return {"Data": self._waiting(event_id, event, wants)}
 
-    def _waiting(self, event_id: int, event: _Event, call: PDKCall) -> dict[str, object]:
-        """Say the PDK call that the phase makes; the event waits for its result, unless the call ends the request."""
-        method, arguments = call
-        if method in TERMINAL_METHODS:
-            del self._events[event_id]
-            self._abandon(event)
-        else:
-            self._latest = event_id
-        return {"Method": method, "Args": arguments} if arguments else {"Method": method}
-
-    def _finished(self, event: _Event, done: Done) -> object:
-        """Answer that the phase is over; a phase that failed is our trouble, and the request goes on."""
-        if isinstance(event.runner, StepsRunner):
-            self._left(event)
-        elif len(self._idle) < _IDLE_RUNNERS:
-            self._idle.append(event.runner)
-            self._left(event)
-        else:
-            self._abandon(event)
-        if done.error is not None:
+    def _gone_on(
+        self, event_id: int, event: _Event, value: object, error: PDKException | None = None
+    ) -> Mapping[str, object]:
+        """Let a phase go on with what Kong sent; answer with the PDK call that it makes, or that it is over."""
+        try:
+            method, arguments = event.steps.send(value) if error is None else event.steps.throw(error)
+        except StopIteration:
+            return self._finished(event_id, event)
+        except BaseException as raised:  # noqa: BLE001 - sys.exit() in a plugin must not end the host
             self._troubles.report(
-                f"phase:{event.phase}:{type(done.error).__name__}",
-                f"the {event.phase} phase failed, the request goes on: {cause_of(done.error)}",
+                f"phase:{event.phase}:{type(raised).__name__}",
+                f"the {event.phase} phase failed, the request goes on: {cause_of(raised)}",
             )
+            return self._finished(event_id, event)
+        event.method = method
+        if method in TERMINAL_METHODS:
+            self._abandon(self._events.pop(event_id))
+        return {"Data": {"Method": method, "Args": arguments} if arguments else {"Method": method}}
+
+    def _finished(self, event_id: int, event: _Event) -> Mapping[str, object]:
+        del self._events[event_id]
+        self._left(event)
         return _RETURN
 
-    def unsayable(self, error: Exception) -> object:
-        """Answer in place of a PDK call whose arguments MessagePack cannot say; its event ends."""
-        if self._latest is not None:
-            self._abandon(self._events.pop(self._latest))
+    def unsayable(self, argument: Any, result: Any, error: Exception) -> object:
+        """Answer in place of a result that MessagePack cannot say: the arguments of a PDK call; its event ends."""
+        ids = [part.get("EventId") for part in (result, argument) if isinstance(part, dict)]
+        event = next((self._events.pop(event_id) for event_id in ids if event_id in self._events), None)
+        if event is not None:
+            self._abandon(event)
         self._troubles.report("unsayable", f"a PDK call has arguments that cannot be sent to Kong: {cause_of(error)}")
         return _RETURN
 
     def _abandon(self, event: _Event) -> None:
         try:
-            event.runner.abandon()
+            event.steps.close()
         except BaseException as error:  # noqa: BLE001 - whatever a phase does when it is ended
             self._troubles.report("abandon", f"a phase failed while it was ended: {cause_of(error)}")
         self._left(event)
@@ -332,11 +329,6 @@ class Dispatcher:
         if name != self._plugin.name:
             raise RPCError(f"plugin {printable(str(name))} is not served here, only {self._plugin.name} is")
         return self._plugin.info
-
-
-def _phase_of(plugin: object, name: str) -> _Phase:
-    steps = getattr(plugin, f"{name}_steps", None)
-    return _Phase(name, steps or getattr(plugin, name), in_steps=steps is not None)
 
 
 def _ids() -> Iterator[int]:

@@ -20,6 +20,7 @@ from kong_pdk.exception import PDKException
 from kong_metering.steps import PDKCall, Steps
 
 # PDK functions that end the request in Kong: no RPC follows, and the phase never continues.
+_IDLE_RUNNERS = 256
 TERMINAL_METHODS = frozenset({"kong.response.exit", "kong.response.error"})
 
 
@@ -75,7 +76,9 @@ class PhaseRunner:
 
     def abandon(self) -> None:
         """End the phase where it stands; this runner is not used again. Raises what the phase raises on its way out."""
-        if not self._greenlet.dead:
+        # Not from within another phase, where the garbage collector may end a forgotten one: the switch would come
+        # back to the wrong place.
+        if not self._greenlet.dead and getcurrent() is self._host:
             self._greenlet.throw(GreenletExit)
 
     def _switched(self, value: object) -> PDKCall | Done:
@@ -110,46 +113,32 @@ class PhaseRunner:
             arguments = tuple(item if type(item) in (str, int, list, dict) else str(item) for item in arguments)
         value, error = self._host.switch(PDKCall(method, arguments))
         if error:
-            raise PDKException(f"exception from {method}: {error}")
+            raise error if isinstance(error, PDKException) else PDKException(f"exception from {method}: {error}")
         return value
 
 
-class StepsRunner:
-    """Runs one phase that comes in steps; the same interface as `PhaseRunner`, without a greenlet."""
+class Greenlets:
+    """Lets ordinary phases run as if they came in steps; greenlets are kept for the next ones."""
 
     def __init__(self) -> None:
-        self._steps: Steps[None] | None = None
-        self._method = ""
+        self._idle: list[PhaseRunner] = []
 
-    def start(self, phase: Callable[[], Steps[None]]) -> PDKCall | Done:
-        """Run a phase up to its first PDK call, or its end."""
+    def steps(self, phase: Phase) -> Steps[None]:
+        """Run a phase; raises what it raises."""
+        runner = self._idle.pop() if self._idle else PhaseRunner()
+        wants = runner.start(phase)
         try:
-            self._steps = phase()
-            wants = next(self._steps)
-        except StopIteration:
-            return FINISHED
-        except BaseException as error:  # noqa: BLE001 - sys.exit() in a plugin must not end the host
-            return Done(error)
-        self._method = wants.method
-        return wants
-
-    def resume(self, value: object, error: object = None) -> PDKCall | Done:
-        """Let the phase go on with the result of its PDK call, up to the next one, or its end."""
-        steps = self._steps
-        assert steps is not None  # noqa: S101 - for the type checker; a phase is started before it goes on
-        try:
-            wants = steps.throw(self._exception(error)) if error else steps.send(value)
-        except StopIteration:
-            return FINISHED
-        except BaseException as raised:  # noqa: BLE001 - see above
-            return Done(raised)
-        self._method = wants.method
-        return wants
-
-    def _exception(self, error: object) -> PDKException:
-        return PDKException(f"exception from {self._method}: {error}")
-
-    def abandon(self) -> None:
-        """End the phase where it stands; raises what it raises on its way out."""
-        if self._steps is not None:
-            self._steps.close()
+            while isinstance(wants, PDKCall):
+                try:
+                    value = yield wants
+                except PDKException as error:
+                    wants = runner.resume(None, error)
+                else:
+                    wants = runner.resume(value)
+        except GeneratorExit:
+            runner.abandon()
+            raise
+        if len(self._idle) < _IDLE_RUNNERS:
+            self._idle.append(runner)
+        if wants.error is not None:
+            raise wants.error

@@ -66,8 +66,8 @@ class _Connection(asyncio.Protocol):
         if transport is None:
             return
         try:
-            for request in self._reader.feed(data):
-                transport.write(self._server.answer(request.id, request.method, request.argument))
+            for request_id, method, argument in self._reader.feed(data):
+                transport.write(self._server.answer(request_id, method, argument))
         except ProtocolError as error:
             self._server.troubles.report(
                 "protocol", f"a connection was closed, it did not speak the protocol: {printable(str(error))}"
@@ -116,7 +116,7 @@ class _Server:
         try:
             return self._writer.result(request_id, result)
         except (TypeError, ValueError, OverflowError) as error:
-            return self._writer.result(request_id, self._dispatcher.unsayable(error))
+            return self._writer.result(request_id, self._dispatcher.unsayable(argument, result, error))
 
 
 @dataclass(frozen=True)

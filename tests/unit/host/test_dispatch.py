@@ -542,6 +542,7 @@ def test_a_phase_that_catches_its_end_is_forgotten_all_the_same(phase: Callable[
         with pytest.raises(RPCFailedError, match="not found"):
             host.step(event)
     assert host.handle(instance)["Data"] == {"Method": "kong.wait"}
+    host.dispatcher.close()  # else the garbage collector ends that last one, and nobody hears how
 
 
 def test_the_end_of_the_process_ends_events_and_instances(host: Host, plugins: Plugins) -> None:
