@@ -36,11 +36,26 @@ def from_wire(raw: bytes) -> str:
 # -- the record itself ---------------------------------------------------------------------------------------------
 
 
+FIELDS = {
+    "request": {"headers", "id", "method", "size", "uri", "url"},
+    "response": {"size", "status"},
+    "route": {"id", "name"},
+    "service": {"id", "name", "port", "protocol"},
+}
+
+
 @pytest.mark.parametrize("scenario", recorded_scenarios())
 def test_every_record_of_a_real_kong_is_read(scenario: str) -> None:
-    record = parse_record(recorded(scenario))
+    text = recorded(scenario)
+    record, whole = parse_record(text), json.loads(text)
     assert record is not None
-    assert record["request"]["id"] == record["response"]["headers"]["x-kong-request-id"]
+    assert record["request"]["id"] == whole["response"]["headers"]["x-kong-request-id"]
+    assert record["request"]["headers"] == whole["request"]["headers"]
+    for name, value in record.items():
+        kept = whole[name]
+        assert value == ({key: kept[key] for key in value} if isinstance(value, dict) else kept)
+    for section in ("request", "response", "route", "service"):
+        assert record.get(section, {}).keys() == FIELDS[section] & whole.get(section, {}).keys()
 
 
 def test_bytes_that_are_not_utf8_survive_as_surrogate_escapes() -> None:

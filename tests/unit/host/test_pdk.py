@@ -16,7 +16,8 @@ from greenlet import GreenletExit, greenlet
 from kong_pdk.exception import PDKException
 from kong_pdk.pdk import Kong
 
-from kong_metering.host.pdk import Done, PDKCall, PhaseRunner
+from kong_metering.host.pdk import Done, PhaseRunner
+from kong_metering.steps import PDKCall
 
 Reply = tuple[object, object]  # a value and an error
 
