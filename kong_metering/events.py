@@ -76,6 +76,7 @@ EVENT_FIELDS = {
         }
     ),
 }
+_ONE_TRY = {str(status): status for status in range(100, 600)}
 _DEFAULT_SOURCE = "kong-gateway"
 _MAX_TIMESTAMP_MS = 253_402_300_799_999  # the last millisecond of the year 9999
 
@@ -237,6 +238,8 @@ def request_host(request: Mapping[str, Any]) -> str | None:
 def last_upstream_status(value: object) -> int | None:
     """Give the status of the last try: nginx lists every try, as in `502, 502 : 200`."""
     if isinstance(value, str):
+        if value in _ONE_TRY:
+            return _ONE_TRY[value]
         value = value.replace(":", ",").rpartition(",")[2].strip()
     return integer(value)
 

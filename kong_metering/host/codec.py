@@ -7,7 +7,7 @@ become Python's surrogate escapes on the way in, and the same bytes again on the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgpack
@@ -96,14 +96,12 @@ class AnswerWriter:
     """Turns answers into bytes."""
 
     def __init__(self) -> None:
-        self._packer = msgpack.Packer(unicode_errors=_BYTES)
+        self._pack: Callable[[object], bytes] = msgpack.Packer(unicode_errors=_BYTES).pack
 
     def result(self, request_id: int, result: object) -> bytes:
         """Write the answer of an RPC that worked; raises TypeError or ValueError for what MessagePack cannot say."""
-        packed: bytes = self._packer.pack((_ANSWER, request_id, None, result))
-        return packed
+        return self._pack((_ANSWER, request_id, None, result))
 
     def error(self, request_id: int, error: str) -> bytes:
         """Write the answer of an RPC that did not."""
-        packed: bytes = self._packer.pack((_ANSWER, request_id, error, None))
-        return packed
+        return self._pack((_ANSWER, request_id, error, None))

@@ -231,22 +231,25 @@ class Dispatcher:
         return RPCError(f"{self._plugin.name} has no phase {printable(str(_member(argument, 'EventName')))}")
 
     def _step(self, argument: Any) -> object:
-        event_id, event = self._event(argument)
+        try:
+            event_id = argument["EventId"]
+            event = self._events[event_id]
+        except (KeyError, TypeError):
+            raise self._unknown_event(argument) from None
         event.touched_at = self._now()
         return self._gone_on(event_id, event, argument.get("Data"))
 
     def _step_error(self, argument: Any) -> object:
-        event_id, event = self._event(argument)
+        event_id = _member(argument, "EventId")
+        event = self._events.get(event_id) if isinstance(event_id, int) else None
+        if event is None:
+            raise self._unknown_event(argument)
         event.touched_at = self._now()
         error = PDKException(f"exception from {event.method}: {argument.get('Data') or 'unknown error'}")
         return self._gone_on(event_id, event, None, error)
 
-    def _event(self, argument: Any) -> tuple[int, _Event]:
-        try:
-            event_id = argument["EventId"]
-            return event_id, self._events[event_id]
-        except (KeyError, TypeError):
-            raise RPCError(f"event id {printable(str(_member(argument, 'EventId')))} not found") from None
+    def _unknown_event(self, argument: Any) -> RPCError:
+        return RPCError(f"event id {printable(str(_member(argument, 'EventId')))} not found")
 
     def _gone_on(
         self, event_id: int, event: _Event, value: object, error: PDKException | None = None
