@@ -5,13 +5,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 GATEWAY ?= standin
 
-.PHONY: help test lint types check demo sandbox bench-host format clean
+FUZZ_SECONDS ?= 600
+
+.PHONY: help test lint types check demo sandbox bench-host fuzz format clean
 
 help:
 	@echo "make test        lint, types and all tests"
 	@echo "make demo        see it run: gateway, plugin server, collector, and whether it all adds up"
 	@echo "                 (make demo GATEWAY=kong: on the real Kong that is on the PATH)"
 	@echo "make sandbox     the same, kept running, to play with"
+	@echo "make fuzz        feed records, headers, queries and frames for FUZZ_SECONDS (600)"
 	@echo "make bench-host  what the plugin server costs, next to kong-pdk's own"
 
 test: lint types check
@@ -34,6 +37,9 @@ sandbox: $(VENV)/.sandbox
 
 bench-host: $(VENV)/.dev
 	$(BIN)/python bench/host.py
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
