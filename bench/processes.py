@@ -1,0 +1,121 @@
+"""Starts and stops the processes of the benchmarks, and reads what they cost."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kong_metering.schema import PLUGIN_NAME
+
+BENCH = Path(__file__).parent
+_PLUGIN_SERVER = BENCH.parent / "plugin_server.py"
+_PDK_SERVER = BENCH / "pdk_server.py"
+_STARTING_SECONDS = 20.0
+_ENDING_SECONDS = 20.0
+_CPUCLOCK_SCHED = 2  # of the whole process, its ended threads included; see clock_getcpuclockid(3)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plugin server to measure; `command` is what comes before `-p PREFIX`."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+OURS = Candidate("kong-metering", (sys.executable, str(_PLUGIN_SERVER)))
+GEVENT = Candidate("kong-pdk, gevent", (sys.executable, str(_PDK_SERVER), "--no-lua-style", "-g"))
+THREADS = Candidate("kong-pdk, threads", (sys.executable, str(_PDK_SERVER), "--no-lua-style"))
+
+
+def with_switch_interval(seconds: float) -> Candidate:
+    """Our server with another switch interval of the interpreter."""
+    code = f"import sys; sys.setswitchinterval({seconds}); from kong_metering.cli import main; sys.exit(main())"
+    return Candidate(f"{seconds * 1e6:,.0f} µs", (sys.executable, "-c", code))
+
+
+class Server:
+    """A plugin server, started as Kong starts one: by `sh`, without an environment, with umask 0000."""
+
+    def __init__(self, candidate: Candidate, directory: Path) -> None:
+        directory.mkdir()
+        self.socket = directory / f"{PLUGIN_NAME}.sock"
+        command = shlex.join([*candidate.command, "-p", str(directory)])
+        with (directory / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", f"exec {command}"], env={}, umask=0, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        _wait_until(self.socket.exists, f"{candidate.name} does not serve, see {directory}/log", _STARTING_SECONDS)
+
+    def cpu_seconds(self) -> float:
+        """Tell the CPU time that the process has used, user and system."""
+        return time.clock_gettime((~self._process.pid << 3) | _CPUCLOCK_SCHED)
+
+    def rss_bytes(self) -> int:
+        """Tell how much memory the process holds."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+    def stop(self) -> None:
+        """End the process."""
+        _stop(self._process)
+
+
+class Collector:
+    """The ingest end, see collector.py."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen([sys.executable, str(BENCH / "collector.py")], stdout=subprocess.PIPE)
+        if self._process.stdout is None:
+            raise AssertionError("stdout is a pipe")
+        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+
+    def ask(self, path: str = "counts") -> dict[str, int]:
+        """Tell the counts; the paths `open`, `close` and `hold` move the gate."""
+        with urllib.request.urlopen(f"{self.url}/{path}", timeout=10) as response:  # noqa: S310 - our own http URL
+            counts: dict[str, int] = json.load(response)
+        return counts
+
+    def wait_for_events(self, events: int, seconds: float = 30.0) -> None:
+        """Wait until `events` events have arrived in all; raises TimeoutError if they do not."""
+        _wait_until(lambda: self.ask()["events"] >= events, f"{events} events did not arrive", seconds)
+        found = self.ask()["events"]
+        if found != events:
+            raise RuntimeError(f"{events} events were due, {found} arrived")
+
+    def wait_for_refusals(self) -> int:
+        """Wait until the closed gate turns batches away; give the count of those that it has turned away."""
+        before = self.ask()["refused"]
+        _wait_until(lambda: self.ask()["refused"] > before + 1, "no batch came to the gate", _STARTING_SECONDS)
+        return self.ask()["refused"]
+
+    def stop(self) -> None:
+        """End the process."""
+        _stop(self._process)
+
+
+def _wait_until(condition: Any, message: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(message)
+        time.sleep(0.01)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_ENDING_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
