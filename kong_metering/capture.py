@@ -13,14 +13,14 @@ _MAX_HEADERS = 1000  # the most that kong.request.get_headers gives
 
 
 def capture_headers(names: tuple[str, ...]) -> Steps[dict[str, str]]:
-    """Read request headers by name; those that the request does not have are left out."""
+    """Read request headers by name; those that the request does not have, or only blank ones, are left out."""
     values: dict[str, str] = {}
     missing = []
     for name in names:
         value = yield call("kong.request.get_header", name)
-        if isinstance(value, str):
+        if isinstance(value, str) and not is_blank(value):
             values[name] = value
-        elif value is None:
+        else:
             missing.append(name)
     if missing:
         values |= yield from hidden_headers(missing)
@@ -28,7 +28,7 @@ def capture_headers(names: tuple[str, ...]) -> Steps[dict[str, str]]:
 
 
 def hidden_headers(names: list[str]) -> Steps[dict[str, str]]:
-    """Find headers that `kong.request.get_header` does not see.
+    """Find headers that `kong.request.get_header` does not see, or does not see past a blank one.
 
     Kong 3.9 looks up a header that was sent twice, or that contains a comma and a space, only among the first 100
     (`kong/tools/http.lua`): without this, a client with many headers would not be billed.
@@ -37,13 +37,13 @@ def hidden_headers(names: list[str]) -> Steps[dict[str, str]]:
     if not isinstance(headers, dict):
         return {}
     record: Record = {"request": {"headers": headers}}
-    found = {name: _first(values) for name in names if (values := header_values(record, name))}
+    found = {name: _first(header_values(record, name)) for name in names}
     if sum(len(values) if isinstance(values, list) else 1 for values in headers.values()) >= _MAX_HEADERS:
-        for name in (name for name in names if name not in found):
+        for name in (name for name in names if found[name] is None):
             value = yield call("kong.nginx.get_var", "http_" + name.lower().replace("-", "_"))
             if isinstance(value, str):
                 found[name] = _first(value.split(", "))
-    return found
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def piecewise_record() -> Steps[Record]:
@@ -68,6 +68,6 @@ def attempt(method: str, *arguments: object) -> Steps[Any]:
         return None
 
 
-def _first(values: list[str]) -> str:
+def _first(values: list[str]) -> str | None:
     """Give the first value of a header that was sent several times; a blank one does not hide the next."""
-    return next((value for value in values if not is_blank(value)), values[0])
+    return next((value for value in values if not is_blank(value)), None)

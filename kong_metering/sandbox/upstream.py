@@ -34,6 +34,7 @@ async def _answer(request: web.Request) -> web.StreamResponse:
     if match := _SLOW.search(path):
         await asyncio.sleep(float(match[1]))
     if match := _BYTES.search(path):
+        await request.read()  # else a client that first sends all of it, and then reads, would wait for ever
         return web.Response(body=b"x" * int(match[1]))
     match = _STATUS.search(path)
     return await _echo(request, int(match[1]) if match else 200)

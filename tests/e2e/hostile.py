@@ -89,15 +89,19 @@ class Till:
         return self.gateway.proxy_port
 
     def bill(self, sent: bytes | Callable[[int], bytes | None], requests: int = 1) -> Bill:
-        """Send bytes, or call a function with the proxy's port, and wait until so many requests are accounted for."""
+        """Send bytes, or call a function with the proxy's port, and tell what came of so many requests."""
         self.collector.client.reset()
         before = self.status()
         answer = conversation(self.port, sent) if isinstance(sent, bytes) else sent(self.port)
-        self._expected += requests
-        wait_for(self._is_accounted_for, f"{requests} requests are accounted for", lambda: f"{self.status()}")
+        self.wait_for(requests)
         skipped = Counter(self.status()["skipped"])
         skipped.subtract(before["skipped"])
         return Bill(answer or b"", self.collector.client.events(), {name: n for name, n in skipped.items() if n})
+
+    def wait_for(self, requests: int) -> None:
+        """Wait until so many more requests are accounted for, and what they gave is delivered."""
+        self._expected += requests
+        wait_for(self._is_accounted_for, f"{requests} requests are accounted for", lambda: f"{self.status()}")
 
     def status(self) -> Mapping[str, Any]:
         """Give the plugin server's own account."""

@@ -200,10 +200,12 @@ async def read_head(reader: asyncio.StreamReader, limits: HeaderLimits) -> Reque
     """
     parser = HeadParser()
     head = parser.head
+    has_begun = False
     while True:
         raw = await _read_line(reader, limits, head)
         if raw is None:
-            return head if head.received else None
+            return head if has_begun or head.received else None
+        has_begun = True
         line = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1]
         if not head.line and not line:
             head.received = 0  # nginx skips empty lines between requests

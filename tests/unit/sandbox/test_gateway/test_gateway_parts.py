@@ -297,7 +297,7 @@ def test_the_header_limits_can_be_raised() -> None:
 
 def test_a_connection_that_ends_without_a_request_is_no_request() -> None:
     assert read(b"") is None
-    assert read(b"\r\n") is None
+    assert parsed(b"\r\n").error == 400
 
 
 @given(st.binary(max_size=200))
