@@ -15,7 +15,7 @@ from kong_metering.record import is_blank, subject_text
 from kong_metering.runtime import make_runtime
 from tests.fuzz.cases import Case, Target
 from tests.fuzz.invariants import check_events
-from tests.fuzz.strategies import ATTRIBUTE, TENANT, attributes, client_texts, whole_config
+from tests.fuzz.strategies import ATTRIBUTE, TENANT, as_client_text, attributes, client_texts, whole_config
 from tests.fuzz.variation import varied_list, varied_text
 from tests.support.clock import FakeClock
 from tests.support.pdk import FakeKong
@@ -77,7 +77,7 @@ def check(case: Case) -> None:
         "meter_ai_token_usage": False,
     }
     plugin = Plugin(whole_config(config), runtime)
-    headers = [(str(name), str(value)) for name, value in case["headers"]]
+    headers = [(as_client_text(name), as_client_text(value)) for name, value in case["headers"]]
     kong = FakeKong(
         headers,
         json.dumps(_record(headers, clock)),

@@ -14,7 +14,7 @@ from kong_metering.sandbox.gateway.query import decode_args
 from kong_metering.stats import Skipped
 from tests.fuzz.cases import Case, Target
 from tests.fuzz.invariants import check_events
-from tests.fuzz.strategies import client_texts, names, whole_config
+from tests.fuzz.strategies import as_client_text, client_texts, names, whole_config
 from tests.fuzz.variation import varied_list, varied_text
 from tests.support.clock import FakeClock
 from tests.support.records import log_record
@@ -53,7 +53,7 @@ _cases = st.fixed_dictionaries(
 
 def check(case: Case) -> None:
     """Read an argument, compare with the gateway's own reading of the same bytes, and bill by it."""
-    query = "".join(case["parts"])
+    query = as_client_text("".join(case["parts"]))
     name: str = case["name"]
     uri = f"{case['path']}?{query}"
     found = list(query_values(uri, name))

@@ -64,6 +64,11 @@ texts = st.sampled_from(TEXTS) | any_text | raw_bytes
 numbers = st.integers() | st.floats() | st.sampled_from(NUMBERS)
 
 
+def as_client_text(text: str) -> str:
+    """Give what the host makes of the bytes of a text: two surrogates side by side may well be one character."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+
+
 def _comes_as_bytes(text: str) -> bool:
     try:
         text.encode("utf-8", "surrogateescape")

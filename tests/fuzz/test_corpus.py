@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kong_metering.log import LOGGER
 from tests.fuzz.cases import Target, load, saved
 from tests.fuzz.targets import TARGETS
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Give the log its level back: the targets silence it, for what they make fail is said, and that is right."""
+    level = LOGGER.level
+    yield
+    LOGGER.setLevel(level)
+
 
 SAVED = [(target, path) for target in TARGETS for path in saved(target.name)]
 
