@@ -83,10 +83,12 @@ async def _chat_in_pieces(request: web.Request, base: dict[str, object], usage: 
 
 
 def main() -> None:
-    """Serve on a loopback port until interrupted."""
+    """Serve until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, required=True)
-    web.run_app(make_app(), host="127.0.0.1", port=parser.parse_args().port, print=None, access_log=None)
+    options = parser.parse_args()
+    web.run_app(make_app(), host=options.host, port=options.port, print=None, access_log=None)
 
 
 if __name__ == "__main__":
