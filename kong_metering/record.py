@@ -185,7 +185,7 @@ def query_values(uri: str, name: str) -> Iterator[str]:
     """
     for pair in uri.partition("#")[0].partition("?")[2].split("&"):
         key, _, value = pair.partition("=")
-        if key == name or _decoded(key) == name:
+        if _decoded(key) == name:
             yield _decoded(value)
 
 

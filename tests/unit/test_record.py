@@ -339,6 +339,8 @@ def test_a_query_argument_is_read_as_kong_reads_it(uri: str, expected: list[str]
         ("/a?a%5B%5D=1&a[]=2", "a[]", ["1", "2"]),
         ("/a?kundengr%C3%B6%C3%9Fe=acme", "kundengröße", ["acme"]),
         ("/a?tenant+id=acme", "tenant id", ["acme"]),
+        ("/a?tenant+id=acme&tenant%2Bid=globex", "tenant+id", ["globex"]),
+        ("/a?%41=acme&%2541=globex", "%41", ["globex"]),
     ],
 )
 def test_names_are_decoded_like_values(uri: str, name: str, expected: list[str]) -> None:
