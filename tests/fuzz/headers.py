@@ -24,8 +24,9 @@ from tests.support.records import log_record
 if TYPE_CHECKING:
     from kong_metering.delivery.registry import Delivery
 
+_MOST_HEADERS = 1000
 _names = st.sampled_from([TENANT, "X-Tenant-Id", "x_tenant_id", "X-TENANT_ID", ATTRIBUTE, "x_plan", "host", "cookie"])
-_fillers = st.sampled_from([1, 99, 100, 120]).map(lambda number: [["x-filler", "1"]] * number)
+_fillers = st.sampled_from([1, 99, 100, 120, 1000]).map(lambda number: [["x-filler", "1"]] * number)
 _PIECES = [
     "kong.response.get_header",
     "kong.response.get_status",
@@ -102,8 +103,10 @@ def _check_subject(found: list[str], headers: list[tuple[str, str]]) -> None:
     if not sent:
         assert found == []
     elif all(name == TENANT for name, _ in sent) and (len(sent) == 1 or not is_blank(sent[0][1])):
+        # Behind 1,000 others, a value with a comma and a space looks like two.
+        first = sent[0][1] if len(headers) <= _MOST_HEADERS else sent[0][1].partition(", ")[0]
         expected = subject_text(sent[0][1])
-        assert found == ([] if expected is None else [expected])
+        assert found == ([] if expected is None else [expected]) or found == [subject_text(first)]
 
 
 def _record(headers: list[tuple[str, str]], clock: FakeClock) -> dict[str, object]:
