@@ -11,3 +11,11 @@ class ConfigError(KongMeteringError):
 
 class StartupError(KongMeteringError):
     """The plugin server cannot start; the text says what was found and what to do."""
+
+
+class SpoolError(KongMeteringError):
+    """The spool's directory cannot be used; the text gives the system's own words and what to do."""
+
+
+class SpoolFormatError(SpoolError):
+    """A file of the spool was written in a format that this version does not know; it is left as it is."""

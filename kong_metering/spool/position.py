@@ -1,0 +1,66 @@
+"""The file that remembers how far a log is done.
+
+Contract: one thread at a time. The file's space is taken when it is made, so that it can be written on a full disk. A
+write that is cut short leaves the position of the write before; a file that cannot be made is tried again at each save.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kong_metering.spool import files
+from kong_metering.spool.format import POSITION_BYTES, Position, decode_position, encode_slot, slot_offset
+
+
+class PositionFile:
+    """One position file; `was_lost` tells that there was none, or that nothing in it was good."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what is there.
+
+        Raises `SpoolFormatError` when it is of a format that this version does not know; and the system's `OSError`
+        when it is there and cannot be read.
+        """
+        self._path = path
+        self._descriptor: int | None = None
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        found = decode_position(data)
+        self.was_lost = found is None
+        self.position, self._turn = found or (Position(), 0)
+
+    def save(self, position: Position) -> None:
+        """Write the position in place of the older of the two that the file holds.
+
+        Raises the system's `OSError`; the file still holds an earlier position then.
+        """
+        if self._descriptor is None:
+            self._descriptor = _preallocated(self._path)
+        turn = self._turn + 1
+        files.write_at(self._descriptor, encode_slot(position, turn), slot_offset(turn))
+        self._turn = turn
+
+    def sync(self) -> None:
+        """Have the last save survive a power cut."""
+        if self._descriptor is not None:
+            os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _preallocated(path: Path) -> int:
+    descriptor = files.open_file(path)
+    try:
+        if os.fstat(descriptor).st_size < POSITION_BYTES:
+            os.posix_fallocate(descriptor, 0, POSITION_BYTES)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -1,0 +1,187 @@
+"""One file of a log: written at its end, read from its start.
+
+Contract: one thread at a time. A write that fails leaves the file as it was. Reading follows what is appended
+meanwhile, and hands whatever is not a good event to the one who asked, with its bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kong_metering.spool import files
+from kong_metering.spool.format import (
+    MAX_PAYLOAD_BYTES,
+    SEGMENT_HEADER_BYTES,
+    StoredEvent,
+    claimed_record_bytes,
+    is_segment_header,
+    next_record,
+    parse_events,
+    segment_header,
+    segment_name,
+)
+
+_READ_BYTES = 512 * 1024
+_NO_LIMIT = 1 << 62
+
+
+@dataclass(eq=False)
+class Segment:
+    """A segment as its log knows it: it holds events `first` to below `end`, in its first `size` bytes."""
+
+    path: Path
+    first: int
+    end: int
+    size: int
+    is_synced: bool = False
+
+
+class OnDamage(Protocol):
+    """Told of a stretch that is no good event."""
+
+    def __call__(self, segment: Segment, offset: int, data: bytes, first: int, end: int) -> None:
+        """Take the bytes found at `offset`, where events `first` to below `end` are missing; either may be none."""
+
+
+class SegmentWriter:
+    """Appends to one segment."""
+
+    def __init__(self, segment: Segment, descriptor: int) -> None:
+        self.segment = segment
+        self._descriptor = descriptor
+
+    @classmethod
+    def create(cls, directory: Path, records: bytes, first: int, end: int) -> SegmentWriter:
+        """Make a segment with its first records, all or nothing.
+
+        Raises the system's `OSError`, for a full disk for one; there is no new file then.
+        """
+        path = directory / segment_name(first)
+        data = segment_header(first) + records
+        descriptor = files.create_file(path)
+        try:
+            files.write_at(descriptor, data, 0)
+            files.sync_directory(directory)
+        except OSError:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+        return cls(Segment(path, first, end, len(data)), descriptor)
+
+    @classmethod
+    def resume(cls, segment: Segment) -> SegmentWriter:
+        """Go on with a segment that ends with a good event, after cutting off what is behind `segment.size`.
+
+        Raises the system's `OSError`.
+        """
+        writer = cls(segment, files.open_file(segment.path))
+        try:
+            os.ftruncate(writer._descriptor, segment.size)
+        except OSError:
+            writer.close()
+            raise
+        return writer
+
+    def append(self, records: bytes, end: int) -> None:
+        """Add records, the last of them numbered `end` - 1, all or nothing.
+
+        Raises the system's `OSError`; what was written of them is cut off again then.
+        """
+        try:
+            files.write_at(self._descriptor, records, self.segment.size)
+        except OSError:
+            # Should this fail too, reading and the next append still go by `segment.size`.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self.segment.size)
+            raise
+        self.segment.size += len(records)
+        self.segment.end = end
+        self.segment.is_synced = False
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._descriptor)
+
+
+class SegmentReader:
+    """Reads one segment from its start on; `next` is the sequence number of the event that comes next.
+
+    Raises `SpoolFormatError` when the segment is of a format that this version does not know; and the system's
+    `OSError`.
+    """
+
+    def __init__(self, segment: Segment, on_damage: OnDamage) -> None:
+        self.segment = segment
+        self.next = segment.first
+        self._on_damage = on_damage
+        self._buffer = b""
+        # Where the buffer starts in the file, and where the next record starts in the buffer.
+        self._start, self._at = SEGMENT_HEADER_BYTES, 0
+        self._descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._check_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, max_events: int, max_bytes: int) -> list[StoredEvent]:
+        """Read on: up to `max_events` events with up to `max_bytes` of payload, or to the end of the segment."""
+        events: list[StoredEvent] = []
+        while len(events) < max_events and self.next < self.segment.end:
+            wanted = min(max_events - len(events), self.segment.end - self.next)
+            found, self._at = parse_events(self._buffer, self._at, self.next, wanted, max_bytes)
+            events += found
+            self.next += len(found)
+            max_bytes -= sum(len(event.payload) for event in found)
+            if len(events) == max_events or self.next == self.segment.end:
+                break
+            if not self._fill():
+                if self._is_good():
+                    break
+                self._pass_damage()
+        return events
+
+    def skip_to(self, sequence: int) -> None:
+        """Read on until `next` is this sequence number, or a later one if that event is not there."""
+        while self.next < min(sequence, self.segment.end):
+            self.read(min(1000, sequence - self.next), _NO_LIMIT)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._descriptor)
+
+    def _check_header(self) -> None:
+        header = os.pread(self._descriptor, SEGMENT_HEADER_BYTES, 0)
+        if not is_segment_header(header, self.segment.first):
+            self._on_damage(self.segment, 0, header, self.next, self.next)
+
+    def _fill(self) -> bool:
+        """Have the whole next record in the buffer; False when it is there already, or there is no more to read."""
+        have = len(self._buffer) - self._at
+        claimed = claimed_record_bytes(self._buffer, self._at)
+        if have >= claimed:
+            return False
+        start = self._start + self._at
+        wanted = min(max(claimed, _READ_BYTES), self.segment.size - start)
+        if wanted <= have:
+            return False
+        self._buffer, self._start, self._at = os.pread(self._descriptor, wanted, start), start, 0
+        return len(self._buffer) > have
+
+    def _is_good(self) -> bool:
+        """Whether the next record is good, and it was only a limit that ended the reading."""
+        return bool(parse_events(self._buffer, self._at, self.next, 1, MAX_PAYLOAD_BYTES)[0])
+
+    def _pass_damage(self) -> None:
+        """Go on behind whatever is here instead of the next event."""
+        start, sequence = self._start + self._at, self.next
+        self._buffer = os.pread(self._descriptor, max(0, self.segment.size - start), start)
+        self._start = start
+        record = next_record(self._buffer, 0, sequence, self.segment.end)
+        self._at, self.next = (record.start, record.sequence) if record else (len(self._buffer), self.segment.end)
+        self._on_damage(self.segment, start, self._buffer[: self._at], sequence, self.next)
