@@ -92,28 +92,25 @@ class DeadLetters:
         self._known_end: Segment | None = None
 
     def add(self, letters: Sequence[DeadLetter], now_ms: int) -> range:
-        """Keep letters, all or none, and give their ids. Works like `EventLog.append`."""
+        """Keep letters, all or none, and give their ids."""
+        if not letters:
+            return range(0)
         files.make_directory(self.directory)
         with self._locked(fcntl.LOCK_EX):
             newest = self._newest()
             first = newest.end if newest else 1
+            end = first + len(letters)
             records = encode_records([_encode(letter) for letter in letters], first, now_ms)
-            if (
-                newest
-                and newest.path.stat().st_size == newest.size
-                and newest.size + len(records) <= self._segment_bytes
-            ):
+            if newest and newest.size + len(records) <= self._segment_bytes:
                 writer = SegmentWriter.resume(newest)
-                try:
-                    writer.append(records, first + len(letters))
-                finally:
-                    writer.close()
+                with contextlib.closing(writer):
+                    writer.append(records, end)
             else:
-                writer = SegmentWriter.create(self.directory, records, first, first + len(letters))
+                writer = SegmentWriter.create(self.directory, records, first, end)
                 writer.close()
             self._known_end = writer.segment
             self._keep_within_bounds()
-        return range(first, first + len(letters))
+        return range(first, end)
 
     def letters(self, after: int = 0) -> Iterator[StoredLetter]:
         """Go through all letters with an id above `after`, in order; others may add and remove meanwhile."""
@@ -196,7 +193,7 @@ class DeadLetters:
             total -= size
 
     def _newest(self) -> Segment | None:
-        """Tell where the newest segment ends."""
+        """Tell where the newest segment ends; a damaged one counts as full, so that none of its bytes is touched."""
         sizes = self._sizes()
         if not sizes:
             return None
@@ -205,7 +202,10 @@ class DeadLetters:
         if known and known.first == first and known.size == size:
             return known
         content = _read(self._path(first), first)
-        return Segment(self._path(first), first, content.end, content.size)
+        if content.is_damaged and not content.records:
+            # The next segment gets its name.
+            self._unlink(first, content)
+        return Segment(self._path(first), first, content.end, self._segment_bytes if content.is_damaged else size)
 
     def _content(self, first: int) -> _Content:
         with self._locked(fcntl.LOCK_SH):

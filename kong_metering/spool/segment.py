@@ -129,17 +129,18 @@ class SegmentReader:
             self.close()
             raise
 
-    def read(self, max_events: int, max_bytes: int) -> list[StoredEvent]:
-        """Read on: up to `max_events` events with up to `max_bytes` of payload, or to the end of the segment."""
+    def read(self, max_events: int, max_bytes: int, before: int = _NO_LIMIT) -> list[StoredEvent]:
+        """Read on: up to `max_events` events below `before` with up to `max_bytes` of payload, all in this segment."""
         events: list[StoredEvent] = []
-        while len(events) < max_events and self.next < self.segment.end:
-            wanted = min(max_events - len(events), self.segment.end - self.next)
+        end = min(before, self.segment.end)
+        while len(events) < max_events and self.next < end:
+            wanted = min(max_events - len(events), end - self.next)
             found, self._at = parse_events(self._buffer, self._at, self.next, wanted, max_bytes)
             events += found
             self.next += len(found)
             max_bytes -= sum(len(event.payload) for event in found)
-            if len(events) == max_events or self.next == self.segment.end:
-                break
+            if len(found) == wanted:
+                continue
             if not self._fill():
                 if self._is_good():
                     break
@@ -149,7 +150,7 @@ class SegmentReader:
     def skip_to(self, sequence: int) -> None:
         """Read on until `next` is this sequence number, or a later one if that event is not there."""
         while self.next < min(sequence, self.segment.end):
-            self.read(min(1000, sequence - self.next), _NO_LIMIT)
+            self.read(1000, _NO_LIMIT, before=sequence)
 
     def close(self) -> None:
         """Let go of the file."""
