@@ -201,13 +201,13 @@ class EventLog:
         """
         events: list[StoredEvent] = []
         sequence = self._behind_gaps(max(after, self._done) + 1)
-        while len(events) < max_events and max_bytes > 0 and sequence < self._next:
+        while max_bytes > 0 and sequence < self._next:
             found = self._read_some(sequence, max_events - len(events), max_bytes, needs_one=not events)
             events += found
-            max_bytes -= sum(len(event.payload) for event in found)
             next_one = self._behind_gaps(found[-1].sequence + 1 if found else sequence)
-            if next_one == sequence:
+            if next_one == sequence or len(events) == max_events:
                 break
+            max_bytes -= sum(len(event.payload) for event in found)
             sequence = next_one
         return events
 

@@ -138,9 +138,9 @@ class SegmentReader:
             found, self._at = parse_events(self._buffer, self._at, self.next, wanted, max_bytes)
             events += found
             self.next += len(found)
-            max_bytes -= sum(len(event.payload) for event in found)
             if len(found) == wanted:
                 continue
+            max_bytes -= sum(len(event.payload) for event in found)
             if not self._fill():
                 if self._is_good():
                     break

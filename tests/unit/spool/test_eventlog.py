@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -539,8 +540,6 @@ def test_a_newer_format_in_the_middle_is_refused_when_it_is_come_to(tmp_path: Pa
 
 
 def newer_version(data: bytes) -> bytes:
-    from zlib import crc32  # noqa: PLC0415
-
     start = data[:8] + (2).to_bytes(4, "little")
     return start + crc32(start).to_bytes(4, "little")
 
