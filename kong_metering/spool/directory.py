@@ -118,7 +118,7 @@ class SpoolDirectory:
     def adoptable(self) -> int:
         """Tell how many parts there are that no living process holds. Raises `SpoolError`."""
         try:
-            return sum(1 for part in _parts(self.root) if part not in self._locks and not _is_held(part))
+            return sum(1 for part in _parts(self.root) if not _is_held(part))
         except OSError as error:
             raise unusable(self.root, error) from error
 
@@ -196,7 +196,7 @@ class SpoolDirectory:
             with _root_lock(self.root):
                 for part in _parts(self.root):
                     try:
-                        if part not in self._locks and self._takes(part):
+                        if self._takes(part):
                             taken.append(part)
                     except OSError as error:
                         refused.append(Refused(part, str(error)))
@@ -205,6 +205,7 @@ class SpoolDirectory:
         return taken
 
     def _takes(self, part: Path) -> bool:
+        """Take a part's lock unless somebody holds it, we ourselves for one."""
         lock = files.open_file(part / _LOCK)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

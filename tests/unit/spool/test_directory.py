@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -35,7 +36,26 @@ spool = SpoolDirectory(Path(sys.argv[1]))
 log = spool.log_for(QueueIdentity(*sys.argv[2:5])).log
 log.append([b"one", b"two", b"three"], 1)
 print("ready", flush=True)
+if "fork" in globals():
+    print(fork(), flush=True)
 sys.stdin.read()
+"""
+
+# Has the holder fork when it is ready, and tell the child's pid once the child let go.
+FORKING = """
+import os, time
+
+def fork():
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        spool.abandon()
+        os.write(writer, b"!")
+        os.close(1)
+        time.sleep(600)
+        os._exit(0)
+    os.read(reader, 1)
+    return child
 """
 
 ADOPTER = """
@@ -175,6 +195,7 @@ def test_a_part_that_is_being_made_is_not_taken(tmp_path: Path, monkeypatch: pyt
             assert process.stdin
             process.stdin.write("go\n")
             process.stdin.flush()
+            wait_until_blocked(process)
         return create(path)
 
     monkeypatch.setattr(files, "create_file", slowly)
@@ -185,6 +206,15 @@ def test_a_part_that_is_being_made_is_not_taken(tmp_path: Path, monkeypatch: pyt
     process.communicate()
     held.log.append([b"event"], NOW)
     assert held.directory.exists()
+
+
+def wait_until_blocked(process: subprocess.Popen[str]) -> None:
+    """Wait until the process waits for a lock, or says something."""
+    assert process.stdout
+    while not select.select([process.stdout], [], [], 0.01)[0]:
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        if any("->" in line and f" {process.pid} " in line for line in locks):
+            return
 
 
 def test_looking_does_not_keep_a_process_from_taking(tmp_path: Path) -> None:
@@ -279,35 +309,16 @@ def test_an_owner_that_ends_with_nothing_left_leaves_nothing(tmp_path: Path) -> 
 
 
 def test_a_forked_child_that_abandons_does_not_outlive_its_parents_locks(tmp_path: Path) -> None:
-    program = HOLDER.replace(
-        'print("ready"',
-        """import os, time
-if os.fork() == 0:
-    spool.abandon()
-    os.close(1)
-    time.sleep(60)
-print("ready\"""",
-    )
     spool = SpoolDirectory(tmp_path)
-    with running(program, tmp_path, QUEUE.entity_id, QUEUE.name, QUEUE.endpoint) as process:
-        child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii"))
+    with running(FORKING + HOLDER, tmp_path, QUEUE.entity_id, QUEUE.name, QUEUE.endpoint) as process:
+        child = int(said(process))
         try:
-            wait_for_abandoning(child, tmp_path)
             assert spool.adopt().logs == (), "the parent still holds it"
             process.kill()
             process.wait()
             assert len(spool.adopt().logs) == 1
         finally:
             os.kill(child, signal.SIGKILL)
-
-
-def wait_for_abandoning(child: int, root: Path) -> None:
-    locks = f"{root}/proc-"
-    for _ in range(1_000_000):
-        names = [os.path.realpath(path) for path in Path(f"/proc/{child}/fd").iterdir()]
-        if not any(name.startswith(locks) and name.endswith("/lock") for name in names):
-            return
-    raise AssertionError
 
 
 def test_a_log_of_a_newer_format_is_left_to_one_who_knows_it(tmp_path: Path) -> None:

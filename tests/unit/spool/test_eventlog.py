@@ -335,6 +335,8 @@ def test_damage_right_behind_what_is_done_does_not_stop_the_rest(tmp_path: Path)
     assert log.waiting == 25
     log.done(5)
     assert (log.done_up_to, log.waiting) == (5, 25)
+    log.done(29)
+    assert (log.done_up_to, log.waiting) == (29, 1)
     log.done(30)
     assert (log.waiting, log.read(30, 1, 1)) == (0, [])
 
@@ -347,6 +349,18 @@ def test_damage_among_what_is_done_is_nobodys_loss(tmp_path: Path) -> None:
     again = EventLog.open(tmp_path)
     assert sequences(again) == list(range(21, 31))
     assert again.take_damage() == []
+
+
+def test_what_cannot_be_read_right_behind_what_is_done_is_done_too(tmp_path: Path) -> None:
+    """Or its segment would never be removed."""
+    filled(tmp_path, 30).close()
+    following = int(segments(tmp_path)[1].stem)
+    damage_payload(segments(tmp_path)[0], following - 1)
+    log = EventLog.open(tmp_path)
+    read_all(log)
+    log.done(following - 2)
+    assert log.done_up_to == following - 1
+    assert int(segments(tmp_path)[0].stem) == following
 
 
 def test_the_last_event_of_a_finished_segment_can_be_damaged(tmp_path: Path) -> None:
@@ -491,6 +505,30 @@ def test_a_position_file_that_was_cut_short_loses_no_event(tmp_path: Path, size:
     again.done(45)
     again.save_position()
     assert EventLog.open(tmp_path).done_up_to == 45
+
+
+def test_a_torn_write_of_the_position_leaves_the_one_before(tmp_path: Path) -> None:
+    log = filled(tmp_path, 60, segment_bytes=100_000)
+    before = b""
+    for done in range(10, 14):
+        log.done(done)
+        log.save_position()
+        data = (tmp_path / "position").read_bytes()
+        changed = [offset for offset in (0, 4096) if data[offset : offset + 4096] != before[offset : offset + 4096]]
+        assert len(changed) == 1 or not before
+        before = data
+    overwrite(tmp_path / "position", changed[0] + 20, b"torn")
+    assert EventLog.open(tmp_path).done_up_to == 12
+
+
+@pytest.mark.parametrize("offset", [20, 4096 + 20])
+def test_damage_to_one_position_does_not_make_removed_segments_look_missing(tmp_path: Path, offset: int) -> None:
+    log = filled(tmp_path, 60)
+    log.save_position()
+    log.done(40)
+    overwrite(tmp_path / "position", offset, b"torn")
+    again = EventLog.open(tmp_path)
+    assert (again.done_up_to, again.take_damage()) == (40, [])
 
 
 def test_a_stale_position_file_only_repeats(tmp_path: Path) -> None:
