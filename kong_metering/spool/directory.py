@@ -73,7 +73,7 @@ class Adoption:
 
 @dataclass(frozen=True)
 class Found:
-    """A log on disk, for people to look at: whose it is, and whether a living process holds it."""
+    """A log on disk, for people to look at: whose it is, None if unknown, and whether a living process holds it."""
 
     directory: Path
     identity: QueueIdentity | None
@@ -250,12 +250,17 @@ def survey(root: Path) -> list[Found]:
     try:
         for part in _parts(root):
             is_held = _is_held(part)
-            for directory in _log_directories(part):
-                with contextlib.suppress(SpoolFormatError):
-                    found.append(Found(directory, load_identity(directory), is_held))
+            found += [Found(directory, _known_identity(directory), is_held) for directory in _log_directories(part)]
     except OSError as error:
         raise unusable(root, error) from error
     return found
+
+
+def _known_identity(directory: Path) -> QueueIdentity | None:
+    try:
+        return load_identity(directory)
+    except SpoolFormatError:
+        return None
 
 
 def unusable(path: Path, error: OSError) -> SpoolError:

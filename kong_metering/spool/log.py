@@ -127,6 +127,9 @@ class EventLog:
         log._recover_newest()
         log._start_and_end()
         if not is_view:
+            # While there is room: later the disk may be full.
+            with contextlib.suppress(OSError):
+                log.save_position()
             log._remove_done_segments()
         return log
 

@@ -418,7 +418,6 @@ def test_a_disk_that_fills_up_keeps_what_it_has_and_drains(tmp_path: Path) -> No
     with mounted(tmp_path / "disk", "size=512k") as disk:
         log = SpoolDirectory(disk).log_for(QUEUE).log
         log._segment_bytes = 50_000
-        log.save_position()
         accepted = fill(log)
         assert accepted > 1000
         assert log.waiting == accepted
@@ -447,7 +446,6 @@ def test_a_start_with_a_full_disk_adopts_and_drains(tmp_path: Path) -> None:
         spool = SpoolDirectory(disk)
         log = spool.log_for(QUEUE).log
         log._segment_bytes = 50_000
-        log.save_position()
         accepted = fill(log)
         filler = disk / "filler"
         with filler.open("wb", buffering=0) as file:

@@ -225,7 +225,7 @@ def test_syncing_covers_every_segment_that_was_written(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     log.sync()
-    assert sorted(synced) == [str(path) for path in segments(tmp_path)]
+    assert sorted(synced) == [*(str(path) for path in segments(tmp_path)), str(tmp_path / "position")]
     log.append([b"event"], NOW)
     log.save_position()
     del synced[:]
