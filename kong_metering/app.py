@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from kong_metering.host.dispatch import Dispatcher, Limits, PluginDefinition
@@ -15,6 +15,8 @@ from kong_metering.schema import PLUGIN_NAME, plugin_info
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kong_metering.delivery.spooler import SpoolOptions
+
 PHASES = ("access", "log")
 
 
@@ -23,9 +25,22 @@ def plugin_information() -> dict[str, Any]:
     return plugin_info(PHASES)
 
 
-def run(server: ServerOptions, limits: Limits, stop_timeout: float, ca_bundle: str | None, relay: Relay) -> None:
+@dataclass(frozen=True)
+class DeliveryOptions:
+    """How events are kept and delivered.
+
+    `stop_timeout`: seconds for what waits when the process is told to end. `ca_bundle`: the PEM file to verify
+    endpoints with. `spool`: None to keep events in memory.
+    """
+
+    stop_timeout: float
+    ca_bundle: str | None
+    spool: SpoolOptions | None
+
+
+def run(server: ServerOptions, limits: Limits, delivery: DeliveryOptions, relay: Relay) -> None:
     """Run the plugin server until it is told to end; raises `StartupError` if it cannot start."""
-    runtime = make_runtime(ca_bundle=ca_bundle, relay=relay)
+    runtime = make_runtime(ca_bundle=delivery.ca_bundle, relay=relay, spool=delivery.spool)
     dispatcher = Dispatcher(_definition(runtime), clock=runtime.clock, troubles=runtime.troubles, limits=limits)
 
     def housekeeping() -> None:
@@ -35,7 +50,7 @@ def run(server: ServerOptions, limits: Limits, stop_timeout: float, ca_bundle: s
     try:
         serve(dispatcher, server, runtime.troubles, Hooks(housekeeping, ending=runtime.delivery.begin_close))
     finally:
-        runtime.delivery.close(stop_timeout)
+        runtime.delivery.close(delivery.stop_timeout)
         dispatcher.close()
         runtime.troubles.flush()
     _say_account(runtime)
@@ -55,9 +70,13 @@ def _definition(runtime: Runtime) -> PluginDefinition:
 def _say_account(runtime: Runtime) -> None:
     account = runtime.stats.snapshot()
     LOGGER.info(
-        "ended: %d events accepted, %d delivered, dropped %s; requests without an event %s",
+        "ended: %d events accepted, %d adopted, %d delivered, %d left on disk, dead letters %s, dropped %s; "
+        "requests without an event %s",
         account.accepted,
+        account.adopted,
         account.delivered,
+        account.left,
+        account.dead_letters or "none",
         account.dropped or "none",
         account.skipped or "none",
     )

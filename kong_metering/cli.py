@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kong_metering import __version__, app
+from kong_metering.delivery.spooler import SpoolOptions, Sync
 from kong_metering.errors import StartupError
 from kong_metering.host.dispatch import Limits
 from kong_metering.host.server import ServerOptions
@@ -25,9 +27,12 @@ from kong_metering.log import LOGGER, Relay, configure
 from kong_metering.schema import PLUGIN_NAME
 
 ENVIRONMENT_PREFIX = "KONG_METERING_"
+SPOOL = "metering-spool"
 _FIRST_INHERITED = 3
 _MOST_DESCRIPTORS = 65_536
 _LARGEST_COUNT = 65_535
+_SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+_DURATIONS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,30 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _bytes(text: str) -> int:
+    """Read a size: a number of bytes, or of KiB, MiB or GiB with K, M or G behind it."""
+    match = re.fullmatch(r"(\d{1,15})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or int(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a size above 0, such as 500M or 1G")
+    return int(match[1]) * _SIZES[match[2].upper()]
+
+
+def _duration(text: str) -> float:
+    """Read a duration: a number of seconds, or of minutes, hours or days with m, h or d behind it."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a duration above 0, such as 3600, 90m, 24h or 30d")
+    return float(match[1]) * _DURATIONS[match[2]]
+
+
+def _sync(text: str) -> Sync:
+    """Read one of the ways to sync."""
+    try:
+        return Sync(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not {', '.join(sync.value for sync in Sync)}") from None
+
+
 _FLAGS = (
     _Flag(
         ("--kong-prefix", "-p", "-kong-prefix"),
@@ -90,6 +119,31 @@ _FLAGS = (
         "MODE",
     ),
     _Flag(("--ca-bundle",), "PEM file of the authorities to verify ingest endpoints with", None, str, "FILE"),
+    _Flag(
+        ("--spool-dir",),
+        f"directory to keep events in until they are delivered, if not {SPOOL} in Kong's prefix",
+        None,
+        str,
+        "DIR",
+    ),
+    _Flag(
+        ("--spool-sync",),
+        "when events survive a power cut too (a killed process, they always do): 'commit', as soon as they are "
+        "written; 'second', at most one second later; 'off', when the system likes",
+        "second",
+        _sync,
+        "WHEN",
+    ),
+    _Flag(("--spool-max-bytes",), "size of the spool beyond which the oldest events are dropped", "1G", _bytes, "SIZE"),
+    _Flag(("--spool-max-age",), "age beyond which events in the spool are dropped", "30d", _duration, "TIME"),
+    _Flag(
+        ("--dedupe-window",),
+        "for how long the endpoint tells events that come twice; later, what was sent without an answer is not sent "
+        "again but set aside as a dead letter",
+        "24h",
+        _duration,
+        "TIME",
+    ),
 )
 
 
@@ -107,7 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         LOGGER.info("-m and -g are kong-pdk's; this server has one way to run, and needs neither")
     try:
         ca_bundle = _ca_bundle(options.ca_bundle)
-        app.run(_server_options(options), _limits(options), options.stop_timeout, ca_bundle, relay)
+        delivery = app.DeliveryOptions(options.stop_timeout, ca_bundle, _spool_options(options))
+        app.run(_server_options(options), _limits(options), delivery, relay)
     except StartupError as error:
         LOGGER.critical("cannot start: %s", error)
         return 1
@@ -129,6 +184,13 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
             metavar=flag.metavar,
             help=f"{flag.help} (default: {'none' if flag.default is None else flag.default}) [{flag.variable}]",
         )
+    parser.add_argument(
+        "--no-spool",
+        action="store_true",
+        default=environment.get(ENVIRONMENT_PREFIX + "NO_SPOOL", "") not in ("", "0", "false", "no"),
+        help="keep events in memory only, as Kong's own queue does: they are lost when this process ends, and dropped "
+        f"when delivery fails for long [{ENVIRONMENT_PREFIX}NO_SPOOL]",
+    )
     parser.add_argument("--dump", "-dump", action="store_true", help="print the plugin information that Kong wants")
     parser.add_argument("-v", "--verbose", action="count", default=1, help="log more")
     parser.add_argument("--version", "-version", action="version", version=f"{PLUGIN_NAME} {__version__}")
@@ -144,6 +206,18 @@ def _server_options(options: argparse.Namespace) -> ServerOptions:
     if not prefix.is_dir():
         raise StartupError(f"{prefix} is not a directory; -p/--kong-prefix must name Kong's prefix")
     return ServerOptions(prefix / options.socket_name, options.listen_queue_size, _parent(options.parent))
+
+
+def _spool_options(options: argparse.Namespace) -> SpoolOptions | None:
+    if options.no_spool:
+        return None
+    return SpoolOptions(
+        directory=Path(options.spool_dir) if options.spool_dir else Path(options.kong_prefix) / SPOOL,
+        sync=options.spool_sync,
+        max_bytes=options.spool_max_bytes,
+        max_age=options.spool_max_age,
+        dedupe_window=options.dedupe_window,
+    )
 
 
 def _limits(options: argparse.Namespace) -> Limits:

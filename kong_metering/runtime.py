@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from kong_metering.clock import Clock, SystemClock
 from kong_metering.delivery.registry import Delivery
+from kong_metering.delivery.spooler import Spooler, SpoolOptions
 from kong_metering.log import Relay, TroubleLog
 from kong_metering.stats import Stats
 
@@ -26,12 +27,24 @@ class Runtime:
     serving_since_ms: float = field(default=0)
 
 
-def make_runtime(clock: Clock | None = None, ca_bundle: str | None = None, relay: Relay | None = None) -> Runtime:
-    """Put a runtime together from its parts."""
+def make_runtime(
+    clock: Clock | None = None,
+    ca_bundle: str | None = None,
+    relay: Relay | None = None,
+    spool: SpoolOptions | None = None,
+) -> Runtime:
+    """Put a runtime together from its parts; without `spool` events wait in memory.
+
+    Raises `StartupError` when the spool's threads cannot be started.
+    """
     clock = clock or SystemClock()
     relay = Relay() if relay is None else relay
     stats, troubles = Stats(), TroubleLog(clock)
-    delivery = Delivery(clock=clock, stats=stats, troubles=troubles, ca_bundle=ca_bundle)
+    spooler = None
+    if spool is not None:
+        spooler = Spooler(spool, clock=clock, stats=stats, troubles=troubles)
+        spooler.start()
+    delivery = Delivery(clock=clock, stats=stats, troubles=troubles, ca_bundle=ca_bundle, spooler=spooler)
     return Runtime(clock, stats, troubles, delivery, relay, serving_since_ms=clock.wall() * 1000)
 
 

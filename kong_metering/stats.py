@@ -1,8 +1,9 @@
 """What became of everything: counters that add up.
 
 Contract: any thread may count and read. For every process, at any moment,
-`accepted = delivered + dropped (by reason) + waiting`, where waiting is known to the queues; a request that
-gave no event is counted under the reason why. Counting holds a lock for well under a microsecond.
+`accepted + adopted = delivered + dead letters (by reason) + dropped (by reason) + left + waiting`, where waiting is
+known to the queues; a request that gave no event is counted under the reason why. Counting holds a lock for well under
+a microsecond.
 """
 
 from __future__ import annotations
@@ -31,21 +32,41 @@ class Dropped(str, Enum):
     BREAKER_OPEN = "breaker_open"
     REJECTED = "rejected"
     PROCESS_ENDED = "process_ended"
+    SPOOL_BYTES_FULL = "spool_bytes_full"
+    SPOOL_AGE_EXCEEDED = "spool_age_exceeded"
+
+
+class Buried(str, Enum):
+    """Why an accepted event is a dead letter: kept on disk, and not delivered by itself."""
+
+    # The endpoint refused it for itself.
+    REJECTED = "rejected"
+    # It was sent longer ago than the endpoint can tell events that come twice, and nobody knows whether it arrived.
+    AMBIGUOUS = "ambiguous"
+    # Damage to the disk's files: the bytes are set aside.
+    UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The account at one moment: events, and requests that gave none, by reason."""
+    """The account at one moment: events, and requests that gave none, by reason.
+
+    `adopted` are events that a process before this one had accepted; `left`, those that stay on disk for the next one.
+    """
 
     accepted: int = 0
+    adopted: int = 0
     delivered: int = 0
+    left: int = 0
+    dead_letters: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
 
     @property
     def waiting(self) -> int:
-        """Events that are neither delivered nor dropped yet."""
-        return self.accepted - self.delivered - sum(self.dropped.values())
+        """Events of which nothing else has become yet."""
+        gone = self.delivered + self.left + sum(self.dead_letters.values()) + sum(self.dropped.values())
+        return self.accepted + self.adopted - gone
 
 
 class Stats:
@@ -54,7 +75,10 @@ class Stats:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._accepted = 0
+        self._adopted = 0
         self._delivered = 0
+        self._left = 0
+        self._dead_letters: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
 
@@ -63,10 +87,25 @@ class Stats:
         with self._lock:
             self._accepted += 1
 
+    def adopt(self, events: int) -> None:
+        """Count events that were taken over from another process's spool."""
+        with self._lock:
+            self._adopted += events
+
     def deliver(self, events: int) -> None:
         """Count events that the endpoint answered with a 2xx."""
         with self._lock:
             self._delivered += events
+
+    def leave(self, events: int) -> None:
+        """Count events that are left on disk for another process."""
+        with self._lock:
+            self._left += events
+
+    def bury(self, reason: Buried, events: int) -> None:
+        """Count events that became dead letters."""
+        with self._lock:
+            self._dead_letters[reason.value] += events
 
     def drop(self, reason: Dropped, events: int = 1) -> None:
         """Count accepted events that are given up."""
@@ -81,4 +120,12 @@ class Stats:
     def snapshot(self) -> Snapshot:
         """Take all counters at one moment."""
         with self._lock:
-            return Snapshot(self._accepted, self._delivered, dict(self._dropped), dict(self._skipped))
+            return Snapshot(
+                self._accepted,
+                self._adopted,
+                self._delivered,
+                self._left,
+                dict(self._dead_letters),
+                dict(self._dropped),
+                dict(self._skipped),
+            )

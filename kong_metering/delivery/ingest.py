@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPException
@@ -46,6 +46,7 @@ _V1_INDEX = re.compile(r'Error at "/(\d{1,7})(?:/|")')
 _V3_INDEX = re.compile(r"^\[?(\d{1,7})\]?(?:\.|$)")
 _CREDENTIALS_IN_URL = re.compile(r"//[^/@\s]*@")
 # urllib3 and http.client let a few through that requests does not wrap in its own, which are OSErrors.
+_NO_CONNECTION = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 _NETWORK_ERRORS = (OSError, ValueError, urllib3.exceptions.HTTPError, HTTPException)
 
 
@@ -83,7 +84,8 @@ class Failed:
 
     `reason` is for people; `kind`, the status or the type of error, is the same for the same trouble. `retry_after` is
     the pause that the endpoint asked for, in seconds. `is_misconfigured`: trying again will not help, until somebody
-    changes the configuration here or there.
+    changes the configuration here or there. `may_have_arrived`: the endpoint may hold the events all the same, some of
+    them at least (OpenMeter hands them to Kafka one by one before it answers 500).
     """
 
     reason: str
@@ -91,6 +93,7 @@ class Failed:
     retry_after: float | None = None
     is_server_error: bool = False
     is_misconfigured: bool = False
+    may_have_arrived: bool = True
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ class IngestClient:
             parse_retry_after(response.headers.get("Retry-After"), self._clock.wall()),
             is_server_error=status >= HTTPStatus.INTERNAL_SERVER_ERROR,
             is_misconfigured=status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSING,
+            may_have_arrived=status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.REQUEST_TIMEOUT,
         )
 
     def _failure(self, error: Exception) -> Failed:
@@ -188,13 +192,18 @@ class IngestClient:
         return Failed(
             f"{self._clean(self._endpoint.url)}: {kind}: {self._clean(str(cause))}",
             kind,
-            # Bad URLs and refused certificates are ValueErrors; a bundle that is not there is a plain OSError.
-            is_misconfigured=isinstance(error, ValueError) or isinstance(cause, ValueError) or type(error) is OSError,
+            is_misconfigured=_is_misconfigured(error, cause),
+            may_have_arrived=not (_is_misconfigured(error, cause) or _never_connected(error)),
         )
 
     def _clean(self, text: str) -> str:
         """Make words fit for the log, without secrets."""
         return printable(_CREDENTIALS_IN_URL.sub("//***@", text.replace(self._endpoint.token, "***")))
+
+
+def without_credentials(url: str) -> str:
+    """Give a URL without the user and the password that may stand in it."""
+    return _CREDENTIALS_IN_URL.sub("//", url, count=1)
 
 
 def _answer(response: requests.Response) -> bytes:
@@ -213,13 +222,27 @@ def _answer(response: requests.Response) -> bytes:
 
 def _innermost(error: BaseException) -> BaseException:
     """Find what requests and urllib3 have wrapped."""
-    cause = error
-    while not isinstance(cause, HTTPException):
-        inner = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-        if inner is None:
-            break
-        cause = inner
-    return cause
+    return next((cause for cause in _causes(error) if isinstance(cause, HTTPException)), [*_causes(error)][-1])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Go from an error to what it was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+
+
+def _is_misconfigured(error: BaseException, cause: BaseException) -> bool:
+    """Whether it is the configuration.
+
+    Bad URLs and refused certificates are ValueErrors; a bundle that is not there is a plain OSError.
+    """
+    return isinstance(error, ValueError) or isinstance(cause, ValueError) or type(error) is OSError
+
+
+def _never_connected(error: BaseException) -> bool:
+    return any(isinstance(cause, _NO_CONNECTION) for cause in _causes(error))
 
 
 def _named_events(answer: bytes) -> tuple[int, ...]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# OpenMeter hands events to Kafka, which by default refuses messages over about 1 MB, for ever.
+MAX_EVENT_BYTES = 900 * 1024
+
 # Kong's own threshold (CAPACITY_WARNING_THRESHOLD).
 CAPACITY_WARNING = 0.8
 # What failed this often in a row with a 5xx is suspicious: one of its events may be why. Parts of a suspicious batch,
@@ -62,12 +65,12 @@ class Thresholds(NamedTuple):
     wakes_at: int
 
 
-def thresholds(settings: Queue, max_event_bytes: int) -> Thresholds:
+def thresholds(settings: Queue) -> Thresholds:
     """Work out the thresholds of a configuration."""
     nearly_full = math.ceil(settings.max_entries * CAPACITY_WARNING)
     if settings.max_bytes is not None:
-        return Thresholds(min(max_event_bytes, settings.max_bytes), 0, 0)
-    return Thresholds(max_event_bytes, nearly_full, min(batch_size(settings), nearly_full))
+        return Thresholds(min(MAX_EVENT_BYTES, settings.max_bytes), 0, 0)
+    return Thresholds(MAX_EVENT_BYTES, nearly_full, min(batch_size(settings), nearly_full))
 
 
 def batch_size(settings: Queue) -> int:
@@ -151,6 +154,10 @@ class Breaker:
         if not sheds:
             self._opened_at = now
         return sheds
+
+    def pause(self, settings: Queue, now: float) -> float:
+        """Tell the seconds until the next probe may be sent."""
+        return 0.0 if self._opened_at is None else max(0.0, self._opened_at + settings.breaker_cooldown - now)
 
     @property
     def is_open(self) -> bool:

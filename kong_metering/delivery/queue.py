@@ -1,14 +1,16 @@
-"""The queue of one plugin entity for one endpoint: events wait here and leave in batches, from a thread of its own.
+"""The queue of one plugin entity for one endpoint: events leave it in batches, from a thread of its own.
 
-Contract: `put` may be called from any thread; it never waits for the network, holds the lock for microseconds, and
-starts the delivering thread at the first event. Events are opaque bytes. They leave in the order in which they came,
-at most `max_batch_size` at a time, `max_coalescing_delay` after the first one at the latest (with `concurrency_limit`
--1: each alone, at once, on up to `UNLIMITED_WORKERS` threads, in any order). An event leaves the queue when the
-endpoint answers 2xx, and not before. Others overtake an event only while it alone seems to make the endpoint fail.
+Contract: `put` may be called from any thread; it never waits for the network or the disk, holds locks for microseconds,
+and starts the delivering thread at the first event. Events are opaque bytes; where they wait is the backlog's part.
+They leave in the order in which they came, at most `max_batch_size` at a time, `max_coalescing_delay` after the first one at
+the latest (with `concurrency_limit` -1: each alone, at once, on up to `UNLIMITED_WORKERS` threads, in any order). An
+event leaves the queue when the endpoint answers 2xx, and not before. Others overtake an event only while it alone seems
+to make the endpoint fail.
 
-Given up, counted under a reason and logged: the oldest events beyond `max_entries` or `max_bytes`; a batch that failed
-for longer than `max_retry_time`; events that the endpoint refuses for themselves; batches while the circuit breaker is
-open; what is left when the process ends.
+Events that the endpoint refuses for themselves are given to the backlog, which sets them aside. With a backlog that
+keeps events, nothing else is ever given up: after `max_retry_time` and while the circuit breaker is open a batch goes
+on waiting. With one in memory these are dropped, counted under a reason and logged: a batch that failed for longer than
+`max_retry_time`; batches while the circuit breaker is open; what is left when the process ends.
 
 `reconfigure` changes parameters, token and connection at once, for what waits too, ends a running backoff and closes
 the breaker. `close` sends what waits and what still comes, each batch once, until its deadline; what comes later is
@@ -19,10 +21,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.delivery import policy
 from kong_metering.delivery.ingest import Delivered, Failed, Outcome, Rejected
@@ -32,14 +33,12 @@ from kong_metering.stats import Dropped
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
-    from kong_metering.log import TroubleLog
-    from kong_metering.stats import Stats
+    from kong_metering.delivery.account import QueueAccount
+    from kong_metering.delivery.backlog import Backlog, Entry, Sending
 
 # Kong sets no bound and starts a timer for each event. This one keeps the threads' memory small; an endpoint that
 # answers in 50 ms still takes 640 events a second.
 UNLIMITED_WORKERS = 32
-# OpenMeter hands events to Kafka, which by default refuses messages over about 1 MB, for ever.
-MAX_EVENT_BYTES = 900 * 1024
 
 
 class Sender(Protocol):
@@ -54,73 +53,62 @@ class Sender(Protocol):
         ...
 
 
-class _Entry(NamedTuple):
-    event: bytes
-    queued_at: float  # monotonic
-
-
 class EventQueue:
     """Events on their way to one endpoint."""
 
-    def __init__(  # noqa: PLR0913 - it is where the parts of delivery meet
+    def __init__(
         self,
-        name: str,
         settings: Queue,
         connect: Callable[[], Sender],
+        backlog: Backlog,
         *,
         clock: Clock,
-        stats: Stats,
-        troubles: TroubleLog,
+        account: QueueAccount,
     ) -> None:
-        self.name = name
+        self.name = account.name
         self._settings = settings
         self._connect = connect
+        self._backlog = backlog
         self._clock = clock
-        self._stats = stats
-        self._troubles = troubles
-        self._thresholds = policy.thresholds(settings, MAX_EVENT_BYTES)
+        self._account = account
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._entries: deque[_Entry] = deque()
-        self._bytes = 0
-        self._in_flight = 0
         self._workers: list[threading.Thread] = []
         self._idle_workers = 0
         self._generation = 0
         self._closing = False
         self._ended = False
-        self._warned = False
-        self._dropping = False
         self._breaker = policy.Breaker()
 
     @property
     def waiting(self) -> int:
         """How many events are in the queue, those on their way included."""
-        return len(self._entries) + self._in_flight
+        return self._backlog.waiting
 
     def put(self, event: bytes) -> None:
         """Take an event for delivery."""
-        size = len(event)
-        self._stats.accept()
+        self._account.stats.accept()
+        if len(event) > self._backlog.largest:
+            self._backlog.refuse(event)
+            return
         with self._lock:
-            refusal = self._refusal(size) if size > self._thresholds.largest or self._ended else None
-            if refusal is None:
-                waiting = len(self._entries)
-                if waiting >= self._thresholds.roomy:
-                    self._make_room(size)
-                self._entries.append(_Entry(event, self._clock.monotonic()))
-                self._bytes += size
-                if waiting == 0 or waiting + 1 >= self._thresholds.wakes_at:
-                    self._wake_worker()
-        if refusal is not None:
-            reason, message = refusal
-            self._drop(reason, 1, message)
+            ended = self._ended
+            if not ended and self._backlog.add(event, self._clock.monotonic()):
+                self._wake_worker()
+        if ended:
+            self._account.drop(Dropped.PROCESS_ENDED, 1, "an event came after the end")
+
+    def wake(self) -> None:
+        """Look at the backlog: it has come to hold more, from elsewhere than `put`."""
+        with self._changed:
+            if not self._ended:
+                self._wake_worker(is_due=True)
 
     def reconfigure(self, settings: Queue, connect: Callable[[], Sender]) -> None:
         """Use other parameters and another connection from now on, for the events that wait too."""
         with self._changed:
             self._settings = settings
-            self._thresholds = policy.thresholds(settings, MAX_EVENT_BYTES)
+            self._backlog.reconfigure(settings)
             self._connect = connect
             self._generation += 1
             self._breaker = policy.Breaker()
@@ -133,51 +121,21 @@ class EventQueue:
             self._changed.notify_all()
 
     def close(self, deadline: float) -> None:
-        """Begin to close, and wait for it until `deadline` (monotonic); drop and count what is left then."""
+        """Begin to close, and wait for it until `deadline` (monotonic); the backlog accounts for what is left then."""
         self.begin_close()
         for worker in list(self._workers):
             worker.join(max(0.0, deadline - self._clock.monotonic()))
         with self._changed:
-            left = self.waiting
             self._ended = True
-            self._entries.clear()
-            self._bytes = self._in_flight = 0
-        if left:
-            self._drop(Dropped.PROCESS_ENDED, left, f"{left} events were not delivered before the process ended")
+        self._backlog.end()
 
-    # -- putting, with the lock held ------------------------------------------------------------------------------
+    # -- waking, with the lock held -----------------------------------------------------------------------------------
 
-    def _refusal(self, size: int) -> tuple[Dropped, str]:
-        if self._ended:
-            return Dropped.PROCESS_ENDED, "an event came after the end"
-        return Dropped.EVENT_TOO_LARGE, f"an event of {size} bytes is too large"
-
-    def _make_room(self, size: int) -> None:
-        settings = self._settings
-        if not self._warned and policy.is_nearly_full(settings, len(self._entries), self._bytes):
-            self._warned = True
-            self._say("capacity", f"at {policy.CAPACITY_WARNING:.0%} capacity", logging.WARNING)
-        by_entries = by_bytes = 0
-        while len(self._entries) >= settings.max_entries:
-            self._forget_oldest()
-            by_entries += 1
-        while settings.max_bytes is not None and self._entries and self._bytes + size > settings.max_bytes:
-            self._forget_oldest()
-            by_bytes += 1
-        if by_entries:
-            self._drop(Dropped.QUEUE_FULL, by_entries, "full, dropping the oldest events until delivery works again")
-        if by_bytes:
-            self._drop(Dropped.QUEUE_BYTES_FULL, by_bytes, "byte capacity exceeded, dropping the oldest events")
-        self._dropping = self._dropping or bool(by_entries or by_bytes)
-
-    def _forget_oldest(self) -> None:
-        self._bytes -= len(self._entries.popleft().event)
-
-    def _wake_worker(self) -> None:
-        waiting = len(self._entries)
-        if waiting > self._idle_workers and len(self._workers) < self._wanted_workers():
+    def _wake_worker(self, *, is_due: bool = False) -> None:
+        ready = self._backlog.ready
+        if ready > self._idle_workers and len(self._workers) < self._wanted_workers():
             self._start_worker()
-        elif waiting == 1 or policy.due_in(self._settings, waiting, self._bytes, 0.0) == 0.0:
+        elif is_due or ready == 1 or self._backlog.due_in(self._clock.monotonic()) == 0.0:
             self._changed.notify()
 
     def _wanted_workers(self) -> int:
@@ -188,11 +146,11 @@ class EventQueue:
         try:
             worker.start()
         except RuntimeError as error:  # no more threads, or the interpreter is exiting; the next event tries again
-            self._say("thread", f"cannot deliver: {cause_of(error)}")
+            self._account.say("thread", f"cannot deliver: {cause_of(error)}")
             return
         self._workers.append(worker)
 
-    # -- delivering, in the queue's own threads --------------------------------------------------------------------
+    # -- delivering, in the queue's own threads -----------------------------------------------------------------------
 
     def _work(self) -> None:
         line = _Line(self)
@@ -200,45 +158,32 @@ class EventQueue:
             try:
                 self._deliver(batch, line)
             except Exception as error:  # noqa: BLE001 - a bug here must not end delivery for good
-                self._say("bug", f"delivery failed: {cause_of(error)}")
+                self._account.say("bug", f"delivery failed: {cause_of(error)}")
         line.close()
 
-    def _next_batch(self) -> list[_Entry] | None:
+    def _next_batch(self) -> list[Entry] | None:
         """Wait for a batch that may leave; None when the queue closes, empty."""
+        while self._wait_for_batch():
+            batch = self._backlog.take(policy.batch_size(self._settings))
+            if batch:
+                return batch
+        return None
+
+    def _wait_for_batch(self) -> bool:
+        """Wait until a batch may leave; False when this worker is not needed any more."""
         with self._changed:
             while True:
-                if len(self._workers) > self._wanted_workers() or (self._closing and not self._entries):
+                if len(self._workers) > self._wanted_workers() or (self._closing and not self._backlog.ready):
                     self._workers.remove(threading.current_thread())
-                    return None
-                pause = self._pause_before_batch()
-                if pause == 0.0:
-                    return self._cut_batch()
+                    return False
+                pause = self._backlog.due_in(self._clock.monotonic())
+                if pause == 0.0 or (pause is not None and self._closing):
+                    return True
                 self._idle_workers += 1
                 self._changed.wait(pause)
                 self._idle_workers -= 1
 
-    def _pause_before_batch(self) -> float | None:
-        """Tell for how many seconds no batch is due; None: until an event comes."""
-        if not self._entries:
-            return None
-        if self._closing:
-            return 0.0
-        age = self._clock.monotonic() - self._entries[0].queued_at
-        return policy.due_in(self._settings, len(self._entries), self._bytes, age)
-
-    def _cut_batch(self) -> list[_Entry]:
-        size = min(policy.batch_size(self._settings), len(self._entries))
-        self._in_flight += size  # first: `waiting` is read without the lock, and must never miss an event
-        batch = [self._entries.popleft() for _ in range(size)]
-        self._bytes -= sum(len(entry.event) for entry in batch)
-        if self._warned and not policy.is_nearly_full(self._settings, len(self._entries), self._bytes):
-            self._warned = False
-        if self._dropping:
-            self._dropping = False
-            self._say("resumed", "resumed processing", logging.INFO)
-        return batch
-
-    def _deliver(self, batch: list[_Entry], line: _Line) -> None:
+    def _deliver(self, batch: list[Entry], line: _Line) -> None:
         """Send a batch until each of its events is delivered or given up."""
         trial = _Trial(self._clock.monotonic())
         parts = [_Part(batch, trial.answered_at)]
@@ -246,7 +191,11 @@ class EventQueue:
             part = parts.pop(0)
             if self._sheds(part):
                 continue
-            outcome = line.send([entry.event for entry in part.entries])
+            sending = self._backlog.begin_send(part.entries)
+            part.entries = sending.entries
+            if not part.entries:
+                continue
+            outcome = self._send(sending, line)
             if isinstance(outcome, Delivered):
                 self._settle(part)
                 trial.answered(self._clock.monotonic(), delivered=True)
@@ -255,13 +204,19 @@ class EventQueue:
                 trial.answered(self._clock.monotonic())
                 bad, rest = policy.isolate(part.entries, outcome)
                 if bad:
-                    self._lose(bad, Dropped.REJECTED, f"{len(bad)} refused for themselves: {outcome.reason}")
+                    self._backlog.reject(bad, f"{len(bad)} refused for themselves: {outcome.reason}")
                 parts[:0] = [_Part(entries, trial.answered_at) for entries in rest]
-            elif self._is_last_try(part, trial):
-                self._give_up(part, trial, outcome)
+            elif self._is_last_try(part, trial) and self._gives_up(part, trial, outcome):
+                continue
             else:
                 self._back_off(part, trial, outcome, line.generation)
                 self._line_up_again(part, parts, trial, outcome)
+
+    def _send(self, sending: Sending, line: _Line) -> Outcome:
+        outcome = line.send([entry.event for entry in sending.entries])
+        if isinstance(outcome, Rejected) or (isinstance(outcome, Failed) and not outcome.may_have_arrived):
+            self._backlog.did_not_arrive(sending)
+        return outcome
 
     def _is_last_try(self, part: _Part, trial: _Trial) -> bool:
         trying_for = self._clock.monotonic() - max(part.tried_since, trial.answered_at)
@@ -271,7 +226,7 @@ class EventQueue:
         """Count a failure, say it, and wait; closing, or a newer configuration than that of the request, ends it."""
         part.failures += 1
         trial.failures += 1
-        self._say(
+        self._account.say(
             f"failed:{failed.kind}",
             f"could not deliver {len(part.entries)} events, will try again: {failed.reason}",
             logging.ERROR if failed.is_misconfigured else logging.WARNING,
@@ -294,42 +249,55 @@ class EventQueue:
             parts[:0] = [_Part(entries, part.tried_since, among_others=True) for entries in policy.cut_up(part.entries)]
         elif trial.suspects(part) >= policy.SUSPICIONS_TO_BLAME:
             message = f"an event fails whenever it is sent, others do not: {failed.reason}"
-            self._lose(part.entries, Dropped.REJECTED, message)
+            self._backlog.reject(part.entries, message)
         else:
             parts.append(part)
         if 0 < len(parts) < policy.MAX_SUSPECTS and all(other.suspicions for other in parts):
             others = self._cut_waiting()
             parts[:0] = [_Part(others, self._clock.monotonic(), among_others=True)] if others else []
 
-    def _cut_waiting(self) -> list[_Entry]:
-        with self._changed:
-            return self._cut_batch() if self._entries else []
+    def _cut_waiting(self) -> list[Entry]:
+        return self._backlog.take(policy.batch_size(self._settings)) if self._backlog.ready else []
 
     def _sheds(self, part: _Part) -> bool:
+        """Give a batch up because the breaker is open; or wait until a probe may go, where events are kept."""
         with self._changed:
-            sheds = self._breaker.sheds(self._settings, self._clock.monotonic())
-        if sheds:
-            self._lose(part.entries, Dropped.BREAKER_OPEN, "the circuit breaker is open, events are dropped")
-        return sheds
+            while self._breaker.sheds(self._settings, self._clock.monotonic()):
+                if not self._backlog.keeps:
+                    break
+                if self._closing:
+                    return False
+                generation = self._generation
+                self._changed.wait_for(
+                    lambda: self._closing or self._generation != generation,  # noqa: B023 - called within this turn
+                    self._breaker.pause(self._settings, self._clock.monotonic()),
+                )
+            else:
+                return False
+        self._lose(part.entries, Dropped.BREAKER_OPEN, "the circuit breaker is open, events are dropped")
+        return True
 
     def _settle(self, part: _Part) -> None:
-        if self._take_out(part.entries):
-            self._stats.deliver(len(part.entries))
+        if self._backlog.settle(part.entries):
+            self._account.stats.deliver(len(part.entries))
         self._note_that_it_works()
 
     def _note_that_it_works(self) -> None:
         with self._changed:
             closed = self._breaker.succeeded()
         if closed:
-            self._say("breaker closed", "the endpoint works again, the circuit breaker closed", logging.INFO)
+            self._account.say("breaker closed", "the endpoint works again, the circuit breaker closed", logging.INFO)
 
-    def _give_up(self, part: _Part, trial: _Trial, failed: Failed) -> None:
+    def _gives_up(self, part: _Part, trial: _Trial, failed: Failed) -> bool:
+        """Give up a part that failed for the last time; False when it is kept, and tried again."""
         with self._changed:
             was_open = self._breaker.is_open
             opened = not trial.gave_up and self._breaker.failed(self._settings, self._clock.monotonic())
         trial.gave_up = True  # the breaker counts batches, not their parts
         if opened:
-            self._say("breaker opened", "too many batches failed in a row, the circuit breaker opened")
+            self._account.say("breaker opened", "too many batches failed in a row, the circuit breaker opened")
+        if self._backlog.keeps:
+            return self._puts_off(trial, failed)
         if self._closing:
             reason, why = Dropped.PROCESS_ENDED, "the process ended before they were delivered"
         elif was_open:
@@ -337,26 +305,22 @@ class EventQueue:
         else:
             reason, why = Dropped.RETRY_TIME_EXCEEDED, "max_retry_time is exceeded"
         self._lose(part.entries, reason, f"{len(part.entries)} events were lost, {why}: {failed.reason}")
+        return True
 
-    def _lose(self, entries: list[_Entry], reason: Dropped, message: str) -> None:
-        if self._take_out(entries):
-            self._drop(reason, len(entries), message)
+    def _puts_off(self, trial: _Trial, failed: Failed) -> bool:
+        """Leave a part where it waits: for the next process when this one ends, else for another `max_retry_time`."""
+        if self._closing:
+            return True
+        trial.begin_again(self._clock.monotonic())
+        message = f"max_retry_time is exceeded, {self.waiting} events are kept until it works again: {failed.reason}"
+        self._account.say("kept", message)
+        return False
 
-    def _take_out(self, entries: list[_Entry]) -> bool:
-        """Take events out of the queue; False when `close` has already given them up."""
-        with self._changed:
-            if not self._ended:
-                self._in_flight -= len(entries)
-            return not self._ended
+    def _lose(self, entries: list[Entry], reason: Dropped, message: str) -> None:
+        if self._backlog.settle(entries):
+            self._account.drop(reason, len(entries), message)
 
-    def _drop(self, reason: Dropped, events: int, message: str) -> None:
-        self._stats.drop(reason, events)
-        self._say(f"dropped:{reason.value}", message)
-
-    def _say(self, kind: str, message: str, level: int = logging.ERROR) -> None:
-        self._troubles.report(f"{kind}:{self.name}", f"queue {self.name}: {message}", level)
-
-    # -- the connection of one worker ------------------------------------------------------------------------------
+    # -- the connection of one worker ---------------------------------------------------------------------------------
 
     def current_connection(self) -> tuple[int, Callable[[], Sender]]:
         """Give the way to connect, and its number: another number means that the configuration has changed."""
@@ -399,7 +363,7 @@ class _Part:
     of the same trial had been delivered by then.
     """
 
-    entries: list[_Entry]
+    entries: list[Entry]
     tried_since: float
     among_others: bool = False
     failures: int = 0
@@ -416,8 +380,12 @@ class _Trial:
         self.delivered = 0
         self.gave_up = False
 
+    def begin_again(self, now: float) -> None:
+        """Give the parts another while, after one that the breaker has counted."""
+        self.answered_at, self.gave_up = now, False
+
     def answered(self, now: float, *, delivered: bool = False) -> None:
-        """Begin again: the endpoint works."""
+        """Note that the endpoint works."""
         self.answered_at, self.failures = now, 0
         self.delivered += delivered
 

@@ -3,7 +3,8 @@
 Contract: a queue belongs to one plugin entity **and** one ingest endpoint. All instances of the entity (each of Kong's
 workers has its own) share it, and the configuration that was opened last rules it: a rotated token takes over what
 waits. Events never leave for another endpoint than the one they were accepted for: a changed endpoint is another queue,
-and the old one goes on until it is empty. A queue that no instance uses ends when it is empty.
+and the old one goes on until it is empty. A queue that no instance uses ends when it is empty. With a spool, what waits
+when the process ends stays on disk, and comes back when its queue is opened in another process.
 """
 
 from __future__ import annotations
@@ -14,23 +15,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.ingest import Endpoint, IngestClient
+from kong_metering.delivery.account import QueueAccount
+from kong_metering.delivery.backlog import Backlog, MemoryBacklog
+from kong_metering.delivery.ingest import Endpoint, IngestClient, without_credentials
 from kong_metering.delivery.queue import EventQueue
+from kong_metering.delivery.spooled import SpooledBacklog
 from kong_metering.log import LOGGER
+from kong_metering.spool.identity import QueueIdentity
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Entity, PluginConfig
     from kong_metering.config import Queue as QueueSettings
+    from kong_metering.delivery.spooler import Spooler
     from kong_metering.log import TroubleLog
     from kong_metering.stats import Stats
-
-_Key = tuple[str, str]
 
 
 @dataclass
 class _Open:
     queue: EventQueue
+    backlog: Backlog
     endpoint: Endpoint
     settings: QueueSettings
     users: int = 0
@@ -39,22 +44,32 @@ class _Open:
 class Delivery:
     """All queues of the process."""
 
-    def __init__(self, *, clock: Clock, stats: Stats, troubles: TroubleLog, ca_bundle: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        stats: Stats,
+        troubles: TroubleLog,
+        ca_bundle: str | None = None,
+        spooler: Spooler | None = None,
+    ) -> None:
+        """Put it together; without a `spooler` events wait in memory."""
         self._clock = clock
         self._stats = stats
         self._troubles = troubles
         self._ca_bundle = ca_bundle
+        self._spooler = spooler
         self._lock = threading.Lock()
-        self._open: dict[_Key, _Open] = {}
+        self._open: dict[str, _Open] = {}
 
     def open(self, entity: Entity, config: PluginConfig) -> EventQueue:
         """Give the queue for a configuration of a plugin entity; the caller lets go of it with `release`."""
         endpoint = Endpoint.of(config, self._ca_bundle)
-        key = (entity.id, endpoint.url)
+        identity = QueueIdentity(entity.id, entity.name, without_credentials(endpoint.url))
         with self._lock:
-            opened = self._open.get(key)
+            opened = self._open.get(identity.key)
             if opened is None:
-                opened = self._open[key] = _Open(self._queue(entity, endpoint, config), endpoint, config.queue)
+                opened = self._open[identity.key] = self._opened(identity, endpoint, config)
             elif (opened.endpoint, opened.settings) != (endpoint, config.queue):
                 opened.endpoint, opened.settings = endpoint, config.queue
                 opened.queue.reconfigure(config.queue, self._connector(endpoint))
@@ -74,9 +89,9 @@ class Delivery:
         """End the queues that nobody uses and that are empty."""
         with self._lock:
             ended = [key for key, opened in self._open.items() if opened.users <= 0 and opened.queue.waiting == 0]
-            queues = [self._open.pop(key).queue for key in ended]
-        for queue in queues:
-            queue.close(self._clock.monotonic())
+            closing = [self._open.pop(key) for key in ended]
+        for opened in closing:
+            self._close(opened, self._clock.monotonic())
 
     def begin_close(self) -> None:
         """Send what waits in all queues at once, without waiting for it; what comes later is sent at once too."""
@@ -86,14 +101,16 @@ class Delivery:
             queue.begin_close()
 
     def close(self, timeout: float) -> None:
-        """Send what waits in all queues, each batch once, for `timeout` seconds at most; drop and count the rest."""
+        """Send what waits in all queues, each batch once, for `timeout` seconds at most; account for the rest."""
         deadline = self._clock.monotonic() + timeout
         self.begin_close()
         with self._lock:
-            queues = [opened.queue for opened in self._open.values()]
+            closing = list(self._open.values())
             self._open.clear()
-        for queue in queues:
-            queue.close(deadline)
+        for opened in closing:
+            self._close(opened, deadline)
+        if self._spooler is not None:
+            self._spooler.close()
 
     def waiting(self) -> dict[str, int]:
         """Tell how many events wait, by the name of their queue: after a change of the endpoint two have the same."""
@@ -103,15 +120,21 @@ class Delivery:
                 waiting[opened.queue.name] += opened.queue.waiting
         return dict(waiting)
 
-    def _queue(self, entity: Entity, endpoint: Endpoint, config: PluginConfig) -> EventQueue:
-        return EventQueue(
-            entity.name,
-            config.queue,
-            self._connector(endpoint),
-            clock=self._clock,
-            stats=self._stats,
-            troubles=self._troubles,
-        )
+    def _close(self, opened: _Open, deadline: float) -> None:
+        opened.queue.close(deadline)
+        if self._spooler is not None and isinstance(opened.backlog, SpooledBacklog):
+            self._spooler.release(opened.backlog)
+
+    def _opened(self, identity: QueueIdentity, endpoint: Endpoint, config: PluginConfig) -> _Open:
+        account = QueueAccount(identity.name, self._stats, self._troubles)
+        backlog: Backlog
+        if self._spooler is None:
+            backlog = MemoryBacklog(config.queue, account)
+        else:
+            backlog = self._spooler.backlog(identity, config.queue, account)
+        queue = EventQueue(config.queue, self._connector(endpoint), backlog, clock=self._clock, account=account)
+        backlog.on_ready(queue.wake)
+        return _Open(queue, backlog, endpoint, config.queue)
 
     def _connector(self, endpoint: Endpoint) -> Callable[[], IngestClient]:
         return lambda: IngestClient(endpoint, self._clock)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kong_metering.delivery.account import QueueAccount
+from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.ingest import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.queue import EventQueue
 from kong_metering.log import LOGGER, TroubleLog
@@ -198,14 +200,9 @@ class Rig:
         self.timing = Timing(self.clock)
         self.stats = Stats()
         self.troubles = TroubleLog(self.clock, logger=LOGGER)
-        self.queue = EventQueue(
-            "metering",
-            self.settings,
-            self.endpoint.connect,
-            clock=self.clock,
-            stats=self.stats,
-            troubles=self.troubles,
-        )
+        account = QueueAccount("metering", self.stats, self.troubles)
+        self.backlog = MemoryBacklog(self.settings, account)
+        self.queue = EventQueue(self.settings, self.endpoint.connect, self.backlog, clock=self.clock, account=account)
         self.queue._changed = self.timing
 
     def put(self, *events: bytes) -> None:

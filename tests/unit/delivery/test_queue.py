@@ -19,8 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kong_metering.config import Queue
 from kong_metering.delivery.ingest import Delivered, Failed, Outcome, Rejected
-from kong_metering.delivery.policy import SUSPICIOUS_FAILURES
-from kong_metering.delivery.queue import MAX_EVENT_BYTES, UNLIMITED_WORKERS
+from kong_metering.delivery.policy import MAX_EVENT_BYTES, SUSPICIOUS_FAILURES
+from kong_metering.delivery.queue import UNLIMITED_WORKERS
 from kong_metering.stats import Snapshot
 from tests.support.clock import FakeClock
 from tests.support.waiting import wait_until
@@ -220,7 +220,7 @@ def test_events_never_disappear_between_the_queue_and_the_request(rig: RigMaker)
             seen.append(it.queue.waiting)
             return entry
 
-    it.queue._entries = Watched()
+    it.backlog._entries = Watched()
     it.put_while_busy(*numbered(5))
     seen.clear()
     it.endpoint.let_go()
@@ -689,7 +689,7 @@ def test_a_wholly_down_endpoint_does_not_draw_the_whole_queue_out_of_its_limits(
     for turn in range(200):
         wait_until(lambda turn=turn: len(it.timing.backoffs) > turn, "it backs off")  # type: ignore[misc]
         it.timing.let_pass(0.01)
-    assert len(it.queue._entries) >= 980
+    assert len(it.backlog._entries) >= 980
     it.endpoint.decide = take_all
     it.timing.flows = True
     it.timing.let_pass(0.01)

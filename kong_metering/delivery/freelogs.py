@@ -1,0 +1,89 @@
+"""The logs on disk whose queue is not open in this process: nobody delivers them here, but somebody has to look.
+
+Contract: on the spool's thread, which borrows them for moments: meanwhile nobody else can take them. What is dropped of
+them goes through this process's account as adopted and dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kong_metering.delivery.waitinglog import WaitingLog
+from kong_metering.log import printable
+from kong_metering.stats import Dropped
+
+if TYPE_CHECKING:
+    from kong_metering.log import TroubleLog
+    from kong_metering.spool.directory import HeldLog
+    from kong_metering.spool.identity import QueueIdentity
+    from kong_metering.stats import Stats
+
+
+class FreeLog:
+    """One of them, while it is borrowed."""
+
+    def __init__(self, held: HeldLog, stats: Stats, troubles: TroubleLog) -> None:
+        self.held = held
+        self._log = WaitingLog(held)
+        self._stats = stats
+        self._troubles = troubles
+
+    def oldest_ms(self) -> int | None:
+        """Tell when the oldest event was accepted; None when nothing waits."""
+        oldest = self.held.log.oldest()
+        return oldest.time_ms if oldest else None
+
+    def bytes_on_disk(self) -> int:
+        """Tell the size of the log."""
+        return self.held.log.bytes_on_disk
+
+    def drop_segment(self) -> None:
+        """Drop the oldest segment."""
+        self._count(Dropped.SPOOL_BYTES_FULL, self._log.drop_segment())
+
+    def drop_older_than(self, time_ms: int) -> None:
+        """Drop the events that were accepted before this time."""
+        self._count(Dropped.SPOOL_AGE_EXCEEDED, self._log.drop_older_than(time_ms))
+
+    def _count(self, reason: Dropped, dropped: int) -> None:
+        if dropped:
+            self._stats.adopt(dropped)
+            self._stats.drop(reason, dropped)
+            name = _name(self.held.identity)
+            self._troubles.report(
+                f"dropped:{reason.value}:{name}",
+                f"queue {name}: {dropped} events, the oldest, were dropped from disk: {reason.value}",
+            )
+
+
+class FreeLogsReport:
+    """Says how much waits for an instance of its plugin: when that changes, and once an hour."""
+
+    def __init__(self, troubles: TroubleLog) -> None:
+        self._troubles = troubles
+        self._said: Counter[str] = Counter()
+        self._said_at = 0.0
+
+    def say(self, logs: Sequence[HeldLog], now: float) -> None:
+        """Look at the free logs there are now; `now` is monotonic."""
+        waiting: Counter[str] = Counter()
+        for held in logs:
+            waiting[_name(held.identity)] += held.log.waiting
+        if waiting == self._said and now - self._said_at < 3600:  # noqa: PLR2004 - an hour
+            return
+        self._said, self._said_at = waiting, now
+        for name, events in waiting.items():
+            self._troubles.report(
+                f"free:{name}",
+                f"queue {name}: {events} events wait on disk until an instance of the plugin starts in a process that "
+                "uses this spool (Kong starts one with its first request); `kong-metering spool` shows them, delivers "
+                "or exports them",
+                logging.WARNING,
+            )
+
+
+def _name(identity: QueueIdentity | None) -> str:
+    return "(unknown)" if identity is None else printable(f"{identity.name} for {identity.endpoint}")
