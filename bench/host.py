@@ -4,9 +4,9 @@
     python bench/host.py --p99 [--batch N] ...          what deliveries, of 1,000 events each, do to an RPC
 
 All servers run the whole plugin with the same configuration (subject from a header, all event fields, queue, delivery
-in batches to a process that counts the events), for the same client. All of them run at once and take turns in short
-rounds, so that whatever else the machine does hits them alike; each figure is the median of the rounds, and a ratio is
-the median of the ratios within each round. Fails if an event is missing.
+in batches to a process that counts the events), for the same client; ours with its spool, and once without it. All of
+them run at once and take turns in short rounds, so that whatever else the machine does hits them alike; each figure is
+the median of the rounds, and a ratio is the median of the ratios within each round. Fails if an event is missing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from time import perf_counter
 from typing import Any
 
 from client import Client, Times
-from processes import GEVENT, OURS, THREADS, Candidate, Collector, Server, with_switch_interval
+from processes import GEVENT, IN_MEMORY, OURS, THREADS, Candidate, Collector, Server, with_switch_interval
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -115,7 +115,7 @@ class _Runner:
 
 
 def _comparison(directory: Path, requests: int, rounds: int) -> None:
-    candidates = (OURS, GEVENT, THREADS)
+    candidates = (OURS, IN_MEMORY, GEVENT, THREADS)
     samples: list[list[Sample]] = [[] for _ in candidates]
     with ExitStack() as stack:
         runners = []
@@ -178,8 +178,9 @@ def _ratio(ours: Sequence[Sample], others: Sequence[Sample], value: Callable[[Sa
 
 
 def _say_targets(samples: Sequence[Sequence[Sample]]) -> None:
-    ours, gevent, threads = samples
+    ours, in_memory, gevent, threads = samples
     for what, ratio, target in (
+        ("CPU per request / --no-spool's", _ratio(ours, in_memory, lambda sample: sample.cpu_us), 1.3),
         ("CPU per request / gevent's", _ratio(ours, gevent, lambda sample: sample.cpu_us), 0.25),
         ("CPU per request / threads'", _ratio(ours, threads, lambda sample: sample.cpu_us), 0.1),
         ("access p50 / gevent's", _ratio(ours, gevent, lambda sample: sample.p50_modest_us), 0.5),

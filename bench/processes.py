@@ -32,6 +32,7 @@ class Candidate:
 
 
 OURS = Candidate("kong-metering", (sys.executable, str(_PLUGIN_SERVER)))
+IN_MEMORY = Candidate("kong-metering, --no-spool", (sys.executable, str(_PLUGIN_SERVER), "--no-spool"))
 GEVENT = Candidate("kong-pdk, gevent", (sys.executable, str(_PDK_SERVER), "--no-lua-style", "-g"))
 THREADS = Candidate("kong-pdk, threads", (sys.executable, str(_PDK_SERVER), "--no-lua-style"))
 

@@ -7,11 +7,13 @@ first, each with an environment variable as second choice, the umask is set here
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -155,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     os.umask(0o077)
     os.closerange(_FIRST_INHERITED, _MOST_DESCRIPTORS)
+    _allow_many_descriptors()
     relay = Relay()
     configure(logging.DEBUG if options.verbose > 1 else logging.INFO, relay)
     if options.multiprocessing or options.gevent:
@@ -167,6 +170,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         LOGGER.critical("cannot start: %s", error)
         return 1
     return 0
+
+
+def _allow_many_descriptors() -> None:
+    """Take all descriptors that the system grants: a queue needs up to five, and Kong may have thousands of plugins."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:

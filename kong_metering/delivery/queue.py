@@ -2,10 +2,10 @@
 
 Contract: `put` may be called from any thread; it never waits for the network or the disk, holds locks for microseconds,
 and starts the delivering thread at the first event. Events are opaque bytes; where they wait is the backlog's part.
-They leave in the order in which they came, at most `max_batch_size` at a time, `max_coalescing_delay` after the first one at
-the latest (with `concurrency_limit` -1: each alone, at once, on up to `UNLIMITED_WORKERS` threads, in any order). An
-event leaves the queue when the endpoint answers 2xx, and not before. Others overtake an event only while it alone seems
-to make the endpoint fail.
+They leave in the order in which they came, at most `max_batch_size` at a time, `max_coalescing_delay` after the first
+one at the latest (with `concurrency_limit` -1: each alone, at once, on up to `UNLIMITED_WORKERS` threads, in any
+order). An event leaves the queue when the endpoint answers 2xx, and not before. Others overtake an event only while it
+alone seems to make the endpoint fail.
 
 Events that the endpoint refuses for themselves are given to the backlog, which sets them aside. With a backlog that
 keeps events, nothing else is ever given up: after `max_retry_time` and while the circuit breaker is open a batch goes

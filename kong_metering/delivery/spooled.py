@@ -217,6 +217,7 @@ class SpooledBacklog:
 
     def _commit(self) -> None:
         with self._disk:
+            ready_before = self.ready
             with self._lock:
                 if self._ended or not self._unwritten.entries:
                     self._is_waked = False
@@ -231,7 +232,8 @@ class SpooledBacklog:
                 self._keep_in_memory(entries, error)
             else:
                 self._note_that_disk_works()
-        if self.ready:
+        # The one who waits for a batch to fill up, or to be old enough, need not be woken each time.
+        if not ready_before or self.ready >= policy.batch_size(self._settings):
             self._on_ready()
 
     def _open_own(self) -> WaitingLog:

@@ -11,7 +11,7 @@ from kong_metering.stats import Dropped, Skipped, Snapshot, Stats
 
 
 def test_a_new_account_is_empty() -> None:
-    assert Stats().snapshot() == Snapshot(0, 0, {}, {})
+    assert Stats().snapshot() == Snapshot()
     assert Snapshot().waiting == 0
 
 
@@ -26,7 +26,12 @@ def test_everything_is_counted_under_its_name() -> None:
     stats.skip(Skipped.NO_SUBJECT)
     stats.skip(Skipped.ERROR)
     stats.skip(Skipped.NO_SUBJECT)
-    assert stats.snapshot() == Snapshot(10, 3, {"queue_full": 2, "rejected": 2}, {"no_subject": 2, "error": 1})
+    assert stats.snapshot() == Snapshot(
+        accepted=10,
+        delivered=3,
+        dropped={"queue_full": 2, "rejected": 2},
+        skipped={"no_subject": 2, "error": 1},
+    )
     assert stats.snapshot().waiting == 3
 
 
@@ -72,5 +77,5 @@ def test_any_thread_may_count() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert stats.snapshot() == Snapshot(8000, 0, {"rejected": 8000}, {"no_subject": 8000})
+    assert stats.snapshot() == Snapshot(accepted=8000, dropped={"rejected": 8000}, skipped={"no_subject": 8000})
     assert stats.snapshot().waiting == 0
