@@ -43,6 +43,8 @@ class Buried(str, Enum):
     REJECTED = "rejected"
     # It was sent longer ago than the endpoint can tell events that come twice, and nobody knows whether it arrived.
     AMBIGUOUS = "ambiguous"
+    # It is larger than the endpoint's own storage takes.
+    TOO_LARGE = "too_large"
     # Damage to the disk's files: the bytes are set aside.
     UNREADABLE = "unreadable"
 

@@ -102,6 +102,10 @@ class Backlog(Protocol):
         """Account for an event that is too large to be sent."""
         ...
 
+    def flush(self) -> None:
+        """Have all that was added ready to be taken."""
+        ...
+
     def end(self) -> None:
         """Let all events go that still wait, and account for them."""
         ...
@@ -199,6 +203,9 @@ class MemoryBacklog:
     def refuse(self, event: bytes) -> None:
         """Drop an event that is too large."""
         self._account.drop(Dropped.EVENT_TOO_LARGE, 1, f"an event of {len(event)} bytes is too large")
+
+    def flush(self) -> None:
+        """Do nothing: it is ready at once."""
 
     def end(self) -> None:
         """Drop what still waits."""

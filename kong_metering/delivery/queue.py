@@ -123,6 +123,7 @@ class EventQueue:
     def close(self, deadline: float) -> None:
         """Begin to close, and wait for it until `deadline` (monotonic); the backlog accounts for what is left then."""
         self.begin_close()
+        self._backlog.flush()
         for worker in list(self._workers):
             worker.join(max(0.0, deadline - self._clock.monotonic()))
         with self._changed:

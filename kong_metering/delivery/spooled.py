@@ -202,7 +202,7 @@ class SpooledBacklog:
         """Make a dead letter of an event that is too large."""
         with self._lock:
             self._borrowed += 1
-        self._bury([Entry(event, 0.0)], Buried.REJECTED, f"an event of {len(event)} bytes is too large to be sent")
+        self._bury([Entry(event, 0.0)], Buried.TOO_LARGE, f"an event of {len(event)} bytes is too large to be sent")
 
     def _trim(self) -> int:
         if not self._is_failing:
@@ -496,6 +496,10 @@ class SpooledBacklog:
             with self._lock:
                 self._arrivals.clear()
         self._on_ready()
+
+    def flush(self) -> None:
+        """Write what is not written yet, now."""
+        self.work()
 
     def end(self) -> None:
         """Leave what waits on disk; what is only in memory is dropped. The logs are `take_all`'s to close."""

@@ -113,12 +113,12 @@ def test_a_record_of_a_megabyte_gives_an_event_of_the_usual_size(
     ],
     ids=["path", "subject", "user agent", "service"],
 )
-def test_an_event_that_kafka_would_refuse_is_a_counted_drop(
+def test_an_event_that_kafka_would_refuse_is_a_dead_letter(
     changes: dict[str, Any], hostile_server: PluginServerProcess, client: KongClient, instance: int
 ) -> None:
     client.run_phases(instance, logged(log_record(**changes)), "log")
     figures = drain(client)
-    assert (figures["accepted"], figures["dropped"], figures["skipped"]) == (1, {"event_too_large": 1}, {})
+    assert (figures["accepted"], figures["dead_letters"], figures["skipped"]) == (1, {"too_large": 1}, {})
     line = hostile_server.wait_for_log("is too large")
     assert hostile_server.complaints() == [line]
     assert len(line) < 300

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from kong_metering import __version__, app, cli
+from kong_metering.delivery.spooler import Sync
 from kong_metering.errors import StartupError
 from tests.support.ingest import IngestServer
 from tests.support.plugin_server import BIN, ROOT, PluginServerProcess, ServerProcess, example_settings, script_command
@@ -33,6 +34,18 @@ FLAGS = {
     "--stop-timeout": "0.25",
     "--parent": "ignore",
     "--ca-bundle": "/etc/ca.pem",
+    "--spool-dir": "/var/spool/metering",
+    "--spool-sync": "commit",
+    "--spool-max-bytes": "500M",
+    "--spool-max-age": "7d",
+    "--dedupe-window": "32d",
+}
+# What stands for the values of those that are not just text.
+MEANINGS = {
+    "--spool-sync": Sync.COMMIT,
+    "--spool-max-bytes": 500 * 1024**2,
+    "--spool-max-age": 604_800.0,
+    "--dedupe-window": 2_764_800.0,
 }
 
 
@@ -83,7 +96,7 @@ def test_version_and_help_are_printed_and_nothing_is_served(capsys: pytest.Captu
     for flag in (*FLAGS, "--dump", "--verbose", "--version", "--no-lua-style", "--gevent", "--multiprocessing"):
         assert flag in explained.stdout
     assert set(re.findall(r"\[(KONG_METERING_[A-Z_]+)\]", " ".join(explained.stdout.split()))) == {
-        variable_of(flag) for flag in FLAGS
+        variable_of(flag) for flag in (*FLAGS, "--no-spool")
     }
 
 
@@ -99,10 +112,9 @@ def test_every_flag_has_its_environment_variable_as_second_choice(flag: str) -> 
     name, value = flag.removeprefix("--").replace("-", "_"), FLAGS[flag]
     by_flag = parsed(flag, value)
     assert by_flag != parsed()
-    assert str(by_flag[name]) == str(type(by_flag[name])(value))
+    assert by_flag[name] == (MEANINGS[flag] if flag in MEANINGS else type(by_flag[name])(value))
     assert parsed(**{variable_of(flag): value}) == by_flag
-    another = {"--listen-queue-size": "5", "--event-ttl": "5", "--instance-ttl": "5", "--stop-timeout": "5"}
-    assert parsed(flag, value, **{variable_of(flag): another.get(flag, "another")}) == by_flag
+    assert parsed(flag, value, **{variable_of(flag): "nonsense"}) == by_flag
 
 
 def test_every_flag_that_takes_a_value_is_among_those_tested() -> None:
@@ -135,6 +147,11 @@ def test_a_flag_that_cannot_be_used_is_refused_with_the_reason(
         ("--event-ttl", "nan", "nan is not a number of seconds above 0"),
         ("--instance-ttl", "-1", "-1 is not a number of seconds above 0"),
         ("--listen-queue-size", "99999999999", "99999999999 is not between 1 and 65535"),
+        ("--spool-sync", "always", "always is not commit, second, off"),
+        ("--spool-max-bytes", "1.5G", "1.5G is not a size above 0, such as 500M or 1G"),
+        ("--spool-max-bytes", "0", "0 is not a size above 0, such as 500M or 1G"),
+        ("--spool-max-age", "a month", "a month is not a duration above 0, such as 3600, 90m, 24h or 30d"),
+        ("--dedupe-window", "0", "0 is not a duration above 0, such as 3600, 90m, 24h or 30d"),
     ):
         with pytest.raises(SystemExit) as ended:
             cli.main([f"{flag}={value}"])
