@@ -56,13 +56,15 @@ def lines(home: Path, events: int) -> list[Callable[[], Measured]]:
     appends = [appending(home, batch[:group], events) for group in (1, 10, 100, 1000)]
     synced = [appending(home, batch[:group], events // 10, sync=True) for group in (100, 1000)]
     reads = [reading(home, batch, events, size) for size in (1, 100, 1000)]
-    whole = [cycle(home, batch[:group], events) for group in (10, 100, 1000)]
+    followed = [following(home, batch[:group], events) for group in (1, 100)]
+    whole = [cycle(home, batch[:group], events) for group in (1, 10, 100, 1000)]
     return [
         plain_write(home, batch, events),
         encoding(batch, events),
         *appends,
         *synced,
         *reads,
+        *followed,
         *whole,
         burst(home, batch),
     ]
@@ -117,6 +119,20 @@ def reading(home: Path, batch: list[bytes], events: int, size: int) -> Callable[
             after = log.read(after, size, 1 << 30)[-1].sequence
 
         return timed(f"read, {size:,} at a time", events, step, size)
+
+    return run
+
+
+def following(home: Path, group: list[bytes], events: int) -> Callable[[], Measured]:
+    """Read each group when it was just appended, as if there could be more."""
+
+    def run() -> Measured:
+        log = new_log(home)
+
+        def step() -> None:
+            log.read(log.append(group, 1)[0] - 1, 500, 1 << 30)
+
+        return timed(f"append and read, groups of {len(group):,}", events, step, len(group))
 
     return run
 

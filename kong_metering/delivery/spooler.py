@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from kong_metering.delivery.bounds import bytes_used, keep_age, keep_bytes
 from kong_metering.delivery.freelogs import FreeLog, FreeLogsReport
-from kong_metering.delivery.spooled import DISK_ERRORS, SpooledBacklog
+from kong_metering.delivery.spooled import SpooledBacklog
 from kong_metering.errors import SpoolError, StartupError
 from kong_metering.log import LOGGER, cause_of
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetter, DeadLetters
@@ -192,6 +192,8 @@ class Spooler:
         with self._directory_lock:
             self._opened_directory()
             self._letters.add(letters, self.wall_ms())
+            if self.syncs_each_write:
+                self._letters.unsynced().sync()
             dropped, self._letters.dropped = self._letters.dropped, 0
         if dropped:
             self._troubles.report(
@@ -336,10 +338,12 @@ class Spooler:
             self._guarded(self._sync)
 
     def _sync(self) -> None:
+        with self._directory_lock:
+            written = [self._letters.unsynced()]
         for backlog in self._all():
-            for unsynced in backlog.unsynced():
-                try:
-                    unsynced.sync()
-                except DISK_ERRORS as error:
-                    message = f"the disk does not confirm what was written: {cause_of(error)}"
-                    self._troubles.report("sync", message)
+            written += backlog.unsynced()
+        for unsynced in written:
+            try:
+                unsynced.sync()
+            except OSError as error:
+                self._troubles.report("sync", f"the disk does not confirm what was written: {cause_of(error)}")

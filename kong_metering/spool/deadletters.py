@@ -5,7 +5,8 @@
     DIRECTORY/damaged/         segments that are done with, but for bytes that nobody could read
 
 Contract: several processes use one directory at a time, the running servers and `kong-metering spool`; within a process
-the caller locks. A letter's id is its sequence number. Removing marks it in place, which also a full disk allows; a
+the caller locks. A letter survives the death of the process once `add` returned, and a power cut once a sync of
+`unsynced` returned. A letter's id is its sequence number. Removing marks it in place, which also a full disk allows; a
 segment goes when all in it are removed. Above `max_bytes` the oldest segment goes, and `dropped` counts its letters.
 """
 
@@ -16,7 +17,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +36,10 @@ from kong_metering.spool.format import (
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.spool.log import DAMAGED
 from kong_metering.spool.segment import Segment, SegmentWriter
+from kong_metering.spool.unsynced import Unsynced
 
+# The directory's name in the spool's.
+DEAD_LETTERS = "dead-letters"
 SEGMENT_BYTES = 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024
 
@@ -88,6 +92,9 @@ class DeadLetters:
         self.dropped = 0
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes
+        # What was written since the last sync, and what a sync that failed gave back, from any thread.
+        self._unsynced: dict[Path, None] = {}
+        self._failed: deque[Path] = deque()
         # The end of the newest segment as this object left it, so that adding need not read it again.
         self._known_end: Segment | None = None
 
@@ -108,9 +115,21 @@ class DeadLetters:
             else:
                 writer = SegmentWriter.create(self.directory, records, first, end)
                 writer.close()
+                self._unsynced[self.directory] = None
+            self._unsynced[writer.segment.path] = None
             self._known_end = writer.segment
             self._keep_within_bounds()
         return range(first, end)
+
+    def unsynced(self) -> Unsynced:
+        """Take note of what has to be synced, so that all letters that were added survive a power cut.
+
+        The caller has it synced: the next call gives only what was written since, and what failed.
+        """
+        while self._failed:
+            self._unsynced[self._failed.popleft()] = None
+        taken, self._unsynced = tuple(self._unsynced), {}
+        return Unsynced(taken, self._failed)
 
     def letters(self, after: int = 0) -> Iterator[StoredLetter]:
         """Go through all letters with an id above `after`, in order; others may add and remove meanwhile."""

@@ -1,34 +1,31 @@
-"""The spool's directory: a part for each process, held by a lock for as long as the process lives.
+"""The spool's directory: a part for each process, locked for as long as the process lives, with a log for each queue.
 
-    ROOT/lock                        held for moments, while parts are made, taken over or removed
-    ROOT/proc-PID-RANDOM/lock        held by the process that delivers what is in there
+    ROOT/lock                        held for moments, while parts and logs are made, taken over or removed
+    ROOT/proc-PID-RANDOM/lock        held by the process that made the part, and by nobody else, ever
     ROOT/proc-PID-RANDOM/KEY/        a queue's log, and `queue.json`, which tells whose it is
-    ROOT/damaged/proc-PID-RANDOM-KEY/   what is left of a log that is done, but for bytes that nobody could read
+    ROOT/proc-PID-RANDOM/KEY/lock    held by the process that adopted the log when the first one was dead; has its pid
+    ROOT/damaged/proc-PID-RANDOM-KEY-RANDOM/   what is left of a log that is done, but for bytes that nobody could read
 
-Contract: one thread at a time; processes keep each other out by `flock`. No two processes hold the same part, and a
-part whose process is dead, however it died, can be taken over at once. A forked child inherits the locks: it has to
-`abandon` them, or they outlive its parent. Directories are 0700, files 0600.
+Contract: one thread at a time; processes keep each other out by `flock`. No two processes hold the same log. A log
+whose process is dead, however it died, can be taken over at once, and by itself: several processes can hold logs of one
+dead part, and a log that nobody wants stays free. Directories are 0700, files 0600.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kong_metering.errors import SpoolError, SpoolFormatError
-from kong_metering.spool import files
-from kong_metering.spool.identity import FILES as IDENTITY_FILES
+from kong_metering.spool import files, locks
+from kong_metering.spool.free import FIXTURES, PART, Finding, FreeLogs, Refused, log_directories, parts
 from kong_metering.spool.identity import QueueIdentity, load_identity, save_identity
-from kong_metering.spool.log import DAMAGED, POSITION, Damage, EventLog
-
-_PART = "proc-"
-_LOCK = "lock"
+from kong_metering.spool.log import DAMAGED, Damage, EventLog
 
 _REMEDIES = {
     errno.EACCES: "let the user that Kong runs as write there, or choose another place with --spool-dir",
@@ -55,14 +52,6 @@ class HeldLog:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A log that was found and cannot be opened, and why; it stays as it is."""
-
-    directory: Path
-    reason: str
-
-
-@dataclass(frozen=True)
 class Adoption:
     """What a process took over from dead ones; `damage` is that of logs in which nothing waits, removed by now."""
 
@@ -73,11 +62,19 @@ class Adoption:
 
 @dataclass(frozen=True)
 class Found:
-    """A log on disk, for people to look at: whose it is, None if unknown, and whether a living process holds it."""
+    """A log on disk, for people to look at: whose it is, None if unknown, and the living process that holds it.
+
+    `holder` is that process's id (where it runs: another container may count differently), 0 if something holds the
+    log but does not tell what it is, and None when nobody does.
+    """
 
     directory: Path
     identity: QueueIdentity | None
-    is_held: bool
+    holder: int | None
+
+
+def _anything(_identity: QueueIdentity | None) -> bool:
+    return True
 
 
 class SpoolDirectory:
@@ -90,12 +87,14 @@ class SpoolDirectory:
         """
         self.root = root
         self._own: Path | None = None
-        # The locks of the parts that this process holds, and the logs that it has open in each.
+        self._own_lock = -1
+        # The locks of the logs that were adopted, and all logs that are open.
         self._locks: dict[Path, int] = {}
-        self._open: dict[Path, set[HeldLog]] = {}
+        self._open: set[HeldLog] = set()
+        self._free = FreeLogs(root)
         try:
             _prepare_root(root)
-            with _root_lock(root):
+            with locks.root_lock(root):
                 pass
         except OSError as error:
             raise unusable(root, error) from error
@@ -110,135 +109,119 @@ class SpoolDirectory:
                 self._own = self._new_part()
             directory = self._own / identity.key
             files.make_directory(directory)
+            locks.reserve(directory)
             save_identity(directory, identity)
-            return self._held(EventLog.open(directory), identity)
+            held = HeldLog(EventLog.open(directory), identity)
         except OSError as error:
             raise unusable(self.root, error) from error
+        self._open.add(held)
+        return held
 
-    def adoptable(self) -> int:
-        """Tell how many parts there are that no living process holds. Raises `SpoolError`."""
-        try:
-            return sum(1 for part in _parts(self.root) if not _is_held(part))
-        except OSError as error:
-            raise unusable(self.root, error) from error
+    def adopt(self, is_wanted: Callable[[QueueIdentity | None], bool] = _anything) -> Adoption:
+        """Take over all logs that are wanted and that no living process holds; parts without any logs are removed.
 
-    def adopt(self) -> Adoption:
-        """Take over all parts that no living process holds, and open their logs; empty ones are removed.
+        `is_wanted` is asked with the identity of each free log, None for one that is not known any more. A log that
+        another process takes at the same moment is left to that one. One that cannot be opened does not keep the others
+        from being adopted: it is told of, and tried again when something in it changed, or after a minute if it was the
+        system that refused it. Cheap when there is nothing to adopt. Works on a full disk.
 
-        A part that another process takes at the same moment is left to that one. A log that cannot be opened does not
-        keep the others from being adopted. Works on a full disk. Raises `SpoolError` when the directory cannot be used.
+        Raises `SpoolError` when the directory cannot be used.
         """
         logs: list[HeldLog] = []
-        refused: list[Refused] = []
         damage: list[Damage] = []
-        for part in self._taken(refused):
-            for directory in _log_directories(part):
-                try:
-                    logs.append(self._held(EventLog.open(directory), load_identity(directory)))
-                except (OSError, SpoolFormatError) as error:
-                    refused.append(Refused(directory, str(error)))
-            self._release_unused(part)
-        for held in [held for held in logs if held.log.waiting == 0]:
-            damage += held.log.take_damage()
-            logs.remove(held)
-            self.retire(held)
-        return Adoption(tuple(logs), tuple(refused), tuple(damage))
+        try:
+            finding = self._free.find(is_wanted, {self._own, *self._locks})
+            taken = self._taken(finding)
+        except OSError as error:
+            raise unusable(self.root, error) from error
+        for directory, identity in taken:
+            try:
+                held = HeldLog(EventLog.open(directory), identity)
+            except (OSError, SpoolFormatError) as error:
+                self._release(directory)
+                finding.refused.append(self._free.refuse(directory, error))
+                continue
+            self._open.add(held)
+            if held.log.waiting:
+                logs.append(held)
+            else:
+                damage += held.log.take_damage()
+                self.retire(held)
+        return Adoption(tuple(logs), tuple(finding.refused), tuple(damage))
 
     def retire(self, held: HeldLog) -> None:
-        """Close a log for good, and remove it if nothing waits in it; its part as well when that was the last one.
+        """Close a log for good, and remove it if nothing waits in it; its part as well when nothing else is in there.
 
-        Bytes that nobody could read are kept in `ROOT/damaged`. A log in which something waits stays for the next one
-        who adopts it. Never raises for the disk's sake: what cannot be removed now is removed when it is adopted.
+        Bytes that nobody could read are kept in `ROOT/damaged`. An adopted log in which something waits is free for
+        the next one who adopts it; one of our own is when we end. Never raises for the disk's sake: what cannot be
+        removed now is removed when it is adopted.
         """
         is_done = held.log.waiting == 0
         held.log.close()
-        with contextlib.suppress(OSError):
-            if is_done:
-                self._remove(held.directory)
-        part = held.directory.parent
-        self._open[part].discard(held)
-        self._release_unused(part)
+        self._open.discard(held)
+        if is_done:
+            self._remove(held.directory)
+        self._release(held.directory)
 
     def close(self) -> None:
-        """Let others take over what is left, at once; all logs are closed or retired before."""
-        for part in self._locks:
-            with contextlib.suppress(OSError):
-                _remove_if_empty(self.root, part)
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Let go of all locks and change nothing: for a forked child, whose parent goes on holding them."""
-        # Closing, not unlocking: to unlock here would be to unlock for the parent too.
-        for lock in self._locks.values():
-            os.close(lock)
-        self._locks.clear()
-        self._open.clear()
-        self._own = None
+        """Let go of everything, so that others can take over what is left at once; logs that are open are retired."""
+        for held in tuple(self._open):
+            self.retire(held)
+        for directory in tuple(self._locks):
+            self._release(directory)
+        if self._own is None:
+            return
+        part, self._own = self._own, None
+        os.close(self._own_lock)
+        with contextlib.suppress(OSError), locks.root_lock(self.root):
+            _remove_if_empty(part)
 
     def _new_part(self) -> Path:
-        part = self.root / f"{_PART}{os.getpid()}-{secrets.token_hex(4)}"
-        with _root_lock(self.root):
+        part = self.root / f"{PART}{os.getpid()}-{secrets.token_hex(4)}"
+        with locks.root_lock(self.root):
             files.make_directory(part)
             try:
-                lock = files.create_file(part / _LOCK)
+                self._own_lock = locks.take_new(part)
             except OSError:
                 part.rmdir()
                 raise
-            # Waits for nobody but one who just looks whether it is held.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        self._locks[part] = lock
         return part
 
-    def _taken(self, refused: list[Refused]) -> list[Path]:
-        """Take the locks of all parts that are free."""
-        taken: list[Path] = []
-        try:
-            with _root_lock(self.root):
-                for part in _parts(self.root):
-                    try:
-                        if self._takes(part):
-                            taken.append(part)
-                    except OSError as error:
-                        refused.append(Refused(part, str(error)))
-        except OSError as error:
-            raise unusable(self.root, error) from error
-        return taken
+    def _taken(self, finding: Finding) -> list[tuple[Path, QueueIdentity | None]]:
+        """Lock the logs that were found, those that are still free; remove the parts that are still empty."""
+        if not finding.wanted and not finding.empty:
+            return []
+        with locks.root_lock(self.root):
+            for part in finding.empty:
+                with contextlib.suppress(OSError):
+                    _remove_if_empty(part)
+            return [(directory, identity) for directory, identity in finding.wanted if self._takes(directory, finding)]
 
-    def _takes(self, part: Path) -> bool:
-        """Take a part's lock unless somebody holds it, we ourselves for one."""
-        lock = files.open_file(part / _LOCK)
+    def _takes(self, directory: Path, finding: Finding) -> bool:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
+            # A part that was just being made when we looked has a living process by now.
+            lock = None if locks.is_locked(directory.parent) else locks.take(directory)
+        except OSError as error:
+            finding.refused.append(self._free.refuse(directory, error))
             return False
-        self._locks[part] = lock
+        if lock is None:
+            return False
+        self._locks[directory] = lock
         return True
 
-    def _held(self, log: EventLog, identity: QueueIdentity | None) -> HeldLog:
-        held = HeldLog(log, identity)
-        self._open.setdefault(log.directory.parent, set()).add(held)
-        return held
+    def _release(self, directory: Path) -> None:
+        if directory in self._locks:
+            locks.release(self._locks.pop(directory))
 
     def _remove(self, directory: Path) -> None:
-        if (directory / DAMAGED).is_dir():
-            files.make_directory(self.root / DAMAGED)
-            name = f"{directory.parent.name}-{directory.name}-{secrets.token_hex(4)}"
-            directory.replace(self.root / DAMAGED / name)
-            return
-        for name in (POSITION, *IDENTITY_FILES):
-            (directory / name).unlink(missing_ok=True)
-        # Not emptied by force: what else is in there is not ours to delete.
-        directory.rmdir()
-
-    def _release_unused(self, part: Path) -> None:
-        """Let go of a part that was taken over, and in which no log is open any more; remove it when it is empty."""
-        if part == self._own or self._open.get(part):
-            return
-        self._open.pop(part, None)
-        with contextlib.suppress(OSError):
-            _remove_if_empty(self.root, part)
-        os.close(self._locks.pop(part))
+        """Remove a log that is done, while it is locked, and its part if that was the last one."""
+        # Under the root's lock, so that nobody locks the log again between its lock and itself being removed.
+        with contextlib.suppress(OSError), locks.root_lock(self.root):
+            _remove_log(self.root, directory)
+            if directory.parent != self._own:
+                _remove_if_empty(directory.parent)
+        if directory.exists():
+            self._free.postpone(directory)
 
 
 def survey(root: Path) -> list[Found]:
@@ -246,14 +229,24 @@ def survey(root: Path) -> list[Found]:
 
     Raises `SpoolError` when the directory cannot be read.
     """
-    found: list[Found] = []
     try:
-        for part in _parts(root):
-            is_held = _is_held(part)
-            found += [Found(directory, _known_identity(directory), is_held) for directory in _log_directories(part)]
+        with locks.looking(root):
+            return [found for part in parts(root) for found in _found_in(part)]
     except OSError as error:
         raise unusable(root, error) from error
-    return found
+
+
+def _found_in(part: Path) -> list[Found]:
+    owner = _pid_of(part) if locks.is_locked(part) else None
+    return [
+        Found(directory, _known_identity(directory), locks.holder(directory) if owner is None else owner)
+        for directory in log_directories(part)
+    ]
+
+
+def _pid_of(part: Path) -> int:
+    pid = part.name.removeprefix(PART).partition("-")[0]
+    return int(pid) if pid.isdecimal() else 0
 
 
 def _known_identity(directory: Path) -> QueueIdentity | None:
@@ -276,45 +269,20 @@ def _prepare_root(root: Path) -> None:
         root.chmod(0o700)
 
 
-@contextlib.contextmanager
-def _root_lock(root: Path) -> Iterator[None]:
-    """Keep other processes from making, taking over and removing parts meanwhile."""
-    lock = files.open_file(root / _LOCK)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+def _remove_log(root: Path, directory: Path) -> None:
+    if (directory / DAMAGED).is_dir():
+        files.make_directory(root / DAMAGED)
+        (directory / locks.LOCK).unlink(missing_ok=True)
+        directory.replace(root / DAMAGED / f"{directory.parent.name}-{directory.name}-{secrets.token_hex(4)}")
+        return
+    for name in FIXTURES:
+        (directory / name).unlink(missing_ok=True)
+    # Not emptied by force: what else is in there is not ours to delete.
+    directory.rmdir()
 
 
-def _is_held(part: Path) -> bool:
-    """Whether a process holds this part; looking takes a shared lock, for a moment."""
-    try:
-        lock = os.open(part / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
-
-
-def _parts(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.name.startswith(_PART) and path.is_dir())
-
-
-def _log_directories(part: Path) -> list[Path]:
-    try:
-        return sorted(path for path in part.iterdir() if path.is_dir())
-    except FileNotFoundError:
-        return []
-
-
-def _remove_if_empty(root: Path, part: Path) -> None:
-    with _root_lock(root):
-        if not _log_directories(part):
-            (part / _LOCK).unlink(missing_ok=True)
-            part.rmdir()
+def _remove_if_empty(part: Path) -> None:
+    """Remove a part without any logs, if its process is dead; under the root's lock."""
+    if not locks.is_locked(part) and not log_directories(part):
+        (part / locks.LOCK).unlink(missing_ok=True)
+        part.rmdir()

@@ -161,18 +161,18 @@ def claimed_record_bytes(buffer: bytes, offset: int) -> int:
 
 
 def parse_events(
-    buffer: bytes, offset: int, sequence: int, max_events: int, max_bytes: int
+    buffer: bytes, offset: int, first: int, max_events: int, max_bytes: int
 ) -> tuple[list[StoredEvent], int]:
-    """Read the events from `offset` on, the first of them numbered `sequence`.
+    """Read the events from `offset` on, the first of them numbered `first`.
 
     Stops without an error at whatever is not the next good event, at `max_events`, and before `max_bytes` of payloads
     are exceeded. Gives the events and the offset behind the last of them.
     """
     events: list[StoredEvent] = []
     view = memoryview(buffer)
-    # This loop is what an event costs on its way back.
+    # This loop is what an event costs on its way back: half of it is the checksum.
     add, unpack, size, make = events.append, _RECORD.unpack_from, len(buffer), tuple.__new__
-    while max_events > 0:
+    for sequence in range(first, first + max_events):
         start = offset + RECORD_HEADER_BYTES
         if start > size:
             break
@@ -187,8 +187,6 @@ def parse_events(
         ):
             break
         add(make(StoredEvent, (sequence, time_ms, buffer[start:stop])))
-        sequence += 1
-        max_events -= 1
         max_bytes -= length
         offset = stop
     return events, offset

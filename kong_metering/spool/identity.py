@@ -5,6 +5,7 @@ Contract: it is written twice, with a checksum each, so that damage to one file 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -15,6 +16,8 @@ from zlib import crc32
 from kong_metering.errors import SpoolFormatError
 from kong_metering.spool import files
 from kong_metering.spool.format import FORMAT_VERSION
+
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 FILES = ("queue.json", "queue.json.copy")
 
@@ -47,12 +50,15 @@ def save_identity(directory: Path, identity: QueueIdentity) -> None:
 def load_identity(directory: Path) -> QueueIdentity | None:
     """Read whose events the directory holds; None when neither file can be read.
 
-    Raises `SpoolFormatError` when they are of a format that this version does not know.
+    Raises `SpoolFormatError` when they are of a format that this version does not know; and the system's `OSError` when
+    it has no room to open them, which tells nothing about them.
     """
     for name in FILES:
         try:
             data = (directory / name).read_bytes()
-        except OSError:
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise
             continue
         if identity := decode_identity(data):
             return identity

@@ -3,7 +3,8 @@
 Contract: a log is a directory that one process owns and one thread at a time uses; the caller locks. Events are opaque
 bytes; each has a sequence number that goes up by one and is never used twice.
 
-- An event whose `append` returned survives the death of the process. It survives a power cut once `sync` returned.
+- An event whose `append` returned survives the death of the process. It survives a power cut once a `sync` returned
+  that began afterwards: `unsynced` takes note of what is to be synced, and `Unsynced.sync` needs no lock.
 - `append` is all or nothing. When it raises, the log is as it was before and can be used.
 - `read` gives events in order, each as it was accepted or not at all: what is damaged is passed over, its bytes are
   kept in `damaged/`, and `take_damage` tells of it. A flipped bit costs one event at most.
@@ -21,7 +22,8 @@ import bisect
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from operator import attrgetter
@@ -46,12 +48,16 @@ from kong_metering.spool.format import (
 from kong_metering.spool.marks import Marks
 from kong_metering.spool.position import PositionFile
 from kong_metering.spool.segment import Segment, SegmentReader, SegmentWriter
+from kong_metering.spool.unsynced import Unsynced
 
 POSITION = "position"
 DAMAGED = "damaged"
 SEGMENT_BYTES = 4 * 1024 * 1024
 
 _NO_END = 1 << 63
+# What `last_older_than` reads at a time: mostly one of the first events decides.
+_SCAN_EVENTS = (1, 20, 100, *[500] * 20)
+_SCAN_BYTES = 1024 * 1024
 
 
 class DamageKind(str, Enum):
@@ -93,6 +99,12 @@ class EventLog:
         self._writer: SegmentWriter | None = None
         self._reader: SegmentReader | None = None
         self._oldest: StoredEvent | None = None
+        # Where `last_older_than` stopped the last time: number and time.
+        self._younger = (0, 0)
+        # What was written since the last sync, in order, and what a sync that failed gave back, from any thread.
+        self._unsynced: dict[Path, None] = {}
+        self._failed: deque[Path] = deque()
+        self._is_closed = False
         self._done = position.position.done
         self._next = self._done + 1
         self._marks = Marks(position.position.marks)
@@ -123,14 +135,11 @@ class EventLog:
     @classmethod
     def _opened(cls, directory: Path, segment_bytes: int, *, is_view: bool) -> EventLog:
         log = cls(directory, PositionFile(directory / POSITION), segment_bytes, is_view=is_view)
-        log._find_segments()
-        log._recover_newest()
-        log._start_and_end()
-        if not is_view:
-            # While there is room: later the disk may be full.
-            with contextlib.suppress(OSError):
-                log.save_position()
-            log._remove_done_segments()
+        try:
+            log._recover()
+        except BaseException:
+            log._let_go()
+            raise
         return log
 
     @property
@@ -151,7 +160,13 @@ class EventLog:
     @property
     def waiting(self) -> int:
         """How many events are not done; damage that was not read yet counts as events."""
-        return self._next - 1 - self._done - sum(end - first for first, end in self._gaps)
+        return self.waiting_after(self._done)
+
+    def waiting_after(self, sequence: int) -> int:
+        """Tell how many events above `sequence` are not done; damage that was not read yet counts as events."""
+        after = max(sequence, self._done)
+        gaps = sum(end - max(first, after + 1) for first, end in self._gaps if end > after + 1)
+        return self._next - 1 - after - gaps
 
     @property
     def bytes_on_disk(self) -> int:
@@ -172,26 +187,33 @@ class EventLog:
         records = encode_records(events, first, now_ms)
         if self._writer and self._writer.segment.size + len(records) <= self._segment_bytes:
             self._writer.append(records, end)
+            self._unsynced[self._writer.segment.path] = None
         else:
             # A group that is larger than a segment has one of its own, so that it is written whole or not at all.
             writer = SegmentWriter.create(self.directory, records, first, end)
             self._seal()
             self._writer = writer
             self._segments.append(writer.segment)
+            self._unsynced |= {writer.segment.path: None, self.directory: None}
         self._next = end
         return range(first, end)
+
+    def unsynced(self) -> Unsynced:
+        """Take note of what has to be synced, so that all that was written until now survives a power cut.
+
+        The caller has it synced: the next call gives only what was written since, and what failed.
+        """
+        while self._failed:
+            self._unsynced[self._failed.popleft()] = None
+        taken, self._unsynced = tuple(self._unsynced), {}
+        return Unsynced(taken, self._failed)
 
     def sync(self) -> None:
         """Have all that was appended, and the last position saved, survive a power cut.
 
         Raises the system's `OSError`.
         """
-        for segment in reversed(self._segments):
-            if segment.is_synced:
-                break
-            _sync_file(segment.path)
-            segment.is_synced = True
-        self._position.sync()
+        self.unsynced().sync()
 
     def read(self, after: int, max_events: int, max_bytes: int) -> list[StoredEvent]:
         """Read events in order from the first one above `after` that is not done.
@@ -208,7 +230,7 @@ class EventLog:
             found = self._read_some(sequence, max_events - len(events), max_bytes, needs_one=not events)
             events += found
             next_one = self._behind_gaps(found[-1].sequence + 1 if found else sequence)
-            if next_one == sequence or len(events) == max_events:
+            if next_one in (sequence, self._next) or len(events) == max_events:
                 break
             max_bytes -= sum(len(event.payload) for event in found)
             sequence = next_one
@@ -220,14 +242,34 @@ class EventLog:
         Raises what `read` raises.
         """
         if self._oldest is None or self._oldest.sequence <= self._done:
-            # Reading has a place of its own, which stays where it is.
-            kept, self._reader = self._reader, None
-            try:
+            with self._reading_elsewhere(self._done + 1):
                 self._oldest = next(iter(self.read(self._done, 1, 1)), None)
-            finally:
-                self._end_reading()
-                self._reader = kept
         return self._oldest
+
+    def last_older_than(self, after: int, time_ms: int) -> int:
+        """Tell up to which number all events above `after` were appended before this time; `after` when none was.
+
+        Looks at the times in the order of the events and stops at the first that is not older, so that a clock that
+        was set back hides what comes behind. What is done or damaged is passed as if it were older. Looks at some
+        10,000 events, or 20 MB, at most: when there may be more, call again with what it gave. Raises what `read`
+        raises.
+        """
+        after = max(after, self._done)
+        sequence = self._behind_gaps(after + 1)
+        younger, its_time = self._younger
+        if sequence == younger and its_time >= time_ms:
+            return sequence - 1
+        with self._reading_elsewhere(sequence):
+            for count in _SCAN_EVENTS:
+                found = self.read(after, count, _SCAN_BYTES)
+                stop = next((event for event in found if event.time_ms >= time_ms), None)
+                if stop:
+                    self._younger = (stop.sequence, stop.time_ms)
+                    return stop.sequence - 1
+                if not found:
+                    return max(after, self._next - 1)
+                after = found[-1].sequence
+        return after
 
     def done(self, up_to: int) -> None:
         """Remember that all events up to this sequence number need not be read again, and free their space.
@@ -248,6 +290,9 @@ class EventLog:
 
         Raises the system's `OSError`.
         """
+        if not self._position.is_open:
+            self._unsynced[self.directory] = None
+        self._unsynced[self._position.path] = None
         self._position.save(Position(self._done, self._marks.all()))
 
     def mark_ambiguous(self, first: int, last: int, time_ms: int) -> list[Mark]:
@@ -293,26 +338,46 @@ class EventLog:
         return taken
 
     def close(self) -> None:
-        """Save the position, if that can be, and let go of all files; what is done entirely is removed."""
+        """Save the position, if that can be, and let go of all files; what is done entirely is removed.
+
+        Again, it does nothing: the log may be another process's by then.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._seal()
-        self._end_reading()
         if not self._is_view:
             # A position that cannot be saved means that events are sent again, with the same ids.
             with contextlib.suppress(OSError):
                 self.save_position()
             self._remove_done_segments()
-        self._position.close()
+        self._let_go()
 
     # ------------------------------------------------------------------------------------------------------ opening
 
+    def _recover(self) -> None:
+        """Find out what is there, as a crash may have left it."""
+        self._find_segments()
+        self._recover_newest()
+        self._start_and_end()
+        if self._is_view:
+            return
+        # Nobody knows what was synced.
+        self._unsynced = dict.fromkeys((*(segment.path for segment in self._segments), self.directory))
+        # While there is room: later the disk may be full.
+        with contextlib.suppress(OSError):
+            self.save_position()
+        self._remove_done_segments()
+
     def _find_segments(self) -> None:
         sizes: dict[int, int] = {}
-        for entry in os.scandir(self.directory):
-            first = segment_first(entry.name)
-            # A view may see its owner remove a file just now.
-            with contextlib.suppress(FileNotFoundError):
-                if first is not None and entry.is_file(follow_symlinks=False):
-                    sizes[first] = entry.stat().st_size
+        with os.scandir(self.directory) as entries:
+            for entry in entries:
+                first = segment_first(entry.name)
+                # A view may see its owner remove a file just now.
+                with contextlib.suppress(FileNotFoundError):
+                    if first is not None and entry.is_file(follow_symlinks=False):
+                        sizes[first] = entry.stat().st_size
         firsts = sorted(sizes)
         self._segments = [
             Segment(self.directory / segment_name(first), first, end, sizes[first])
@@ -393,11 +458,25 @@ class EventLog:
 
     def _reader_at(self, segment: Segment, sequence: int) -> SegmentReader:
         reader = self._reader
-        if reader is None or reader.segment is not segment or reader.next != sequence:
+        if reader is None or reader.segment is not segment or reader.next > sequence:
             self._end_reading()
             self._reader = reader = SegmentReader(segment, self._found_damage)
+        if reader.next < sequence:
             reader.skip_to(sequence)
         return reader
+
+    @contextlib.contextmanager
+    def _reading_elsewhere(self, sequence: int) -> Iterator[None]:
+        """Let `read` read from here on, and go on afterwards where it was."""
+        kept = self._reader
+        # From the start of the segment it may be thousands of events.
+        is_near = kept is not None and kept.segment.first <= kept.next <= sequence < kept.segment.end
+        self._reader = kept.twin() if kept and is_near else None
+        try:
+            yield
+        finally:
+            self._end_reading()
+            self._reader = kept
 
     def _end_reading(self) -> None:
         if self._reader is not None:
@@ -481,6 +560,11 @@ class EventLog:
 
     # ------------------------------------------------------------------------------------------------------ segments
 
+    def _let_go(self) -> None:
+        self._seal()
+        self._end_reading()
+        self._position.close()
+
     def _seal(self) -> None:
         if self._writer is not None:
             self._writer.close()
@@ -503,6 +587,7 @@ class EventLog:
             except OSError:
                 return
             del self._segments[0]
+            self._unsynced.pop(segment.path, None)
             self._known_damage = {known for known in self._known_damage if known[0] > segment.first}
 
     def _has_done_segment(self) -> bool:
@@ -521,11 +606,3 @@ def _end_of_good(data: bytes, first: int) -> tuple[int, int]:
         if record is None:
             return sequence, offset
         sequence, offset = record.sequence + 1, record.end
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,7 +22,7 @@ class PositionFile:
         Raises `SpoolFormatError` when it is of a format that this version does not know; and the system's `OSError`
         when it is there and cannot be read.
         """
-        self._path = path
+        self.path = path
         self._descriptor: int | None = None
         try:
             data = path.read_bytes()
@@ -32,21 +32,21 @@ class PositionFile:
         self.was_lost = found is None
         self.position, self._turn = found or (Position(), 0)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the file was saved to already, and so is there for sure."""
+        return self._descriptor is not None
+
     def save(self, position: Position) -> None:
         """Write the position in place of the older of the two that the file holds.
 
         Raises the system's `OSError`; the file still holds an earlier position then.
         """
         if self._descriptor is None:
-            self._descriptor = _preallocated(self._path)
+            self._descriptor = _preallocated(self.path)
         turn = self._turn + 1
         files.write_at(self._descriptor, encode_slot(position, turn), slot_offset(turn))
         self._turn = turn
-
-    def sync(self) -> None:
-        """Have the last save survive a power cut."""
-        if self._descriptor is not None:
-            os.fdatasync(self._descriptor)
 
     def close(self) -> None:
         """Let go of the file."""

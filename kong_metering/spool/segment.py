@@ -7,6 +7,7 @@ meanwhile, and hands whatever is not a good event to the one who asked, with its
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Protocol
 from kong_metering.spool import files
 from kong_metering.spool.format import (
     MAX_PAYLOAD_BYTES,
+    RECORD_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
     StoredEvent,
     claimed_record_bytes,
@@ -25,7 +27,8 @@ from kong_metering.spool.format import (
     segment_name,
 )
 
-_READ_BYTES = 512 * 1024
+# What was just read had better be in the processor's cache when it is parsed.
+_READ_BYTES = 128 * 1024
 _NO_LIMIT = 1 << 62
 
 
@@ -37,7 +40,6 @@ class Segment:
     first: int
     end: int
     size: int
-    is_synced: bool = False
 
 
 class OnDamage(Protocol):
@@ -56,7 +58,7 @@ class SegmentWriter:
 
     @classmethod
     def create(cls, directory: Path, records: bytes, first: int, end: int) -> SegmentWriter:
-        """Make a segment with its first records, all or nothing.
+        """Make a segment with its first records, all or nothing; the caller has the directory synced, some time.
 
         Raises the system's `OSError`, for a full disk for one; there is no new file then.
         """
@@ -65,7 +67,6 @@ class SegmentWriter:
         descriptor = files.create_file(path)
         try:
             files.write_at(descriptor, data, 0)
-            files.sync_directory(directory)
         except OSError:
             os.close(descriptor)
             with contextlib.suppress(OSError):
@@ -101,7 +102,6 @@ class SegmentWriter:
             raise
         self.segment.size += len(records)
         self.segment.end = end
-        self.segment.is_synced = False
 
     def close(self) -> None:
         """Let go of the file."""
@@ -133,14 +133,16 @@ class SegmentReader:
         """Read on: up to `max_events` events below `before` with up to `max_bytes` of payload, all in this segment."""
         events: list[StoredEvent] = []
         end = min(before, self.segment.end)
+        if self._at == len(self._buffer):
+            self._fill()
         while len(events) < max_events and self.next < end:
-            wanted = min(max_events - len(events), end - self.next)
-            found, self._at = parse_events(self._buffer, self._at, self.next, wanted, max_bytes)
+            start, wanted = self._at, min(max_events - len(events), end - self.next)
+            found, self._at = parse_events(self._buffer, start, self.next, wanted, max_bytes)
             events += found
             self.next += len(found)
             if len(found) == wanted:
                 continue
-            max_bytes -= sum(len(event.payload) for event in found)
+            max_bytes -= self._at - start - RECORD_HEADER_BYTES * len(found)
             if not self._fill():
                 if self._is_good():
                     break
@@ -151,6 +153,12 @@ class SegmentReader:
         """Read on until `next` is this sequence number, or a later one if that event is not there."""
         while self.next < min(sequence, self.segment.end):
             self.read(1000, _NO_LIMIT, before=sequence)
+
+    def twin(self) -> SegmentReader:
+        """Make another reader that stands where this one does."""
+        twin = copy.copy(self)
+        twin._descriptor = os.dup(self._descriptor)  # noqa: SLF001 - our own
+        return twin
 
     def close(self) -> None:
         """Let go of the file."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,8 @@ from zlib import crc32
 import pytest
 
 from kong_metering.errors import SpoolError
-from kong_metering.spool import files
-from kong_metering.spool.directory import Adoption, HeldLog, SpoolDirectory, survey
+from kong_metering.spool import files, locks
+from kong_metering.spool.directory import Adoption, Found, HeldLog, SpoolDirectory, survey
 from kong_metering.spool.identity import FILES, QueueIdentity, decode_identity, encode_identity, load_identity
 from kong_metering.spool.log import EventLog
 from tests.unit.spool.helpers import NOW, filled, mounted, payloads, read_all, segments
@@ -36,26 +40,7 @@ spool = SpoolDirectory(Path(sys.argv[1]))
 log = spool.log_for(QueueIdentity(*sys.argv[2:5])).log
 log.append([b"one", b"two", b"three"], 1)
 print("ready", flush=True)
-if "fork" in globals():
-    print(fork(), flush=True)
 sys.stdin.read()
-"""
-
-# Has the holder fork when it is ready, and tell the child's pid once the child let go.
-FORKING = """
-import os, time
-
-def fork():
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        spool.abandon()
-        os.write(writer, b"!")
-        os.close(1)
-        time.sleep(600)
-        os._exit(0)
-    os.read(reader, 1)
-    return child
 """
 
 ADOPTER = """
@@ -66,7 +51,29 @@ spool = SpoolDirectory(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
 adoption = spool.adopt()
-print(json.dumps([held.directory.parent.name for held in adoption.logs]), flush=True)
+print(json.dumps([str(held.directory.relative_to(spool.root)) for held in adoption.logs]), flush=True)
+sys.stdin.read()
+"""
+
+# Adopts logs at random, claims each, finishes a few of its events and retires it, until nothing is left.
+PASSER = """
+import json, os, random, sys
+from pathlib import Path
+from kong_metering.spool.directory import SpoolDirectory, survey
+spool, claims, chance = SpoolDirectory(Path(sys.argv[1])), Path(sys.argv[2]), random.Random(int(sys.argv[3]))
+print("ready", flush=True)
+sys.stdin.readline()
+seen = 0
+while survey(spool.root) or any(spool.root.glob("proc-*")):
+    for held in spool.adopt(lambda identity: chance.random() < 0.3).logs:
+        claim = claims / (held.directory.parent.name + held.directory.name)
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+        batch = held.log.read(held.log.done_up_to, chance.randint(1, 9), 1 << 30)
+        seen += len(batch)
+        held.log.done(batch[-1].sequence)
+        claim.unlink()
+        spool.retire(held)
+print(json.dumps(seen), flush=True)
 sys.stdin.read()
 """
 
@@ -92,6 +99,12 @@ def said(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+def tell(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdin
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+
+
 def dead_part(root: Path, name: str, identity: QueueIdentity = QUEUE) -> Path:
     """Make what a process leaves that was killed."""
     log = root / name / identity.key
@@ -101,6 +114,12 @@ def dead_part(root: Path, name: str, identity: QueueIdentity = QUEUE) -> Path:
     filled(log, 20)
     (root / name / "lock").touch()
     return log
+
+
+def descriptors(root: Path) -> list[str]:
+    """Tell which files in there this process has open."""
+    links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    return sorted(path for path in links if path.startswith(str(root)))
 
 
 def test_everything_is_private_whatever_the_umask(tmp_path: Path) -> None:
@@ -134,43 +153,54 @@ def test_each_entity_and_endpoint_has_a_log_of_its_own(tmp_path: Path) -> None:
 def test_what_a_living_process_holds_is_not_adopted_and_what_a_killed_one_held_is(tmp_path: Path) -> None:
     spool = SpoolDirectory(tmp_path)
     with holder(tmp_path) as process:
-        assert spool.adoptable() == 0
-        assert spool.adopt().logs == ()
-        assert [found.is_held for found in survey(tmp_path)] == [True]
+        assert spool.adopt() == Adoption()
+        assert [found.holder for found in survey(tmp_path)] == [process.pid]
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert spool.adoptable() == 1
+        assert [found.holder for found in survey(tmp_path)] == [None]
         [held] = spool.adopt().logs
     assert held.identity == QUEUE
     assert [event.payload for event in read_all(held.log)] == [b"one", b"two", b"three"]
-    assert spool.adoptable() == 0
-    assert spool.adopt().logs == ()
+    assert spool.adopt() == Adoption()
 
 
-def test_a_part_is_adopted_by_one_of_those_that_want_it(tmp_path: Path) -> None:
-    names = {f"proc-{number}-dead" for number in range(30)}
-    for name in names:
-        dead_part(tmp_path, name)
+def test_each_log_is_adopted_by_one_of_those_that_want_it(tmp_path: Path) -> None:
+    logs = {dead_part(tmp_path, f"proc-{n}-dead", identity) for n in range(15) for identity in (QUEUE, OTHER)}
     with (
         running(ADOPTER, tmp_path) as first,
         running(ADOPTER, tmp_path) as second,
         running(ADOPTER, tmp_path) as third,
     ):
         for process in (first, second, third):
-            assert process.stdin
-            process.stdin.write("go\n")
-            process.stdin.flush()
+            tell(process, "go")
         adopted = [name for process in (first, second, third) for name in json.loads(said(process))]
-    assert sorted(adopted) == sorted(names)
+    assert sorted(adopted) == sorted(str(log.relative_to(tmp_path)) for log in logs)
+
+
+def test_processes_that_pass_logs_to_each_other_never_hold_one_together(tmp_path: Path) -> None:
+    """They adopt, do a little and let go, until all is done: logs and parts are removed while others reach for them."""
+    root, claims = tmp_path / "spool", tmp_path / "claims"
+    claims.mkdir()
+    for part in range(12):
+        for queue in range(4):
+            dead_part(root, f"proc-{part}-dead", QueueIdentity(str(queue), "metering", QUEUE.endpoint))
+    with (
+        running(PASSER, root, claims, "1") as first,
+        running(PASSER, root, claims, "2") as second,
+        running(PASSER, root, claims, "3") as third,
+    ):
+        for process in (first, second, third):
+            tell(process, "go")
+        accounts = [json.loads(said(process) or "null") for process in (first, second, third)]
+    assert sum(accounts) == 12 * 4 * 20, "each event was seen by one, once"
+    assert [path.name for path in root.iterdir()] == ["lock"]
 
 
 def test_what_an_adopter_held_when_it_died_is_adopted_in_turn(tmp_path: Path) -> None:
     dead_part(tmp_path, "proc-1-dead")
     with running(ADOPTER, tmp_path) as process:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        assert json.loads(said(process)) == ["proc-1-dead"]
+        tell(process, "go")
+        assert json.loads(said(process)) == [f"proc-1-dead/{QUEUE.key}"]
         assert SpoolDirectory(tmp_path).adopt().logs == ()
     [held] = SpoolDirectory(tmp_path).adopt().logs
     assert held.log.waiting == 20
@@ -219,13 +249,199 @@ def wait_until_blocked(process: subprocess.Popen[str]) -> None:
 
 def test_looking_does_not_keep_a_process_from_taking(tmp_path: Path) -> None:
     """Nor does it change anything."""
-    dead_part(tmp_path, "proc-1-dead")
+    directory = dead_part(tmp_path, "proc-1-dead")
     spool = SpoolDirectory(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    [found] = survey(tmp_path)
-    assert (found.identity, found.is_held) == (QUEUE, False)
+    assert survey(tmp_path) == [Found(directory, QUEUE, None)]
     assert sorted(tmp_path.rglob("*")) == before
     assert len(spool.adopt().logs) == 1
+
+
+def test_a_survey_tells_who_holds_what(tmp_path: Path) -> None:
+    dead = dead_part(tmp_path, "proc-1-dead")
+    with holder(tmp_path, OTHER) as owner, running(ADOPTER, tmp_path) as adopter:
+        tell(adopter, "go")
+        said(adopter)
+        assert {found.directory: found.holder for found in survey(tmp_path)}[dead] == adopter.pid
+        assert {found.identity: found.holder for found in survey(tmp_path)} == {QUEUE: adopter.pid, OTHER: owner.pid}
+        (dead / "lock").write_bytes(b"no number")
+        assert {found.identity: found.holder for found in survey(tmp_path)}[QUEUE] == 0
+    assert {found.identity: found.holder for found in survey(tmp_path)} == {QUEUE: None, OTHER: None}
+
+
+def test_a_log_that_was_let_go_of_names_no_holder(tmp_path: Path) -> None:
+    dead_part(tmp_path, "proc-1-dead")
+    spool = SpoolDirectory(tmp_path)
+    [held] = spool.adopt().logs
+    assert int((held.directory / "lock").read_text()) == os.getpid()
+    spool.retire(held)
+    assert (held.directory / "lock").read_text().strip() == ""
+
+
+# ------------------------------------------------------------------------------------------------------- log by log
+
+
+def only(identity: QueueIdentity) -> Callable[[QueueIdentity | None], bool]:
+    return lambda found: found == identity
+
+
+def test_a_log_that_is_not_wanted_stays_free_for_another(tmp_path: Path) -> None:
+    for identity in (QUEUE, OTHER):
+        dead_part(tmp_path, "proc-1-dead", identity)
+    spool, other = SpoolDirectory(tmp_path), SpoolDirectory(tmp_path)
+    assert [held.identity for held in spool.adopt(only(QUEUE)).logs] == [QUEUE]
+    assert {found.identity: found.holder for found in survey(tmp_path)} == {QUEUE: os.getpid(), OTHER: None}
+    assert spool.adopt(only(QUEUE)) == Adoption()
+    assert [held.identity for held in other.adopt().logs] == [OTHER]
+    assert spool.adopt() == other.adopt() == Adoption()
+
+
+def test_who_retires_the_last_log_of_a_part_removes_it(tmp_path: Path) -> None:
+    for identity in (QUEUE, OTHER):
+        dead_part(tmp_path, "proc-1-dead", identity)
+    spool, other = SpoolDirectory(tmp_path), SpoolDirectory(tmp_path)
+    [first], [second] = spool.adopt(only(QUEUE)).logs, other.adopt(only(OTHER)).logs
+    finish(first)
+    spool.retire(first)
+    assert not first.directory.exists()
+    assert len(read_all(second.log)) == 20
+    assert spool.adopt() == Adoption(), "the other one still holds it"
+    finish(second)
+    other.retire(second)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_log_that_another_takes_or_removes_at_that_moment_is_left_to_it(tmp_path: Path) -> None:
+    first, second = dead_part(tmp_path, "proc-1-dead"), dead_part(tmp_path, "proc-2-dead", OTHER)
+    spool, other = SpoolDirectory(tmp_path), SpoolDirectory(tmp_path)
+
+    def meanwhile(identity: QueueIdentity | None) -> bool:
+        if identity == QUEUE:
+            assert [held.directory for held in other.adopt(only(QUEUE)).logs] == [first]
+        else:
+            shutil.rmtree(second)
+        return True
+
+    assert spool.adopt(meanwhile) == Adoption()
+
+
+def test_a_lock_whose_file_was_removed_at_that_moment_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = dead_part(tmp_path, "proc-1-dead")
+    spool = SpoolDirectory(tmp_path)
+    flock = fcntl.flock
+
+    def removing(lock: int, operation: int) -> None:
+        if os.path.realpath(f"/proc/self/fd/{lock}") == str(directory / "lock"):
+            (directory / "lock").unlink()
+        flock(lock, operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", removing)
+        assert spool.adopt() == Adoption()
+    assert len(spool.adopt().logs) == 1
+
+
+def test_a_part_whose_process_lives_after_all_is_left_alone(tmp_path: Path) -> None:
+    """It was just being made: the lock was not there yet at the first look."""
+    made = [dead_part(tmp_path, "proc-1-made").parent, tmp_path / "proc-2-made"]
+    made[1].mkdir()
+    spool = SpoolDirectory(tmp_path)
+
+    def meanwhile(_identity: QueueIdentity | None) -> bool:
+        for part in made:
+            fcntl.flock(files.open_file(part / "lock"), fcntl.LOCK_EX)
+        return True
+
+    assert spool.adopt(meanwhile) == Adoption()
+    assert all(part.exists() for part in made)
+
+
+def test_a_log_is_removed_while_nobody_else_can_reach_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead_part(tmp_path, "proc-1-dead")
+    spool = SpoolDirectory(tmp_path)
+    [held] = spool.adopt().logs
+    finish(held)
+    removed: list[bool] = []
+    rmdir = Path.rmdir
+
+    def watched(path: Path) -> None:
+        removed.append(locks.is_locked(tmp_path))
+        rmdir(path)
+
+    monkeypatch.setattr(Path, "rmdir", watched)
+    spool.retire(held)
+    assert removed == [True, True], "the log and its part, both under the root's lock"
+
+
+def test_a_question_that_fails_leaves_all_logs_free(tmp_path: Path) -> None:
+    for identity in (QUEUE, OTHER):
+        dead_part(tmp_path, "proc-1-dead", identity)
+    spool = SpoolDirectory(tmp_path)
+    with pytest.raises(KeyError):
+        spool.adopt(lambda identity: {QUEUE: True}[identity])  # type: ignore[index]
+    assert {found.holder for found in survey(tmp_path)} == {None}
+
+
+def test_looking_again_at_logs_that_nobody_wants_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = dead_part(tmp_path, "proc-1-dead")
+    spool = SpoolDirectory(tmp_path)
+    asked: list[QueueIdentity | None] = []
+
+    def unwanted(identity: QueueIdentity | None) -> bool:
+        asked.append(identity)
+        return False
+
+    assert spool.adopt(unwanted) == Adoption()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", None)
+        assert spool.adopt(unwanted) == Adoption()
+    assert asked == [QUEUE, QUEUE]
+    assert not (directory / "lock").exists()
+    assert len(spool.adopt().logs) == 1
+
+
+def test_what_has_neither_owner_nor_events_is_cleared_away_by_anybody(tmp_path: Path) -> None:
+    bare = tmp_path / "proc-1-dead" / QUEUE.key
+    bare.mkdir(parents=True)
+    (bare / f"{FILES[0]}.new").write_bytes(b"torn")
+    kept = dead_part(tmp_path, "proc-2-dead")
+    for name in FILES:
+        (kept / name).unlink()
+    assert SpoolDirectory(tmp_path).adopt(only(OTHER)) == Adoption()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "proc-2-dead"]
+    assert len(segments(kept)) > 1
+
+
+def test_a_log_that_is_done_but_has_a_strange_file_in_it_is_not_opened_every_time(tmp_path: Path) -> None:
+    directory = dead_part(tmp_path, "proc-1-dead")
+    log = EventLog.open(directory)
+    log.done(20)
+    log.close()
+    (directory / "notes.txt").write_text("mine", encoding="utf-8")
+    spool = SpoolDirectory(tmp_path)
+    assert spool.adopt() == Adoption()
+    before = directory.stat().st_mtime_ns
+    assert spool.adopt() == Adoption()
+    assert directory.stat().st_mtime_ns == before
+    assert [path.name for path in directory.iterdir()] == ["notes.txt"]
+
+
+def test_to_close_is_to_let_go_of_everything(tmp_path: Path) -> None:
+    dead_part(tmp_path, "proc-1-dead", OTHER)
+    spool, other = SpoolDirectory(tmp_path), SpoolDirectory(tmp_path)
+    before = descriptors(tmp_path)
+    own, [adopted] = spool.log_for(QUEUE), spool.adopt().logs
+    own.log.append(payloads(1, 5), NOW)
+    spool.close()
+    assert descriptors(tmp_path) == before
+    logs = {held.identity: held.log for held in other.adopt().logs}
+    assert {identity: log.waiting for identity, log in logs.items()} == {QUEUE: 5, OTHER: 20}
+    logs[OTHER].done(7)
+    logs[OTHER].save_position()
+    adopted.log.close()
+    spool.close()
+    other.close()
+    assert EventLog.open(adopted.directory).done_up_to == 7, "to close it again has changed nothing"
 
 
 def test_empty_parts_are_removed(tmp_path: Path) -> None:
@@ -308,19 +524,6 @@ def test_an_owner_that_ends_with_nothing_left_leaves_nothing(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_a_forked_child_that_abandons_does_not_outlive_its_parents_locks(tmp_path: Path) -> None:
-    spool = SpoolDirectory(tmp_path)
-    with running(FORKING + HOLDER, tmp_path, QUEUE.entity_id, QUEUE.name, QUEUE.endpoint) as process:
-        child = int(said(process))
-        try:
-            assert spool.adopt().logs == (), "the parent still holds it"
-            process.kill()
-            process.wait()
-            assert len(spool.adopt().logs) == 1
-        finally:
-            os.kill(child, signal.SIGKILL)
-
-
 def test_a_log_of_a_newer_format_is_left_to_one_who_knows_it(tmp_path: Path) -> None:
     directory = dead_part(tmp_path, "proc-1-dead")
     newest = segments(directory)[-1]
@@ -332,8 +535,66 @@ def test_a_log_of_a_newer_format_is_left_to_one_who_knows_it(tmp_path: Path) -> 
     assert [(refused.directory, "format version 2" in refused.reason) for refused in adoption.refused] == [
         (directory, True)
     ]
-    assert len(list(directory.iterdir())) > 3
-    assert SpoolDirectory(tmp_path).adoptable() == 1, "nobody holds it"
+    assert len(segments(directory)) > 1
+    assert [found.holder for found in survey(tmp_path)] == [None, os.getpid()]
+
+
+def test_a_log_that_was_refused_is_let_alone_until_something_in_it_changes(tmp_path: Path) -> None:
+    directory = dead_part(tmp_path, "proc-1-dead")
+    newest = segments(directory)[-1]
+    data = newest.read_bytes()
+    newest.write_bytes(newer_version(data))
+    spool = SpoolDirectory(tmp_path)
+    before = descriptors(tmp_path)
+    assert len(spool.adopt().refused) == 1
+    assert spool.adopt() == Adoption()
+    assert descriptors(tmp_path) == before
+    newest.unlink()
+    newest.write_bytes(data)
+    assert len(spool.adopt().logs) == 1
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_owner_in_a_newer_format_is_told_of_once(tmp_path: Path, name: str) -> None:
+    directory = dead_part(tmp_path, "proc-1-dead")
+    members = json.loads(encode_identity(QUEUE)) | {"format_version": 2}
+    del members["checksum"]
+    members["checksum"] = crc32(json.dumps(members, sort_keys=True).encode("ascii"))
+    (directory / FILES[0]).write_bytes(b"damaged")
+    (directory / name).write_text(json.dumps(members), encoding="ascii")
+    spool = SpoolDirectory(tmp_path)
+    if name == FILES[0]:
+        (directory / FILES[1]).unlink()
+    assert [refused.directory for refused in spool.adopt().refused] == [directory]
+    assert spool.adopt() == Adoption()
+    assert [found.identity for found in survey(tmp_path)] == [None]
+
+
+def test_what_the_system_refuses_is_tried_again_after_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = dead_part(tmp_path, "proc-1-dead")
+    spool = SpoolDirectory(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(EventLog, "open", no_descriptors)
+        [refused] = spool.adopt().refused
+    assert (refused.directory, "Too many open files" in refused.reason) == (directory, True)
+    assert spool.adopt() == Adoption()
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert len(spool.adopt().logs) == 1
+
+
+def no_descriptors(directory: Path) -> EventLog:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(directory))
+
+
+def test_an_owner_that_cannot_be_read_just_now_is_not_taken_for_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead_part(tmp_path, "proc-1-dead")
+    spool = SpoolDirectory(tmp_path)
+    monkeypatch.setattr(Path, "read_bytes", no_descriptors)
+    adoption = spool.adopt()
+    assert (adoption.logs, len(adoption.refused)) == ((), 1)
 
 
 def newer_version(data: bytes) -> bytes:
@@ -397,8 +658,7 @@ def test_a_read_only_file_system_is_told_and_recovers(tmp_path: Path) -> None:
         spool = SpoolDirectory(disk)
         log = spool.log_for(QUEUE).log
         log.append(payloads(1, 20), NOW)
-        log.close()
-        spool.abandon()
+        spool.close()
         remount(disk, "ro")
         with pytest.raises(SpoolError, match=r"Read-only file system \(mount it writable"):
             SpoolDirectory(disk)
@@ -451,8 +711,7 @@ def test_a_start_with_a_full_disk_adopts_and_drains(tmp_path: Path) -> None:
         with filler.open("wb", buffering=0) as file:
             while write_byte(file.fileno()):
                 pass
-        log.close()
-        spool.abandon()
+        spool.close()
         starting = SpoolDirectory(disk)
         with pytest.raises(SpoolError, match=r"No space left on device \(free space there"):
             starting.log_for(OTHER)

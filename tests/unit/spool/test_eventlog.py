@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from pathlib import Path
 from zlib import crc32
 
@@ -233,6 +235,232 @@ def test_syncing_covers_every_segment_that_was_written(tmp_path: Path, monkeypat
     assert synced == [str(segments(tmp_path)[-1]), str(tmp_path / "position")]
 
 
+def test_a_new_segment_has_its_directory_synced_not_by_append_but_by_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = filled(tmp_path, 10)
+    log.sync()
+    synced: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    log.append([b"x" * 5000], NOW)
+    assert synced == []
+    log.sync()
+    assert synced == [str(tmp_path)]
+    log.append([b"x"], NOW)
+    log.sync()
+    assert synced == [str(tmp_path)] * 2, "that one was larger than a segment, and another one came"
+    log.append([b"x"], NOW)
+    log.sync()
+    assert synced == [str(tmp_path)] * 2
+
+
+def test_where_nothing_was_written_there_is_nothing_to_sync(tmp_path: Path) -> None:
+    log = filled(tmp_path, 10)
+    first = log.unsynced()
+    assert first
+    assert not log.unsynced()
+    log.append([b"event"], NOW)
+    assert log.unsynced()
+    log.save_position()
+    assert log.unsynced()
+    log.read(0, 5, 10_000)
+    log.mark_ambiguous(1, 2, NOW)
+    assert not log.unsynced()
+    first.sync()
+    assert not log.unsynced()
+
+
+def test_what_could_not_be_synced_is_synced_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when newer things were synced in between; and one that fails does not keep the others from it."""
+    log = filled(tmp_path, 30)
+    log.sync()
+    number = len(segments(tmp_path))
+    log.append(payloads(31, 20), NOW)
+    log.save_position()
+    bad = segments(tmp_path)[number]
+    synced: list[str] = []
+    failing = True
+
+    def fdatasync(descriptor: int) -> None:
+        path = os.path.realpath(f"/proc/self/fd/{descriptor}")
+        if failing and path == str(bad):
+            raise OSError(5, "Input/output error")
+        synced.append(Path(path).name)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    early = log.unsynced()
+    log.append([b"x" * 5000], NOW)
+    log.sync()
+    assert synced == [segments(tmp_path)[-1].name]
+    with pytest.raises(OSError, match="Input/output error"):
+        early.sync()
+    assert synced[1:] == ["position"]
+    with pytest.raises(OSError, match="Input/output error"):
+        log.sync()
+    failing = False
+    log.sync()
+    assert synced[2:] == [bad.name]
+    assert not log.unsynced()
+
+
+def test_what_was_unlinked_meanwhile_needs_no_sync(tmp_path: Path) -> None:
+    log = filled(tmp_path, 100)
+    noted = log.unsynced()
+    log.done(90)
+    noted.sync()
+    log.append([b"event"], NOW)
+    noted = log.unsynced()
+    log.done(101)
+    log.close()
+    shutil.rmtree(tmp_path)
+    noted.sync()
+    log.sync()
+
+
+def test_syncing_goes_on_in_a_thread_beside_everything_else(tmp_path: Path) -> None:
+    log = EventLog.open(tmp_path, segment_bytes=20_000)
+    lock, ended, errors = threading.Lock(), threading.Event(), list[OSError]()
+    rounds = 0
+
+    def sync_for_ever() -> None:
+        nonlocal rounds
+        while not ended.is_set():
+            with lock:
+                noted = log.unsynced()
+            try:
+                noted.sync()
+            except OSError as error:
+                errors.append(error)
+            rounds += 1
+
+    thread = threading.Thread(target=sync_for_ever)
+    thread.start()
+    while rounds < 20:
+        with lock:
+            log.append(payloads(log.next_sequence, 10), NOW)
+        with lock:
+            batch = log.read(log.done_up_to, 9, 1 << 30)
+            assert [event.payload for event in batch] == payloads(batch[0].sequence, len(batch))
+            log.save_position()
+            log.done(batch[-1].sequence)
+    ended.set()
+    thread.join()
+    assert errors == []
+    assert log.waiting == (log.next_sequence - 1) / 10
+
+
+def test_a_log_that_was_closed_stays_as_another_left_it(tmp_path: Path) -> None:
+    log = filled(tmp_path, 20, segment_bytes=100_000)
+    log.close()
+    other = EventLog.open(tmp_path)
+    other.done(10)
+    other.save_position()
+    for _ in range(5):
+        log.close()
+    assert EventLog.open(tmp_path).done_up_to == 10
+
+
+# -------------------------------------------------------------------------------------------------------------- ages
+
+
+def aged(directory: Path, times: list[int], segment_bytes: int = 500) -> EventLog:
+    """Make a log in which event n was appended at the n-th of these times."""
+    log = EventLog.open(directory, segment_bytes=segment_bytes)
+    for number, time_ms in enumerate(times, 1):
+        log.append([payload(number)], time_ms)
+    return log
+
+
+def test_what_was_appended_before_a_time_is_told(tmp_path: Path) -> None:
+    log = aged(tmp_path, [10 * number for number in range(1, 101)])
+    assert log.last_older_than(0, 5) == 0
+    assert log.last_older_than(0, 10) == 0, "not older, as old"
+    assert log.last_older_than(0, 11) == 1
+    assert log.last_older_than(0, 505) == 50
+    assert log.last_older_than(30, 505) == 50
+    assert log.last_older_than(60, 505) == 60
+    assert log.last_older_than(0, 5000) == 100
+    assert log.last_older_than(100, 5000) == 100
+    log.append([b"younger"], 6000)
+    assert log.last_older_than(100, 5000) == 100
+    assert log.last_older_than(100, 6001) == 101
+    assert EventLog.open(tmp_path).last_older_than(0, 505) == 50
+
+
+def test_in_an_empty_log_nothing_is_older(tmp_path: Path) -> None:
+    log = EventLog.open(tmp_path)
+    assert (log.last_older_than(0, NOW), log.last_older_than(7, NOW)) == (0, 7)
+
+
+def test_what_is_done_is_passed(tmp_path: Path) -> None:
+    log = aged(tmp_path, [10, 50, 20, 30, 40])
+    assert log.last_older_than(0, 35) == 1
+    log.done(2)
+    assert log.last_older_than(0, 35) == 4
+    log.done(5)
+    assert log.last_older_than(0, 35) == 5
+
+
+def test_a_clock_that_was_set_back_hides_what_comes_behind(tmp_path: Path) -> None:
+    log = aged(tmp_path, [10, 20, 900, 30, 40, 5])
+    assert log.last_older_than(0, 100) == 2
+    assert log.last_older_than(2, 100) == 2
+    assert log.last_older_than(3, 100) == 6
+    assert log.last_older_than(0, 901) == 6
+
+
+def test_ages_are_told_without_disturbing_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = aged(tmp_path, list(range(1, 201)), segment_bytes=10_000)
+    reading = log.read(0, 50, 1 << 20)
+    opened: list[str] = []
+    real = os.open
+
+    def open_file(path: str, flags: int, mode: int = 0o777) -> int:
+        opened.append(str(path))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", open_file)
+    assert log.last_older_than(50, 51) == 50
+    assert log.last_older_than(51, 52) == 51
+    assert opened == [], "it starts from where the reading is"
+    assert log.last_older_than(50, 52) == 51
+    assert log.last_older_than(0, 180) == 179
+    assert log.last_older_than(120, 180) == 179
+    del opened[:]
+    reading += log.read(50, 1, 1 << 20)
+    assert opened == []
+    monkeypatch.undo()
+    reading += read_all(log, 51)
+    assert [event.sequence for event in reading] == list(range(1, 201))
+
+
+def test_damaged_events_count_as_older(tmp_path: Path) -> None:
+    aged(tmp_path, [10, 20, 30, 40, 50, 60], segment_bytes=100_000).close()
+    for number in (1, 4, 6):
+        damage_payload(segments(tmp_path)[0], number)
+    log = EventLog.open(tmp_path)
+    assert log.last_older_than(0, 1) == 1
+    assert log.last_older_than(0, 35) == 4
+    assert log.last_older_than(3, 50) == 4
+    assert log.last_older_than(0, 51) == log.next_sequence - 1
+    assert log.waiting == 3
+
+
+def test_only_so_many_are_looked_at_in_one_call(tmp_path: Path) -> None:
+    log = EventLog.open(tmp_path)
+    for _ in range(25):
+        log.append([b"old"] * 1000, NOW)
+    log.append([b"new"], NOW + 1)
+    told = [0]
+    while (last := log.last_older_than(told[-1], NOW + 1)) != told[-1]:
+        told.append(last)
+    assert told == [0, 10_121, 20_242, 25_000]
+
+
 def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     for umask in (0o000, 0o777):
         before = os.umask(umask)
@@ -298,7 +526,10 @@ def test_a_torn_tail_is_cut_off_and_kept_aside(tmp_path: Path) -> None:
         assert [damage.kind for damage in log.take_damage()] == [DamageKind.TORN] * bool(kept(directory))
         assert data[:size].endswith(kept(directory))
         log.append([payload(count + 1)], NOW)
-        assert [event.payload for event in read_all(EventLog.open(directory))] == payloads(1, count + 1)
+        log.close()
+        again = EventLog.open(directory)
+        assert [event.payload for event in read_all(again)] == payloads(1, count + 1)
+        again.close()
 
 
 def test_a_tail_of_zeros_is_a_torn_one(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tests.unit.spool.helpers import NOW, failing_writes, filled, payload, read_
 
 groups = st.lists(st.binary(max_size=300), min_size=1, max_size=12)
 fractions = st.floats(0, 1)
+times = st.integers(0, 20)
 
 
 class LogMachine(RuleBasedStateMachine):
@@ -27,6 +28,8 @@ class LogMachine(RuleBasedStateMachine):
         self.segment_bytes = segment_bytes
         self.log = self.opened()
         self.events: dict[int, bytes] = {}
+        # When they were appended; the clock is set back and forth.
+        self.times: dict[int, int] = {}
         self.done = self.saved = 0
         self.after = 0
         self.sent: dict[int, int] = {}
@@ -47,10 +50,11 @@ class LogMachine(RuleBasedStateMachine):
     def last(self) -> int:
         return max(self.events, default=0)
 
-    @rule(group=groups)
-    def append(self, group: list[bytes]) -> None:
-        numbers = self.log.append(group, NOW)
+    @rule(group=groups, time_ms=times)
+    def append(self, group: list[bytes], time_ms: int) -> None:
+        numbers = self.log.append(group, time_ms)
         assert numbers == range(self.last + 1, self.last + 1 + len(group))
+        self.times.update(dict.fromkeys(numbers, time_ms))
         self.events.update(zip(numbers, group, strict=True))
 
     @rule(group=groups, room=st.integers(0, 2000))
@@ -77,6 +81,14 @@ class LogMachine(RuleBasedStateMachine):
     @rule(place=fractions)
     def read_elsewhere(self, place: float) -> None:
         self.after = int(self.last * place)
+
+    @rule(place=fractions, time_ms=times)
+    def look_for_older_ones(self, place: float, time_ms: int) -> None:
+        after = int(self.last * place)
+        expected = max(after, self.done)
+        while expected < self.last and self.times.get(expected + 1, NOW) < time_ms:
+            expected += 1
+        assert self.log.last_older_than(after, time_ms) == expected
 
     @rule(place=fractions)
     def finish(self, place: float) -> None:
@@ -110,6 +122,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def sync(self) -> None:
         self.log.sync()
+        assert not self.log.unsynced()
 
     @rule()
     def close_and_open(self) -> None:

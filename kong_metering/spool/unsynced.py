@@ -1,0 +1,43 @@
+"""What a log wrote that a power cut could still take back.
+
+Contract: `sync` may run in any thread and holds no lock, while the log is appended to, read, done and closed. What
+could not be synced goes back to the log, whose next `unsynced` gives it again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+
+from kong_metering.spool import files
+
+
+class Unsynced:
+    """Files and directories to be synced, once; false when there are none."""
+
+    def __init__(self, paths: tuple[Path, ...], failed: deque[Path]) -> None:
+        """Take the paths, and where to put those that could not be synced: a deque, which threads can share."""
+        self._paths = paths
+        self._failed = failed
+
+    def __bool__(self) -> bool:
+        return bool(self._paths)
+
+    def sync(self) -> None:
+        """Have all of them survive a power cut.
+
+        Raises the system's `OSError` of the first one that could not be synced; the others are synced even so.
+        """
+        errors: list[OSError] = []
+        for path in self._paths:
+            try:
+                # By name: the log may close its descriptors meanwhile.
+                files.sync(path)
+            except FileNotFoundError:
+                # Whoever unlinked it did not need it any more.
+                continue
+            except OSError as error:
+                errors.append(error)
+                self._failed.append(path)
+        if errors:
+            raise errors[0]
