@@ -1,0 +1,1 @@
+"""The program `kong-metering`: what people and scripts ask and do by hand, beside the running servers."""

@@ -1,0 +1,71 @@
+"""Whether this user may look at a spool, or change it; told before anything is touched.
+
+Contract: nothing is made. Who changes a spool has to be the user that owns it: what anybody else writes there, root for
+one, the servers could not read, and would not deliver.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+from kong_metering.errors import SpoolError
+
+_LOCK = "lock"
+
+
+def check_readable(root: Path) -> None:
+    """See that the spool is there and can be looked at. Raises `SpoolError`."""
+    _check_there(root)
+    if not os.access(root, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise SpoolError(f"{root} may be read by {_name(_owner(root))} only, and you are {_me()}: {_as_owner(root)}")
+
+
+def check_writable(root: Path) -> None:
+    """See that the spool is there and is ours to change. Raises `SpoolError`."""
+    _check_there(root)
+    owner = _owner(root)
+    if os.geteuid() != owner:
+        raise SpoolError(
+            f"{root} belongs to {_name(owner)}, and you are {_me()}: {_as_owner(root)}, "
+            "because the servers could not read what another user writes there"
+        )
+
+
+def _check_there(root: Path) -> None:
+    try:
+        root.stat()
+    except FileNotFoundError:
+        raise SpoolError(
+            f"there is no spool at {root}: name Kong's prefix with -p, or the server's --spool-dir with --spool-dir; "
+            "a server makes the directory when it starts, unless it runs with --no-spool"
+        ) from None
+    except PermissionError:
+        raise SpoolError(f"{root} may not be looked at by {_me()}: run this as the user that Kong runs as") from None
+    if not root.is_dir():
+        raise SpoolError(f"{root} is not a directory: name the spool's with --spool-dir, or Kong's prefix with -p")
+
+
+def _owner(root: Path) -> int:
+    """Tell who owns the spool: whoever made what is inside, where the directory itself was provided by another."""
+    try:
+        return (root / _LOCK).stat().st_uid
+    except OSError:
+        return root.stat().st_uid
+
+
+def _as_owner(root: Path) -> str:
+    name = _name(_owner(root))
+    return f"run this as {name}, for example with `sudo -u '{name}'`"
+
+
+def _me() -> str:
+    return _name(os.geteuid())
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"

@@ -1,0 +1,54 @@
+"""Which queues and dead letters a command is about. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kong_metering.commands.words import counted, without_credentials
+
+if TYPE_CHECKING:
+    from kong_metering.spool.deadletters import DeadLetter
+    from kong_metering.spool.identity import QueueIdentity
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is asked for; None asks for nothing in particular."""
+
+    plugin_id: str | None = None
+    endpoint: str | None = None
+    reason: str | None = None
+
+    def match_queue(self, queue: QueueIdentity | None) -> bool:
+        """Whether a queue is meant; None is one of which nobody knows whose it is."""
+        plugin_id = queue.entity_id if queue else ""
+        if self.plugin_id is not None and self.plugin_id != (plugin_id or UNKNOWN):
+            return False
+        return self.endpoint is None or (queue is not None and is_endpoint(self.endpoint, queue))
+
+    def match(self, letter: DeadLetter) -> bool:
+        """Whether a dead letter is meant."""
+        return self.match_queue(letter.queue) and self.reason in (None, letter.reason)
+
+
+def is_endpoint(url: str, queue: QueueIdentity) -> bool:
+    """Whether this is the queue's endpoint, as it is or as we show it: without the credentials in it."""
+    return url in (queue.endpoint, without_credentials(queue.endpoint))
+
+
+def by_reason(counts: Counter[tuple[QueueIdentity, str]]) -> Counter[str]:
+    """Sum up over all queues."""
+    reasons: Counter[str] = Counter()
+    for (_, reason), count in counts.items():
+        reasons[reason] += count
+    return reasons
+
+
+def reasons_told(reasons: Mapping[str, int]) -> str:
+    """Tell how many for which reason, such as `3 rejected, 1 ambiguous`."""
+    return ", ".join(counted(reasons[reason], reason) for reason in sorted(reasons)) or "none"

@@ -1,0 +1,60 @@
+"""Taking over logs that nobody holds, for as long as a command works on them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kong_metering.spool.directory import Found, HeldLog, SpoolDirectory, survey
+
+if TYPE_CHECKING:
+    from kong_metering.spool.directory import Adoption
+    from kong_metering.spool.identity import QueueIdentity
+
+# A server looks at a free log once a second, and holds it for a moment while it does.
+_PATIENCE_SECONDS = 3.0
+_PAUSE_SECONDS = 0.1
+
+IsWanted = Callable[["QueueIdentity | None"], bool]
+
+
+@dataclass
+class Holding:
+    """The logs that are ours for now, and those that were not to be had."""
+
+    logs: list[HeldLog] = field(default_factory=list)
+    # Those that could not be opened, and why.
+    refused: dict[Path, str] = field(default_factory=dict)
+    # Wanted ones that are not ours: what other processes hold, and what could not be taken though nobody holds it.
+    others: list[Found] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def held_logs(root: Path, is_wanted: IsWanted) -> Iterator[tuple[SpoolDirectory, Holding]]:
+    """Hold all wanted logs that no living process holds; afterwards each is free again, or gone if it is empty."""
+    spool = SpoolDirectory(root)
+    try:
+        yield spool, _hold(spool, is_wanted)
+    finally:
+        spool.close()
+
+
+def _hold(spool: SpoolDirectory, is_wanted: IsWanted) -> Holding:
+    holding, deadline = Holding(), time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        _take(holding, spool.adopt(is_wanted))
+        ours = {held.directory for held in holding.logs}
+        holding.others = [log for log in survey(spool.root) if is_wanted(log.identity) and log.directory not in ours]
+        free = [log for log in holding.others if log.holder is None and log.directory not in holding.refused]
+        if not free or time.monotonic() > deadline:
+            return holding
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _take(holding: Holding, adoption: Adoption) -> None:
+    holding.logs += adoption.logs
+    holding.refused |= {refused.directory: refused.reason for refused in adoption.refused}

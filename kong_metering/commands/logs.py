@@ -1,0 +1,99 @@
+"""The logs of a spool as they are at this moment, seen beside the processes that hold them; nothing is changed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kong_metering.errors import SpoolFormatError
+from kong_metering.spool.deadletters import DEAD_LETTERS
+from kong_metering.spool.directory import survey
+from kong_metering.spool.identity import load_identity
+from kong_metering.spool.log import DAMAGED, DamageKind, EventLog
+
+if TYPE_CHECKING:
+    from kong_metering.commands.filters import Filters
+    from kong_metering.spool.format import StoredEvent
+    from kong_metering.spool.identity import QueueIdentity
+
+_TRIES = 3
+_READ_EVENTS = 1000
+_READ_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class SeenLog:
+    """One log: whose it is, which process holds it, and what is in it; `problem` tells why that cannot be read."""
+
+    directory: Path
+    identity: QueueIdentity | None
+    holder: int | None
+    view: EventLog | None
+    problem: str | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait in it, as far as it can be read."""
+        return self.view.waiting if self.view else 0
+
+    def events(self) -> Iterator[StoredEvent]:
+        """Go through the events that wait, in order; those that cannot be read, or are delivered meanwhile, miss."""
+        after = 0
+        while self.view and (found := self.view.read(after, _READ_EVENTS, _READ_BYTES)):
+            yield from found
+            after = found[-1].sequence
+
+    def lost(self) -> int:
+        """Tell how many events could not be read since the last call; a write that is not finished is no event."""
+        damage = self.view.take_damage() if self.view else []
+        return sum(each.events for each in damage if each.kind is not DamageKind.TORN)
+
+
+@contextlib.contextmanager
+def seen_logs(root: Path, filters: Filters) -> Iterator[list[SeenLog]]:
+    """Open all logs that match for reading, in the order of their queues."""
+    with contextlib.ExitStack() as stack:
+        logs: list[SeenLog] = []
+        for found in survey(root):
+            if not filters.match_queue(found.identity):
+                continue
+            log = _seen(found.directory, found.identity, found.holder)
+            if log and log.view:
+                stack.callback(log.view.close)
+            logs += [log] if log else []
+        yield sorted(logs, key=_order)
+
+
+def _order(log: SeenLog) -> tuple[str, str, str]:
+    identity = log.identity
+    return (identity.name, identity.entity_id + identity.endpoint, str(log.directory)) if identity else ("~", "", "")
+
+
+def _seen(directory: Path, identity: QueueIdentity | None, holder: int | None) -> SeenLog | None:
+    """Open one log; None when it was removed just now, because all in it is done."""
+    for _ in range(_TRIES):
+        try:
+            if identity is None:
+                load_identity(directory)  # tells a format that is not known from damage
+            return SeenLog(directory, identity, holder, EventLog.view(directory))
+        except FileNotFoundError:
+            # Its owner removed a file between our listing it and our reading it.
+            if not directory.exists():
+                return None
+        except (SpoolFormatError, OSError) as error:
+            return SeenLog(directory, identity, holder, None, str(error))
+    return SeenLog(directory, identity, holder, None, "its files come and go too fast to be read: try again")
+
+
+def damaged_files(root: Path) -> list[Path]:
+    """Find the files with bytes that nobody could read."""
+    places = (root / DAMAGED, *root.glob(f"proc-*/*/{DAMAGED}"), root / DEAD_LETTERS / DAMAGED)
+    return sorted(path for place in places for path in place.rglob("*") if is_damaged_file(path))
+
+
+def is_damaged_file(path: Path) -> bool:
+    """Whether it has such bytes, and is no bookkeeping."""
+    return path.suffix in (".seg", ".bytes") and path.is_file()

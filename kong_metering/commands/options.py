@@ -1,0 +1,133 @@
+"""What several commands take: where the spool is, which events, how long.
+
+Contract: the options of a command arrive as one frozen record, whose fields are named as click names them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from kong_metering.commands.filters import Filters
+
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+SPOOL_DIRECTORY = "metering-spool"
+# As in `cli.py`, which would bring the whole server along.
+ENVIRONMENT_PREFIX = "KONG_METERING_"
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the spool is."""
+
+    spool_dir: Path | None
+    kong_prefix: Path
+
+    @property
+    def root(self) -> Path:
+        """The spool's directory."""
+        return self.spool_dir or self.kong_prefix / SPOOL_DIRECTORY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen(Place):
+    """Where the spool is, and which queues and dead letters are meant."""
+
+    plugin_id: str | None
+    endpoint: str | None
+    reason: str | None
+
+    @property
+    def filters(self) -> Filters:
+        """What they have to be like."""
+        return Filters(self.plugin_id, self.endpoint, self.reason)
+
+
+def duration(text: str) -> float:
+    """Read a length of time such as `24h`, into seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", text.strip().lower(), re.ASCII)
+    if not match:
+        raise click.BadParameter(f"{text!r} is not a length of time: write 90s, 15m, 24h or 30d")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def taking(record: type[R]) -> Callable[[Callable[[R], None]], Callable[..., None]]:
+    """Hand a command all of its options as one record."""
+
+    def decorated(command: Callable[[R], None]) -> Callable[..., None]:
+        def call(**options: Any) -> None:
+            if _is_prefix_meant():
+                options["spool_dir"] = None
+            command(record(**options))
+
+        call.__name__, call.__doc__ = command.__name__, command.__doc__
+        # click keeps the options that were declared so far on the function.
+        call.__dict__.update(command.__dict__)
+        return call
+
+    return decorated
+
+
+def _is_prefix_meant() -> bool:
+    """Whether the prefix was given with the command, and the spool's directory by the environment only."""
+    source_of = click.get_current_context().get_parameter_source
+    is_given = source_of("kong_prefix") is ParameterSource.COMMANDLINE
+    return is_given and source_of("spool_dir") is ParameterSource.ENVIRONMENT
+
+
+def place_options(command: F) -> F:
+    """Let a command take the place of the spool."""
+    prefix = click.option(
+        "-p",
+        "--kong-prefix",
+        metavar="DIR",
+        default="/usr/local/kong",
+        show_default=True,
+        envvar=f"{ENVIRONMENT_PREFIX}KONG_PREFIX",
+        show_envvar=True,
+        type=click.Path(path_type=Path),
+        help=f"Kong's prefix; the spool is {SPOOL_DIRECTORY} in it.",
+    )
+    directory = click.option(
+        "--spool-dir",
+        metavar="DIR",
+        envvar=f"{ENVIRONMENT_PREFIX}SPOOL_DIR",
+        show_envvar=True,
+        type=click.Path(path_type=Path),
+        help="The spool's directory, if it is not in Kong's prefix.",
+    )
+    return directory(prefix(command))
+
+
+def queue_options(command: F) -> F:
+    """Let a command take the choice of queues."""
+    plugin = click.option(
+        "--plugin-id", metavar="ID", help="Only of the plugin entity with this id ('unknown': of no known one)."
+    )
+    endpoint = click.option("--endpoint", metavar="URL", help="Only what was accepted for this ingest endpoint.")
+    return plugin(endpoint(command))
+
+
+def filter_options(command: F) -> F:
+    """Let a command take the choice of queues and of dead letters."""
+    reason = click.option(
+        "--reason", metavar="WORD", help="Only dead letters for this reason: rejected, ambiguous or unreadable."
+    )
+    return queue_options(reason(command))
+
+
+def json_option(what: str) -> Callable[[F], F]:
+    """Let a command print JSON."""
+    return click.option("--json", "as_json", is_flag=True, help=f"Print {what}, for programs.")
+
+
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask first.")

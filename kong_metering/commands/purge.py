@@ -1,0 +1,258 @@
+"""`kong-metering spool purge`: what nobody wants any more, removed for good.
+
+Contract: what is removed is what was counted when the question was asked, never more. Events go only from logs that no
+process holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kong_metering.commands import words
+from kong_metering.commands.access import check_writable
+from kong_metering.commands.filters import reasons_told
+from kong_metering.commands.holding import held_logs
+from kong_metering.commands.letters import matching_letters
+from kong_metering.commands.logs import SeenLog, damaged_files, is_damaged_file, seen_logs
+from kong_metering.commands.options import (
+    Chosen,
+    duration,
+    filter_options,
+    json_option,
+    place_options,
+    taking,
+    yes_option,
+)
+from kong_metering.commands.output import confirmed, note, say, tell
+from kong_metering.errors import KongMeteringError
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
+from kong_metering.spool.log import DAMAGED
+
+_NO_CUT = 1 << 63
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurgeOptions(Chosen):
+    """What `purge` takes."""
+
+    dead_letters: bool
+    waiting: bool
+    damaged: bool
+    older_than: float | None
+    yes: bool
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class WaitingCut:
+    """What is to go from one log: its events up to this number."""
+
+    up_to: int
+    events: int
+
+
+@dataclass
+class Plan:
+    """What is to be removed."""
+
+    letters: list[int] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    waiting: dict[Path, WaitingCut] = field(default_factory=dict)
+    held: int = 0
+    damaged: list[Path] = field(default_factory=list)
+    damaged_bytes: int = 0
+
+    @property
+    def events(self) -> int:
+        """How many waiting events go."""
+        return sum(cut.events for cut in self.waiting.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to remove."""
+        return not (self.letters or self.waiting or self.damaged)
+
+
+@click.command()
+@place_options
+@filter_options
+@click.option("--dead-letters", is_flag=True, help="Remove dead letters, all that match.")
+@click.option("--waiting", is_flag=True, help="Remove events that wait and that no process holds; needs --plugin-id.")
+@click.option("--damaged", is_flag=True, help="Remove the files with bytes that nobody could read.")
+@click.option(
+    "--older-than", type=duration, metavar="TIME", help="Only what is older, such as 30d or 12h; units s, m, h, d, w."
+)
+@json_option("one JSON document with the counts")
+@yes_option
+@taking(PurgeOptions)
+def purge(options: PurgeOptions) -> None:
+    """Remove events for good. They are not billed then.
+
+    Asks first, and tells how many. Think of `export` before it. --older-than goes by the time at which a letter became
+    one, at which a waiting event was accepted, and at which a file was last changed.
+    """
+    _check_call(options)
+    check_writable(options.root)
+    cut_ms = _NO_CUT if options.older_than is None else time.time_ns() // 1_000_000 - int(options.older_than * 1000)
+    plan = plan_of(options, cut_ms)
+    if plan.held:
+        note(f"{words.events(plan.held)} left in place: running servers hold them, and deliver them.")
+    if plan.is_empty:
+        removed = Removed()
+    else:
+        confirmed(_question(plan), yes=options.yes)
+        removed = remove(options, plan)
+    _tell(options, plan, removed)
+
+
+def _check_call(options: PurgeOptions) -> None:
+    if not (options.dead_letters or options.waiting or options.damaged):
+        raise click.UsageError("tell what to remove: --dead-letters, --waiting with --plugin-id, or --damaged")
+    if options.waiting and options.plugin_id is None:
+        raise click.UsageError("--waiting needs --plugin-id: whose events are to be removed?")
+    if options.reason is not None and not options.dead_letters:
+        raise click.UsageError("--reason is about dead letters: add --dead-letters, or leave --reason out")
+
+
+# ----------------------------------------------------------------------------------------------------------------- plan
+
+
+def plan_of(options: PurgeOptions, cut_ms: int) -> Plan:
+    """Count what there is to remove, older than `cut_ms`."""
+    plan = Plan()
+    if options.dead_letters:
+        for stored in matching_letters(DeadLetters(options.root / DEAD_LETTERS), options.filters):
+            if stored.time_ms < cut_ms:
+                plan.letters.append(stored.id)
+                plan.reasons[stored.letter.reason] += 1
+    if options.waiting:
+        _plan_waiting(options, plan, cut_ms)
+    if options.damaged:
+        _plan_damaged(options.root, plan, cut_ms)
+    return plan
+
+
+def _plan_waiting(options: PurgeOptions, plan: Plan, cut_ms: int) -> None:
+    with seen_logs(options.root, options.filters) as logs:
+        for log in logs:
+            if log.problem:
+                note(f"{log.directory} cannot be read, and stays: {words.shown(log.problem)}")
+            elif log.holder is not None:
+                plan.held += log.waiting
+            elif cut := _cut(log, cut_ms):
+                plan.waiting[log.directory] = cut
+
+
+def _cut(log: SeenLog, cut_ms: int) -> WaitingCut | None:
+    """Find how far a log is old enough; None when none of it is."""
+    if log.view is None or not log.view.waiting:
+        return None
+    view, up_to = log.view, log.view.done_up_to
+    if cut_ms == _NO_CUT:
+        return WaitingCut(view.next_sequence - 1, view.waiting)
+    while (further := view.last_older_than(up_to, cut_ms)) > up_to:
+        up_to = further
+    events = view.waiting - view.waiting_after(up_to)
+    return WaitingCut(up_to, events) if events else None
+
+
+def _plan_damaged(root: Path, plan: Plan, cut_ms: int) -> None:
+    for path in damaged_files(root):
+        with contextlib.suppress(FileNotFoundError):
+            found = path.stat()
+            if found.st_mtime * 1000 < cut_ms:
+                plan.damaged.append(path)
+                plan.damaged_bytes += found.st_size
+
+
+def _question(plan: Plan) -> str:
+    parts = []
+    if plan.letters:
+        parts.append(f"{words.letters(len(plan.letters))} ({reasons_told(plan.reasons)})")
+    if plan.waiting:
+        parts.append(words.waiting(plan.events))
+    if plan.damaged:
+        parts.append(f"{words.files(len(plan.damaged))} ({words.size(plan.damaged_bytes)})")
+    return f"Remove {' and '.join(parts)} for good?"
+
+
+# --------------------------------------------------------------------------------------------------------------- remove
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What was removed."""
+
+    letters: int = 0
+    events: int = 0
+    damaged: int = 0
+
+
+def remove(options: PurgeOptions, plan: Plan) -> Removed:
+    """Carry the plan out."""
+    letters = DeadLetters(options.root / DEAD_LETTERS).remove(plan.letters) if plan.letters else 0
+    events = _remove_waiting(options, plan) if plan.waiting else 0
+    return Removed(letters, events, _remove_files(options.root, plan.damaged) if plan.damaged else 0)
+
+
+def _remove_waiting(options: PurgeOptions, plan: Plan) -> int:
+    removed = 0
+    with held_logs(options.root, options.filters.match_queue) as (_, holding):
+        for held in holding.logs:
+            if cut := plan.waiting.get(held.directory):
+                before = held.log.waiting
+                held.log.done(min(cut.up_to, held.log.next_sequence - 1))
+                held.log.save_position()
+                removed += before - held.log.waiting
+    return removed
+
+
+def _remove_files(root: Path, paths: Iterable[Path]) -> int:
+    removed = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            removed += 1
+    _remove_remains(root / DAMAGED)
+    return removed
+
+
+def _remove_remains(damaged: Path) -> None:
+    """Remove the directories of logs in which nothing damaged is left; only bookkeeping is."""
+    for directory in damaged.iterdir() if damaged.is_dir() else ():
+        if directory.is_dir() and not any(map(is_damaged_file, directory.rglob("*"))):
+            shutil.rmtree(directory)
+
+
+# ----------------------------------------------------------------------------------------------------------------- tell
+
+
+def _tell(options: PurgeOptions, plan: Plan, removed: Removed) -> None:
+    if options.as_json:
+        say(words.json_document(_as_json(plan, removed)))
+    elif plan.is_empty:
+        tell("There is nothing to remove.")
+    else:
+        counts = ((removed.letters, words.letters), (removed.events, words.waiting), (removed.damaged, words.files))
+        tell(f"{' and '.join(name(count) for count, name in counts if count) or 'Nothing'} removed.")
+    if plan.events > removed.events:
+        left = words.events(plan.events - removed.events)
+        raise KongMeteringError(f"{left} not removed: a server took the log over meanwhile, and delivers it")
+
+
+def _as_json(plan: Plan, removed: Removed) -> dict[str, Any]:
+    return {
+        "dead_letters": removed.letters,
+        "waiting": removed.events,
+        "damaged_files": removed.damaged,
+        "waiting_held": plan.held,
+    }

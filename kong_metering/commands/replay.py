@@ -1,0 +1,261 @@
+"""`kong-metering spool replay`: dead letters back into the queue, to be sent once more.
+
+Contract: an event is in a log, on the disk itself, before its letter is removed; whenever this is killed, none is lost,
+and one that is in both places has the same id in both. The log is this process's own, so that what a server does to its
+own is not disturbed; it is free to be adopted once this ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kong_metering.commands import words
+from kong_metering.commands.access import check_writable
+from kong_metering.commands.filters import Filters, reasons_told
+from kong_metering.commands.interruption import Interrupted, Interruption
+from kong_metering.commands.letters import matching_letters, nothing_matches
+from kong_metering.commands.options import Chosen, filter_options, json_option, place_options, taking, yes_option
+from kong_metering.commands.output import confirmed, note, progress, say, tell
+from kong_metering.errors import KongMeteringError
+from kong_metering.spool import files
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
+from kong_metering.spool.directory import HeldLog, SpoolDirectory
+from kong_metering.stats import Buried
+
+if TYPE_CHECKING:
+    from kong_metering.spool.identity import QueueIdentity
+
+# What is written and synced at a time, and can be in both places after a crash.
+_BYTES_AT_ONCE = 1024 * 1024
+_LOCK = "replay.lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions(Chosen):
+    """What `replay` takes."""
+
+    ids: tuple[int, ...]
+    everything: bool
+    yes: bool
+    as_json: bool
+
+
+@dataclass
+class Choice:
+    """What is to be replayed, without the events themselves, and what is left where it is."""
+
+    ids: list[int] = field(default_factory=list)
+    found: set[int] = field(default_factory=set)
+    reasons: Counter[str] = field(default_factory=Counter)
+    queues: Counter[QueueIdentity] = field(default_factory=Counter)
+    unreadable: int = 0
+    ambiguous_left: int = 0
+
+
+@dataclass
+class Replayed:
+    """What came of it: how many are back in the queue, and what stopped it before the end."""
+
+    count: int = 0
+    problem: str | None = None
+    exit: click.exceptions.Exit | None = None
+
+
+@click.command()
+@place_options
+@filter_options
+@click.argument("ids", metavar="[ID]...", nargs=-1, type=click.IntRange(min=1))
+@click.option("--all", "everything", is_flag=True, help="All that are not ambiguous.")
+@json_option("one JSON document with the counts")
+@yes_option
+@taking(ReplayOptions)
+def replay(options: ReplayOptions) -> None:
+    """Put dead letters back into their queue, to be sent once more.
+
+    Name them by id, by filters, or with --all. A running server that has an instance of the plugin takes them up within
+    seconds. Each event keeps its id.
+
+    Ambiguous ones are left out, unless asked for by id or with --reason ambiguous: one that did arrive is billed twice
+    if it is sent again when the endpoint has forgotten its id. Unreadable ones stay.
+    """
+    _check_call(options)
+    check_writable(options.root)
+    dead_letters = DeadLetters(options.root / DEAD_LETTERS)
+    with _alone(dead_letters.directory):
+        choice, replayed = choose(dead_letters, options.filters, options.ids), Replayed()
+        _tell_left_out(choice, options.ids)
+        if choice.ids:
+            _ask(choice, yes=options.yes)
+            replayed = _replay(options.root, dead_letters, choice.ids)
+        elif not choice.found:
+            note(nothing_matches(dead_letters))
+    _tell(options, choice, replayed)
+
+
+def _check_call(options: ReplayOptions) -> None:
+    if options.everything and options.ids:
+        raise click.UsageError("name ids, or --all, not both")
+    if not (options.ids or options.everything or options.filters != Filters()):
+        raise click.UsageError("name ids, filters such as --reason rejected, or --all")
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep a second replay away, which would put the same letters back once more."""
+    if not directory.is_dir():
+        yield
+        return
+    lock = files.open_file(directory / _LOCK)
+    try:
+        _take(lock)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise KongMeteringError("another replay is under way: wait until it has ended") from None
+
+
+def choose(dead_letters: DeadLetters, filters: Filters, ids: Collection[int]) -> Choice:
+    """Find the letters that are meant; without ids, all that match the filters."""
+    choice = Choice()
+    for stored in matching_letters(dead_letters, filters):
+        if ids and stored.id not in ids:
+            continue
+        choice.found.add(stored.id)
+        if stored.letter.reason == Buried.UNREADABLE.value or not stored.letter.event:
+            choice.unreadable += 1
+        elif _is_ambiguous(stored) and not (ids or filters.reason):
+            choice.ambiguous_left += 1
+        else:
+            choice.ids.append(stored.id)
+            choice.reasons[stored.letter.reason] += 1
+            choice.queues[stored.letter.queue] += 1
+    return choice
+
+
+def _is_ambiguous(stored: StoredLetter) -> bool:
+    return stored.letter.reason == Buried.AMBIGUOUS.value
+
+
+def _tell_left_out(choice: Choice, ids: Collection[int]) -> None:
+    missing = sorted(set(ids) - choice.found)
+    if missing:
+        note(f"Not there, or not matching: {', '.join(map(str, missing))}.")
+    if choice.unreadable:
+        note(f"{words.letters(choice.unreadable)} left in place: what could not be read cannot be replayed.")
+    if choice.ambiguous_left:
+        note(
+            f"{words.letters(choice.ambiguous_left)} left in place: ambiguous events may have arrived. "
+            "--reason ambiguous replays them."
+        )
+
+
+def _ask(choice: Choice, *, yes: bool) -> None:
+    for queue, count in choice.queues.items():
+        note(f"{words.events(count)} for {words.queue(queue)}")
+    if choice.reasons[Buried.AMBIGUOUS.value]:
+        note(
+            f"WARNING: {words.counted(choice.reasons[Buried.AMBIGUOUS.value], 'of them')} may have arrived. They were "
+            "sent longer ago than the deduplication window, so the endpoint may count them twice."
+        )
+    confirmed(f"Put {words.events(len(choice.ids))} ({reasons_told(choice.reasons)}) back into the queue?", yes=yes)
+
+
+def _replay(root: Path, dead_letters: DeadLetters, ids: Sequence[int]) -> Replayed:
+    """Put the letters back, a group at a time; what is interrupted, or stopped by the disk, is told."""
+    done = Replayed()
+    spool = SpoolDirectory(root)
+    logs: dict[QueueIdentity, HeldLog] = {}
+    with Interruption() as interruption, progress("replaying", len(ids)) as advance:
+        try:
+            for group in _groups(dead_letters, set(ids)):
+                interruption.check()
+                _put_back(spool, logs, group)
+                done.count += dead_letters.remove([stored.id for stored in group])
+                advance(len(group))
+        except Interrupted:
+            done.exit = interruption.exit()
+        except (OSError, KongMeteringError) as error:
+            done.problem = str(error)
+        finally:
+            for held in logs.values():
+                spool.retire(held)
+            spool.close()
+    return done
+
+
+def _groups(dead_letters: DeadLetters, ids: Collection[int]) -> Iterator[list[StoredLetter]]:
+    """Read the letters again, the events with them now, a group at a time."""
+    group: list[StoredLetter] = []
+    size = 0
+    for stored in dead_letters.letters():
+        if stored.id in ids:
+            group.append(stored)
+            size += len(stored.letter.event)
+        if size >= _BYTES_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _put_back(spool: SpoolDirectory, logs: dict[QueueIdentity, HeldLog], group: Sequence[StoredLetter]) -> None:
+    """Have the events of a group in logs, on the disk itself."""
+    events: dict[QueueIdentity, list[bytes]] = {}
+    for stored in group:
+        events.setdefault(stored.letter.queue, []).append(stored.letter.event)
+    for queue, payloads in events.items():
+        log = (logs.get(queue) or logs.setdefault(queue, spool.log_for(queue))).log
+        # The age of what waits counts from now on: else --spool-max-age might drop it at once.
+        log.append(payloads, time.time_ns() // 1_000_000)
+        log.sync()
+
+
+def _tell(options: ReplayOptions, choice: Choice, replayed: Replayed) -> None:
+    left = len(choice.ids) - replayed.count
+    if options.as_json:
+        say(words.json_document(_as_json(choice, replayed)))
+    else:
+        _tell_people(choice, replayed, left)
+    if replayed.exit:
+        raise replayed.exit
+    if replayed.problem:
+        raise KongMeteringError(f"{replayed.problem}; {words.letters(left)} left as they were")
+    if set(options.ids) - choice.found:
+        raise click.exceptions.Exit(1)
+
+
+def _tell_people(choice: Choice, replayed: Replayed, left: int) -> None:
+    tell(f"{words.events(replayed.count)} back in the queue.")
+    if replayed.count:
+        tell(
+            "A running server that has an instance of the plugin takes them up within seconds. Without one they wait "
+            "until there is one, or for `kong-metering spool deliver`."
+        )
+    if left and not replayed.problem:
+        note(f"{words.letters(left)} of {len(choice.ids):,} left as they were.")
+
+
+def _as_json(choice: Choice, replayed: Replayed) -> dict[str, Any]:
+    return {
+        "replayed": replayed.count,
+        "left": len(choice.ids) - replayed.count,
+        "ambiguous_left": choice.ambiguous_left,
+        "unreadable": choice.unreadable,
+        "problem": replayed.problem,
+    }

@@ -1,0 +1,292 @@
+"""`kong-metering spool status`: what is in the spool, per queue, and who looks after it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from kong_metering.commands import words
+from kong_metering.commands.access import check_readable
+from kong_metering.commands.filters import UNKNOWN, Filters, reasons_told
+from kong_metering.commands.logs import SeenLog, damaged_files, seen_logs
+from kong_metering.commands.options import Place, json_option, place_options, taking
+from kong_metering.commands.output import cell, console, say
+from kong_metering.errors import SpoolFormatError
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
+
+if TYPE_CHECKING:
+    from kong_metering.spool.identity import QueueIdentity
+
+
+@dataclass(frozen=True)
+class LogStatus:
+    """One log of a queue."""
+
+    directory: str
+    waiting: int
+    bytes: int
+    may_have_arrived: int
+    oldest_ms: int | None
+    held_by: int | None
+    problem: str | None
+
+
+@dataclass
+class QueueStatus:
+    """One queue: all of its logs, and its dead letters by reason. `identity` is None when nobody knows whose it is."""
+
+    identity: QueueIdentity | None
+    logs: list[LogStatus] = field(default_factory=list)
+    dead_letters: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait."""
+        return sum(log.waiting for log in self.logs)
+
+    @property
+    def unheld(self) -> int:
+        """How many events wait in logs that no process holds."""
+        return sum(log.waiting for log in self.logs if log.held_by is None)
+
+    @property
+    def may_have_arrived(self) -> int:
+        """How many waiting events were sent, without an answer so far."""
+        return sum(log.may_have_arrived for log in self.logs)
+
+    @property
+    def bytes(self) -> int:
+        """What it takes on disk."""
+        return sum(log.bytes for log in self.logs)
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """When the oldest waiting event was accepted."""
+        return min((log.oldest_ms for log in self.logs if log.oldest_ms is not None), default=None)
+
+    @property
+    def holders(self) -> list[int]:
+        """The processes that hold logs of it."""
+        return sorted({log.held_by for log in self.logs if log.held_by is not None})
+
+
+@dataclass(frozen=True)
+class SpoolStatus:
+    """The whole spool at one moment."""
+
+    root: Path
+    now_ms: int
+    queues: tuple[QueueStatus, ...]
+    dead_letter_bytes: int
+    dead_letter_problem: str | None
+    damaged_files: int
+    damaged_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions(Place):
+    """What `status` takes."""
+
+    as_json: bool
+
+
+@click.command()
+@place_options
+@json_option("one JSON document")
+@taking(StatusOptions)
+def status(options: StatusOptions) -> None:
+    """Show what waits, what was given up, and who holds it.
+
+    Looks at the spool beside running servers and changes nothing. The times are those of acceptance.
+    """
+    check_readable(options.root)
+    found = spool_status(options.root, time.time_ns() // 1_000_000)
+    if options.as_json:
+        say(words.json_document(_as_json(found)))
+    else:
+        _print(found)
+
+
+def spool_status(root: Path, now_ms: int) -> SpoolStatus:
+    """Look at everything in a spool."""
+    queues: dict[object, QueueStatus] = {}
+    with seen_logs(root, Filters()) as logs:
+        for log in logs:
+            key = _key(log.identity) if log.identity else log.directory
+            queues.setdefault(key, QueueStatus(log.identity)).logs.append(_log_status(root, log))
+    dead_letters, problem = DeadLetters(root / DEAD_LETTERS), None
+    try:
+        for (identity, reason), count in dead_letters.counts().items():
+            queues.setdefault(_key(identity), QueueStatus(identity)).dead_letters[reason] += count
+    except SpoolFormatError as error:
+        problem = str(error)
+    damaged = _sizes(damaged_files(root))
+    shown = tuple(queue for queue in queues.values() if queue.waiting or queue.dead_letters or queue.logs)
+    return SpoolStatus(root, now_ms, shown, dead_letters.bytes_on_disk, problem, len(damaged), sum(damaged))
+
+
+def _key(identity: QueueIdentity) -> tuple[str, str]:
+    """Tell one queue from another; its name may have changed meanwhile."""
+    return identity.entity_id, identity.endpoint
+
+
+def _log_status(root: Path, log: SeenLog) -> LogStatus:
+    view, oldest, problem = log.view, None, log.problem
+    try:
+        oldest = view.oldest() if view else None
+    except (SpoolFormatError, OSError) as error:
+        problem = str(error)
+    marked = sum(mark.last - max(mark.first, view.done_up_to + 1) + 1 for mark in view.marks) if view else 0
+    return LogStatus(
+        directory=str(log.directory.relative_to(root)),
+        waiting=log.waiting,
+        bytes=view.bytes_on_disk if view else 0,
+        may_have_arrived=min(marked, log.waiting),
+        oldest_ms=oldest.time_ms if oldest else None,
+        held_by=log.holder,
+        problem=problem,
+    )
+
+
+def _sizes(paths: Iterable[Path]) -> list[int]:
+    sizes: list[int] = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return sizes
+
+
+# ---------------------------------------------------------------------------------------------------------- for people
+
+
+def _print(found: SpoolStatus) -> None:
+    out = console()
+    out.print(Text.assemble("Spool ", (words.shown(str(found.root)), "bold")))
+    for queue in found.queues:
+        out.print()
+        out.print(_title(queue))
+        out.print(_queue_table(queue, found.now_ms))
+    out.print()
+    if found.dead_letter_problem:
+        out.print(cell(f"dead letters cannot be read: {found.dead_letter_problem}", "red"))
+    if found.damaged_files:
+        told = f"{words.files(found.damaged_files)}, {words.size(found.damaged_bytes)}: bytes that nobody could read"
+        out.print(cell(told, "yellow"))
+    out.print(cell(_totals(found)))
+
+
+def _title(queue: QueueStatus) -> Text:
+    if queue.identity is None:
+        return Text("unknown plugin", "bold yellow")
+    return Text.assemble(cell(queue.identity.name or UNKNOWN, "bold"), " ", cell(queue.identity.entity_id))
+
+
+def _queue_table(queue: QueueStatus, now_ms: int) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    if queue.identity:
+        grid.add_row("  endpoint", cell(words.without_credentials(queue.identity.endpoint)))
+    else:
+        grid.add_row("  log", cell(", ".join(log.directory for log in queue.logs)))
+    grid.add_row("  waiting", cell(_waiting(queue)))
+    if queue.oldest_ms is not None:
+        grid.add_row("  oldest", cell(_moment(queue.oldest_ms, now_ms)))
+    if queue.may_have_arrived:
+        grid.add_row("  unanswered", cell(f"{queue.may_have_arrived:,} of them were sent, and may have arrived"))
+    for log in queue.logs:
+        if log.problem:
+            grid.add_row("  unreadable", cell(f"{log.directory}: {log.problem}", "red"))
+    if queue.logs:
+        grid.add_row("  held by", _held_by(queue))
+    if queue.dead_letters:
+        grid.add_row("  dead letters", cell(reasons_told(queue.dead_letters), "yellow"))
+    return grid
+
+
+def _waiting(queue: QueueStatus) -> str:
+    told = words.events(queue.waiting)
+    return f"{told}, {words.size(queue.bytes)}" if queue.waiting else told
+
+
+def _moment(time_ms: int, now_ms: int) -> str:
+    return f"{words.moment(time_ms)} ({words.age((now_ms - time_ms) / 1000)})"
+
+
+def _held_by(queue: QueueStatus) -> Text:
+    processes = ", ".join(map(words.process, queue.holders))
+    if all(log.held_by is not None for log in queue.logs):
+        return Text(processes)
+    told = f"{processes}; {queue.unheld:,} by nobody" if processes else "nobody"
+    return Text(f"{told}: {_what_it_waits_for(queue)}", "yellow")
+
+
+def _what_it_waits_for(queue: QueueStatus) -> str:
+    if queue.identity is None:
+        return f"look at it with `kong-metering spool export --plugin-id {UNKNOWN}`"
+    return "waits until an instance of the plugin starts, or for `kong-metering spool deliver`"
+
+
+def _totals(found: SpoolStatus) -> str:
+    dead = sum(queue.dead_letters.total() for queue in found.queues)
+    waiting = sum(queue.waiting for queue in found.queues)
+    if not (found.queues or found.damaged_files or found.dead_letter_problem):
+        return "Nothing waits, and there are no dead letters."
+    return f"In all: {words.events(waiting)} waiting, {words.letters(dead)}."
+
+
+# --------------------------------------------------------------------------------------------------------- for programs
+
+
+def _as_json(found: SpoolStatus) -> dict[str, Any]:
+    return {
+        "spool": str(found.root),
+        "time": words.timestamp(found.now_ms),
+        "waiting": sum(queue.waiting for queue in found.queues),
+        "queues": [_queue_json(queue, found.now_ms) for queue in found.queues],
+        "dead_letters": {
+            "count": sum(queue.dead_letters.total() for queue in found.queues),
+            "bytes": found.dead_letter_bytes,
+            "problem": found.dead_letter_problem,
+        },
+        "damaged": {"files": found.damaged_files, "bytes": found.damaged_bytes},
+    }
+
+
+def _queue_json(queue: QueueStatus, now_ms: int) -> dict[str, Any]:
+    identity, oldest = queue.identity, queue.oldest_ms
+    return {
+        "plugin_id": identity.entity_id if identity else None,
+        "plugin_name": identity.name if identity else None,
+        "endpoint": words.without_credentials(identity.endpoint) if identity else None,
+        "waiting": queue.waiting,
+        "waiting_unheld": queue.unheld,
+        "may_have_arrived": queue.may_have_arrived,
+        "oldest_accepted": words.timestamp(oldest),
+        "oldest_age_seconds": None if oldest is None else max(0, now_ms - oldest) / 1000,
+        "bytes": queue.bytes,
+        "held_by": queue.holders,
+        "dead_letters": dict(sorted(queue.dead_letters.items())),
+        "logs": [_log_json(log) for log in queue.logs],
+    }
+
+
+def _log_json(log: LogStatus) -> dict[str, Any]:
+    return {
+        "directory": log.directory,
+        "waiting": log.waiting,
+        "bytes": log.bytes,
+        "may_have_arrived": log.may_have_arrived,
+        "oldest_accepted": words.timestamp(log.oldest_ms),
+        "held_by": log.held_by,
+        "problem": log.problem,
+    }

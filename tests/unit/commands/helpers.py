@@ -1,0 +1,154 @@
+"""What the tests of the commands share: spools with something in them, and the program in this process or its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from click.testing import CliRunner, Result
+
+from kong_metering.commands.main import program
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetter, DeadLetters
+from kong_metering.spool.directory import SpoolDirectory, survey
+from kong_metering.spool.identity import QueueIdentity
+from kong_metering.spool.log import EventLog
+
+if TYPE_CHECKING:
+    from tests.unit.delivery.ingest_server import Exchange
+
+REPOSITORY = Path(__file__).parents[3]
+PROGRAM = (sys.executable, "-c", "from kong_metering.commands.main import main; main()")
+NOW = time.time_ns() // 1_000_000
+HOUR = 3_600_000
+PLUGIN = "0d9a4f0e-6a37-4a6e-9d3f-52f3b4ad0001"
+QUEUE = QueueIdentity(PLUGIN, "metering-and-billing", "https://ingest.example/events")
+OTHER = QueueIdentity("7c1be0aa", "metering-and-billing", "https://ingest.example/events")
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from kong_metering.spool.directory import SpoolDirectory
+from kong_metering.spool.identity import QueueIdentity
+from tests.unit.commands.helpers import event
+log = SpoolDirectory(Path(sys.argv[1])).log_for(QueueIdentity(*sys.argv[2:5])).log
+number = 0
+while True:
+    log.append([event(number + n) for n in range(20)], time.time_ns() // 1_000_000)
+    number += 20
+    if number > 100:
+        log.done(number - 100)
+        log.save_position()
+    if number == 200:
+        print("ready", flush=True)
+    time.sleep(0.0005)
+"""
+
+
+def event(number: int, **members: Any) -> bytes:
+    made = {
+        "specversion": "1.0",
+        "id": f"{number:08d}:api_request",
+        "source": "kong",
+        "type": "kong.api_request",
+        "subject": "acme",
+        "data": {"request_uri": "/orders", "filler": "x" * (number % 50)},
+    }
+    return json.dumps(made | members, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def event_ids(lines: bytes) -> list[int]:
+    return [int(json.loads(line)["id"][:8]) for line in lines.splitlines()]
+
+
+def waiting(root: Path, events: Sequence[bytes], queue: QueueIdentity = QUEUE, *, accepted: int = NOW) -> EventLog:
+    """Leave events as a process does that is dead; give the log, closed, for its path."""
+    spool = SpoolDirectory(root)
+    held = spool.log_for(queue)
+    held.log.append(events, accepted)
+    spool.close()
+    return held.log
+
+
+def sent_at(root: Path, last: int, time_ms: int) -> None:
+    """Mark the first events of the only log as sent without an answer."""
+    log = EventLog.open(survey(root)[0].directory)
+    log.mark_ambiguous(1, last, time_ms)
+    log.close()
+
+
+def letter(reason: str, body: bytes, queue: QueueIdentity = QUEUE, answer: str = "the endpoint said no") -> DeadLetter:
+    return DeadLetter(reason, answer, queue, NOW - HOUR if body else 0, body)
+
+
+def dead_letters(root: Path, *letters: DeadLetter, now: int = NOW) -> DeadLetters:
+    SpoolDirectory(root)
+    kept = DeadLetters(root / DEAD_LETTERS)
+    kept.add(letters, now)
+    return kept
+
+
+def events_of(root: Path, queue: QueueIdentity = QUEUE) -> list[bytes]:
+    """Give all events that wait in logs of a queue."""
+    found = []
+    for log in survey(root):
+        if log.identity == queue:
+            view = EventLog.view(log.directory)
+            found += [stored.payload for stored in view.read(0, 1_000_000, 1 << 40)]
+            view.close()
+    return found
+
+
+def run(root: Path, *arguments: object, stdin: str | None = None, width: int = 80) -> Result:
+    """Run a command of the group in this process."""
+    command, *rest = map(str, arguments)
+    environment = {"KONG_METERING_SPOOL_DIR": str(root), "COLUMNS": str(width)}
+    result = CliRunner(env=environment).invoke(program, ["spool", command, *rest], input=stdin)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def run_json(root: Path, *arguments: object) -> Any:
+    result = run(root, *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def start(root: Path, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a command as a process of its own."""
+    command, *rest = map(str, arguments)
+    return subprocess.Popen(
+        [*PROGRAM, "spool", command, "--spool-dir", str(root), *rest],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+@contextmanager
+def holder(root: Path, queue: QueueIdentity = QUEUE) -> Iterator[int]:
+    """Have a living process that holds a log, appends to it and finishes events, all the time; gives its pid."""
+    command = [sys.executable, "-c", HOLDER, str(root), queue.entity_id, queue.name, queue.endpoint]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        yield process.pid
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def body_events(exchange: Exchange) -> list[Any]:
+    """Give the events of the request that is being answered."""
+    found = json.loads(exchange.server.requests[-1].body)
+    return found if isinstance(found, list) else [found]

@@ -1,0 +1,361 @@
+"""`kong-metering spool deliver`, to a real HTTP server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kong_metering.commands import handdelivery
+from kong_metering.spool import deadletters
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
+from kong_metering.spool.directory import SpoolDirectory, survey
+from kong_metering.spool.identity import QueueIdentity
+from kong_metering.spool.log import EventLog
+from tests.support.waiting import wait_until
+from tests.unit.commands.helpers import (
+    HOUR,
+    NOW,
+    PLUGIN,
+    body_events,
+    event,
+    events_of,
+    holder,
+    run,
+    run_json,
+    sent_at,
+    start,
+    waiting,
+)
+from tests.unit.delivery.ingest_server import Exchange, IngestServer, answer
+
+Deliver = Callable[..., list[object]]
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Have the pauses between two tries pass at once; gives their lengths."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    return pauses
+
+
+@pytest.fixture
+def queue(endpoint: IngestServer) -> QueueIdentity:
+    return QueueIdentity(PLUGIN, "metering-and-billing", endpoint.url)
+
+
+@pytest.fixture
+def deliver(token: Path) -> Deliver:
+    return lambda *more: ["deliver", "--plugin-id", PLUGIN, "--token-file", token, *more]
+
+
+def received(endpoint: IngestServer) -> list[bytes]:
+    """All events in the order in which they came."""
+    found: list[bytes] = []
+    for request in endpoint.requests:
+        body = json.loads(request.body)
+        found += [json.dumps(each).encode() for each in (body if isinstance(body, list) else [body])]
+    return found
+
+
+def letters(root: Path) -> Counter[str]:
+    return Counter(stored.letter.reason for stored in DeadLetters(root / DEAD_LETTERS).letters())
+
+
+def refuse(*numbers: int) -> Callable[[Exchange], None]:
+    """Refuse requests that hold one of these events, without naming it."""
+    ids = {f"{number:08d}:api_request" for number in numbers}
+
+    def react(exchange: Exchange) -> None:
+        bad = any(each["id"] in ids for each in body_events(exchange))
+        exchange.reply(400, b'{"detail": "bad event"}') if bad else exchange.reply(204)
+
+    return react
+
+
+def test_what_dead_processes_left_is_delivered_in_order(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver
+) -> None:
+    waiting(root, [event(n) for n in range(250, 300)], queue)
+    waiting(root, [event(n) for n in range(250)], queue, accepted=NOW - HOUR)
+    result = run(root, *deliver("--batch-size", 100))
+    assert (result.exit_code, result.stdout) == (0, "300 events delivered.\n")
+    assert received(endpoint) == [event(n) for n in range(300)]
+    assert endpoint.requests[0].headers["Authorization"] == "Bearer s3cr3t-t0ken"
+    assert survey(root) == []
+
+
+def test_json_tells_the_account(root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver) -> None:
+    waiting(root, [event(n) for n in range(20)], queue)
+    endpoint.on_request = refuse(7)
+    account = run_json(root, *deliver())
+    assert account == {"delivered": 19, "dead_letters": {"rejected": 1}, "left": 0, "held_by": [], "problem": None}
+
+
+def test_refused_events_become_dead_letters_with_the_endpoints_words(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver
+) -> None:
+    waiting(root, [event(n) for n in range(100)], queue)
+    endpoint.on_request = refuse(0, 41, 99)
+    result = run(root, *deliver())
+    assert result.exit_code == 0
+    assert result.stdout == "97 events delivered.\nGiven up, and kept as dead letters: 3 rejected.\n"
+    kept = [stored.letter for stored in DeadLetters(root / DEAD_LETTERS).letters()]
+    assert [each.event for each in kept] == [event(0), event(41), event(99)]
+    assert {each.queue for each in kept} == {queue}
+    assert "answered 400" in kept[0].answer
+    assert "bad event" in kept[0].answer
+    assert survey(root) == []
+
+
+def test_no_older_dead_letter_is_dropped_for_a_new_one(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadletters.DeadLetters.__init__, "__kwdefaults__", {"max_bytes": 1000, "segment_bytes": 1000})
+    waiting(root, [event(n) for n in range(100)], queue)
+    endpoint.on_request = answer(400)
+    assert run(root, *deliver("--batch-size", 10)).exit_code == 0
+    assert letters(root) == {"rejected": 100}
+
+
+def test_the_endpoint_names_the_bad_one(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver
+) -> None:
+    waiting(root, [event(n) for n in range(10)], queue)
+
+    def react(exchange: Exchange) -> None:
+        found = [n for n, each in enumerate(body_events(exchange)) if each["id"].startswith("00000004")]
+        body = json.dumps({"detail": f'Error at "/{found[0]}/subject"'}) if found else ""
+        exchange.reply(400 if found else 204, body.encode())
+
+    endpoint.on_request = react
+    assert run(root, *deliver()).exit_code == 0
+    assert letters(root) == {"rejected": 1}
+    assert len(endpoint.requests) == 2
+
+
+def test_events_never_leave_for_another_endpoint(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver
+) -> None:
+    waiting(root, [event(1)], QueueIdentity(PLUGIN, "metering-and-billing", "https://elsewhere.example/events"))
+    result = run(root, *deliver("--endpoint", endpoint.url))
+    assert result.exit_code == 1
+    words = result.stderr.replace("\n", " ")
+    assert f"no events were accepted for {endpoint.url}" in words
+    assert "events never leave for another endpoint than their own" in words
+    assert "https://elsewhere.example/events" in words
+    waiting(root, [event(2)], queue)
+    assert "choose one with --endpoint" in run(root, *deliver()).stderr
+    assert run(root, *deliver("--endpoint", endpoint.url)).exit_code == 0
+    assert received(endpoint) == [event(2)]
+    assert len(survey(root)) == 1
+
+
+def test_another_entitys_events_stay(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver
+) -> None:
+    other = QueueIdentity("another", "metering-and-billing", endpoint.url)
+    waiting(root, [event(1)], other)
+    result = run(root, *deliver())
+    assert result.exit_code == 1
+    assert f"nothing waits for the plugin {PLUGIN}" in result.stderr
+    waiting(root, [event(2)], queue)
+    assert run(root, *deliver()).exit_code == 0
+    assert events_of(root, other) == [event(1)]
+
+
+def test_what_a_living_process_holds_is_its_own(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver
+) -> None:
+    with holder(root, queue) as pid:
+        result = run(root, *deliver(), width=300)
+        assert result.exit_code == 0
+        assert result.stdout == "There is nothing to deliver by hand.\n"
+        assert f"process {pid} delivers them itself" in result.stderr
+        waiting(root, [event(1)], queue)
+        assert run(root, *deliver()).stdout == "1 event delivered.\n"
+    assert received(endpoint) == [event(1)]
+
+
+def test_a_log_that_a_server_is_just_looking_at_is_waited_for(
+    root: Path, queue: QueueIdentity, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting(root, [event(1)], queue)
+    looks: list[int] = []
+    adopt = SpoolDirectory.adopt
+
+    def adopts_later(spool: SpoolDirectory, is_wanted: Callable[[QueueIdentity | None], bool]) -> object:
+        looks.append(1)
+        return adopt(spool, is_wanted if len(looks) > 3 else lambda _: False)
+
+    monkeypatch.setattr(SpoolDirectory, "adopt", adopts_later)
+    assert run(root, *deliver()).stdout == "1 event delivered.\n"
+
+
+def test_a_failing_endpoint_ends_it_and_loses_nothing(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver, no_pauses: list[float]
+) -> None:
+    waiting(root, [event(n) for n in range(30)], queue)
+
+    def react(exchange: Exchange) -> None:
+        exchange.reply(204 if len(exchange.server.requests) == 1 else 503, b"busy")
+
+    endpoint.on_request = react
+    result = run(root, *deliver("--batch-size", 10), width=400)
+    assert result.exit_code == 1
+    assert result.stdout == "10 events delivered.\n"
+    assert "answered 503: busy; 20 events left, and nothing is lost: run it again later" in result.stderr
+    assert len(endpoint.requests) == 1 + handdelivery.TRIES
+    assert no_pauses == [0.5, 1, 2, 4]
+    # OpenMeter may have a part of what it answered 500 to.
+    assert run_json(root, "status")["queues"][0]["may_have_arrived"] == 10
+    endpoint.on_request = answer(204)
+    assert run(root, *deliver()).stdout == "20 events delivered.\n"
+
+
+@pytest.mark.parametrize(("status", "tries"), [(401, 1), (429, handdelivery.TRIES)])
+def test_what_surely_did_not_arrive_is_not_ambiguous(  # noqa: PLR0913, PLR0917 - fixtures
+    root: Path,
+    endpoint: IngestServer,
+    queue: QueueIdentity,
+    deliver: Deliver,
+    no_pauses: list[float],
+    status: int,
+    tries: int,
+) -> None:
+    waiting(root, [event(1)], queue)
+    endpoint.on_request = answer(status, headers={"Retry-After": "7"})
+    result = run(root, *deliver())
+    assert result.exit_code == 1
+    assert "s3cr3t" not in result.output
+    assert len(endpoint.requests) == tries
+    assert no_pauses == [7] * (tries - 1)
+    assert run_json(root, "status")["queues"][0]["may_have_arrived"] == 0
+
+
+def test_an_endpoint_that_is_not_there(root: Path, token: Path, no_pauses: list[float]) -> None:
+    waiting(root, [event(1)], QueueIdentity(PLUGIN, "m", "http://127.0.0.1:9/events"))
+    result = run(root, "deliver", "--plugin-id", PLUGIN, "--token-file", token)
+    assert result.exit_code == 1
+    assert "refused" in result.stderr
+    assert len(no_pauses) == handdelivery.TRIES - 1
+    assert run_json(root, "status")["queues"][0]["may_have_arrived"] == 0
+    assert len(events_of(root, QueueIdentity(PLUGIN, "m", "http://127.0.0.1:9/events"))) == 1
+
+
+def test_what_was_sent_long_ago_without_an_answer_is_not_sent_again(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver
+) -> None:
+    waiting(root, [event(n) for n in range(10)], queue)
+    sent_at(root, 4, NOW - 25 * HOUR)
+    result = run(root, *deliver("--batch-size", 3))
+    assert result.stdout == "6 events delivered.\nGiven up, and kept as dead letters: 4 ambiguous.\n"
+    assert received(endpoint) == [event(n) for n in range(4, 10)]
+    kept = [stored.letter for stored in DeadLetters(root / DEAD_LETTERS).letters()]
+    assert [each.event for each in kept] == [event(n) for n in range(4)]
+    assert kept[0].answer == "sent more than 24 hours ago without an answer, and may have arrived"
+
+
+def test_what_was_sent_within_the_window_is_sent_again(root: Path, queue: QueueIdentity, deliver: Deliver) -> None:
+    waiting(root, [event(n) for n in range(4)], queue)
+    sent_at(root, 4, NOW - 25 * HOUR)
+    assert run(root, *deliver("--dedupe-window", "32d")).stdout == "4 events delivered.\n"
+    assert letters(root) == {}
+
+
+def test_a_log_whose_position_is_lost_is_in_doubt(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver
+) -> None:
+    for accepted in (NOW - 30 * HOUR, NOW - HOUR):
+        log = waiting(root, [event(accepted % 1000)], queue, accepted=accepted)
+        (log.directory / "position").unlink()
+    assert run(root, *deliver()).exit_code == 0
+    assert len(received(endpoint)) == 1
+    assert letters(root) == {"ambiguous": 1}
+
+
+def test_damage_becomes_a_dead_letter(root: Path, queue: QueueIdentity, deliver: Deliver) -> None:
+    log = waiting(root, [event(n) for n in range(5)], queue)
+    segment = next(log.directory.glob("*.seg"))
+    segment.write_bytes(
+        segment.read_bytes().replace(b"00000004:api", b"00000004:apx").replace(b"00000001:a", b"00000001:b")
+    )
+    result = run(root, *deliver())
+    assert result.stdout == "3 events delivered.\nGiven up, and kept as dead letters: 2 unreadable.\n"
+    assert letters(root) == {"unreadable": 2}
+    assert survey(root) == []
+    assert len(list((root / "damaged").rglob("*.bytes"))) == 2
+
+
+@pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_everything_consistent(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver, interruption: signal.Signals
+) -> None:
+    waiting(root, [event(n) for n in range(50)], queue)
+    endpoint.on_request = lambda exchange: exchange.reply(204) if len(endpoint.requests) < 3 else exchange.hang()
+    with start(root, *deliver("--batch-size", 10)) as process:
+        wait_until(lambda: len(endpoint.requests) == 3, "the third batch is being sent")
+        process.send_signal(interruption)
+        stdout, stderr = process.communicate(timeout=10)
+    assert process.returncode == 128 + interruption
+    assert stdout == b"20 events delivered.\n"
+    assert b"Interrupted: 30 events left, and nothing is lost." in stderr
+    (found,) = survey(root)
+    assert found.holder is None
+    view = EventLog.view(found.directory)
+    assert (view.waiting, view.sent_at(21) is None, view.sent_at(30) is None, view.sent_at(31)) == (
+        30,
+        False,
+        False,
+        None,
+    )
+
+
+def test_ctrl_c_ends_a_pause(root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver) -> None:
+    waiting(root, [event(1)], queue)
+    endpoint.on_request = answer(429, headers={"Retry-After": "60"})
+    with start(root, *deliver()) as process:
+        wait_until(lambda: endpoint.requests, "the request came")
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert len(events_of(root, queue)) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "is empty"), (b"two words", "one word"), (b"caf\xe9", "one word"), (b"a\nb", "one word")],
+)
+def test_a_file_without_a_token(  # noqa: PLR0913, PLR0917 - fixtures
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, token: Path, deliver: Deliver, content: bytes, said: str
+) -> None:
+    waiting(root, [event(1)], queue)
+    token.write_bytes(content)
+    result = run(root, *deliver(), width=300)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert endpoint.requests == []
+    token.unlink()
+    assert "No such file" in run(root, *deliver()).stderr
+
+
+def test_a_token_from_stdin(root: Path, endpoint: IngestServer, queue: QueueIdentity) -> None:
+    waiting(root, [event(1)], queue)
+    result = run(root, "deliver", "--plugin-id", PLUGIN, "--token-file", "-", stdin="0ther\n")
+    assert result.exit_code == 0
+    assert endpoint.requests[0].headers["Authorization"] == "Bearer 0ther"
+    assert "0ther" not in result.output
+
+
+def test_a_wrong_call(root: Path, deliver: Deliver, token: Path) -> None:
+    SpoolDirectory(root)
+    for more in (["--insecure", "--ca-bundle", token], ["--dedupe-window", "soon"], ["--batch-size", 0]):
+        assert run(root, *deliver(*more)).exit_code == 2
+    assert "write 90s, 15m, 24h or 30d" in run(root, *deliver("--timeout", "1y")).stderr
