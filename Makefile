@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 GATEWAY ?= standin
 
 FUZZ_SECONDS ?= 600
+SOAK_SECONDS ?= 1800
 
-.PHONY: help test lint types check demo sandbox bench-host fuzz format clean
+.PHONY: help test lint types check demo sandbox bench-host bench-spool fuzz soak format clean
 
 help:
 	@echo "make test        lint, types and all tests"
@@ -15,7 +16,9 @@ help:
 	@echo "                 (make demo GATEWAY=kong: on the real Kong that is on the PATH)"
 	@echo "make sandbox     the same, kept running, to play with"
 	@echo "make fuzz        feed records, headers, queries and frames for FUZZ_SECONDS (600)"
+	@echo "make soak        faults of every kind for SOAK_SECONDS (1800), and whether an event is missing afterwards"
 	@echo "make bench-host  what the plugin server costs, next to kong-pdk's own"
+	@echo "make bench-spool events/s through queue, spool and delivery, bursts, starts (10 GB of disk)"
 
 test: lint types check
 
@@ -38,8 +41,14 @@ sandbox: $(VENV)/.sandbox
 bench-host: $(VENV)/.dev
 	$(BIN)/python bench/host.py
 
+bench-spool: $(VENV)/.dev
+	$(BIN)/python bench/spool.py
+
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+soak: $(VENV)/.dev
+	$(BIN)/python bench/soak.py --seconds $(SOAK_SECONDS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
