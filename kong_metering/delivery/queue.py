@@ -19,10 +19,12 @@ dropped and counted. The threads are daemons and harmless at the interpreter's e
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.delivery import policy
@@ -75,8 +77,10 @@ class EventQueue:
         self._changed = threading.Condition(self._lock)
         self._workers: list[threading.Thread] = []
         self._idle_workers = 0
+        self._pausing_workers = 0
         self._generation = 0
         self._closing = False
+        self._leaves_the_rest = False
         self._ended = False
         self._breaker = policy.Breaker()
 
@@ -88,12 +92,12 @@ class EventQueue:
     def put(self, event: bytes) -> None:
         """Take an event for delivery."""
         self._account.stats.accept()
-        if len(event) > self._backlog.largest:
-            self._backlog.refuse(event)
-            return
+        is_too_large = len(event) > self._backlog.largest
         with self._lock:
             ended = self._ended
-            if not ended and self._backlog.add(event, self._clock.monotonic()):
+            if not ended and is_too_large:
+                self._backlog.refuse(event)
+            elif not ended and self._backlog.add(event, self._clock.monotonic()):
                 self._wake_worker()
         if ended:
             self._account.drop(Dropped.PROCESS_ENDED, 1, "an event came after the end")
@@ -101,8 +105,10 @@ class EventQueue:
     def wake(self) -> None:
         """Look at the backlog: it has come to hold more, from elsewhere than `put`."""
         with self._changed:
-            if not self._ended:
-                self._wake_worker(is_due=True)
+            missing = min(self._backlog.ready - self._idle_workers, self._wanted_workers() - len(self._workers))
+            for _ in range(0 if self._ended else missing):
+                self._start_worker()
+            self._changed.notify_all()
 
     def reconfigure(self, settings: Queue, connect: Callable[[], Sender]) -> None:
         """Use other parameters and another connection from now on, for the events that wait too."""
@@ -132,12 +138,13 @@ class EventQueue:
 
     # -- waking, with the lock held -----------------------------------------------------------------------------------
 
-    def _wake_worker(self, *, is_due: bool = False) -> None:
+    def _wake_worker(self) -> None:
         ready = self._backlog.ready
         if ready > self._idle_workers and len(self._workers) < self._wanted_workers():
             self._start_worker()
-        elif is_due or ready == 1 or self._backlog.due_in(self._clock.monotonic()) == 0.0:
-            self._changed.notify()
+        elif ready == 1 or self._backlog.due_in(self._clock.monotonic()) == 0.0:
+            # Those that pause wait for the same condition, and may come first.
+            self._changed.notify(1 + self._pausing_workers)
 
     def _wanted_workers(self) -> int:
         return 1 if self._settings.concurrency_limit == 1 else UNLIMITED_WORKERS
@@ -174,7 +181,8 @@ class EventQueue:
         """Wait until a batch may leave; False when this worker is not needed any more."""
         with self._changed:
             while True:
-                if len(self._workers) > self._wanted_workers() or (self._closing and not self._backlog.ready):
+                is_done = self._closing and (self._leaves_the_rest or not self._backlog.ready)
+                if is_done or len(self._workers) > self._wanted_workers():
                     self._workers.remove(threading.current_thread())
                     return False
                 pause = self._backlog.due_in(self._clock.monotonic())
@@ -187,10 +195,10 @@ class EventQueue:
     def _deliver(self, batch: list[Entry], line: _Line) -> None:
         """Send a batch until each of its events is delivered or given up."""
         trial = _Trial(self._clock.monotonic())
-        parts = [_Part(batch, trial.answered_at)]
-        while parts:
-            part = parts.pop(0)
-            if self._sheds(part):
+        parts = [trial.part(batch, trial.answered_at)]
+        while parts and not self._leaves_the_rest:
+            part = trial.pick(parts, probes=self._probes)
+            if not trial.has_probed and self._sheds(part):
                 continue
             sending = self._backlog.begin_send(part.entries)
             part.entries = sending.entries
@@ -199,14 +207,16 @@ class EventQueue:
             outcome = self._send(sending, line)
             if isinstance(outcome, Delivered):
                 self._settle(part)
-                trial.answered(self._clock.monotonic(), delivered=True)
+                trial.delivers(parts, self._clock.monotonic())
             elif isinstance(outcome, Rejected):
                 self._note_that_it_works()
                 trial.answered(self._clock.monotonic())
                 bad, rest = policy.isolate(part.entries, outcome)
                 if bad:
                     self._backlog.reject(bad, f"{len(bad)} refused for themselves: {outcome.reason}")
-                parts[:0] = [_Part(entries, trial.answered_at) for entries in rest]
+                parts[:0] = part.cut(rest, trial.answered_at)
+            elif trial.is_probing and outcome.is_server_error:
+                trial.put_back(part, parts)
             elif self._is_last_try(part, trial) and self._gives_up(part, trial, outcome):
                 continue
             else:
@@ -218,6 +228,11 @@ class EventQueue:
         if isinstance(outcome, Rejected) or (isinstance(outcome, Failed) and not outcome.may_have_arrived):
             self._backlog.did_not_arrive(sending)
         return outcome
+
+    @property
+    def _probes(self) -> bool:
+        """Whether the oldest events may be tried besides those whose turn it is."""
+        return not self._closing and (self._backlog.keeps or not self._breaker.is_open)
 
     def _is_last_try(self, part: _Part, trial: _Trial) -> bool:
         trying_for = self._clock.monotonic() - max(part.tried_since, trial.answered_at)
@@ -234,7 +249,9 @@ class EventQueue:
         )
         pause = policy.retry_delay(self._settings, trial.failures, failed.retry_after)
         with self._changed:
+            self._pausing_workers += 1
             self._changed.wait_for(lambda: self._closing or self._generation != generation, pause)
+            self._pausing_workers -= 1
 
     def _line_up_again(self, part: _Part, parts: list[_Part], trial: _Trial, failed: Failed) -> None:
         """Decide in which order to go on after a failure, to find out whether one event makes the endpoint fail.
@@ -247,7 +264,7 @@ class EventQueue:
             suspects = sum(other.suspicions > 0 for other in parts) if not part.suspicions else 0
             parts.insert(len(parts) - suspects if failed.is_server_error else 0, part)
         elif len(part.entries) > 1:
-            parts[:0] = [_Part(entries, part.tried_since, among_others=True) for entries in policy.cut_up(part.entries)]
+            parts[:0] = part.cut(policy.cut_up(part.entries), part.tried_since, among_others=True)
         elif trial.suspects(part) >= policy.SUSPICIONS_TO_BLAME:
             message = f"an event fails whenever it is sent, others do not: {failed.reason}"
             self._backlog.reject(part.entries, message)
@@ -255,7 +272,7 @@ class EventQueue:
             parts.append(part)
         if 0 < len(parts) < policy.MAX_SUSPECTS and all(other.suspicions for other in parts):
             others = self._cut_waiting()
-            parts[:0] = [_Part(others, self._clock.monotonic(), among_others=True)] if others else []
+            parts[:0] = [trial.part(others, self._clock.monotonic(), among_others=True)] if others else []
 
     def _cut_waiting(self) -> list[Entry]:
         return self._backlog.take(policy.batch_size(self._settings)) if self._backlog.ready else []
@@ -268,11 +285,12 @@ class EventQueue:
                     break
                 if self._closing:
                     return False
-                generation = self._generation
+                self._pausing_workers += 1
                 self._changed.wait_for(
-                    lambda: self._closing or self._generation != generation,  # noqa: B023 - called within this turn
+                    lambda: self._closing or not self._breaker.is_open,
                     self._breaker.pause(self._settings, self._clock.monotonic()),
                 )
+                self._pausing_workers -= 1
             else:
                 return False
         self._lose(part.entries, Dropped.BREAKER_OPEN, "the circuit breaker is open, events are dropped")
@@ -286,6 +304,8 @@ class EventQueue:
     def _note_that_it_works(self) -> None:
         with self._changed:
             closed = self._breaker.succeeded()
+            if closed:
+                self._changed.notify_all()
         if closed:
             self._account.say("breaker closed", "the endpoint works again, the circuit breaker closed", logging.INFO)
 
@@ -311,6 +331,8 @@ class EventQueue:
     def _puts_off(self, trial: _Trial, failed: Failed) -> bool:
         """Leave a part where it waits: for the next process when this one ends, else for another `max_retry_time`."""
         if self._closing:
+            # What came later would go out before it; and the next process takes over all from the first one that is left.
+            self._leaves_the_rest = True
             return True
         trial.begin_again(self._clock.monotonic())
         message = f"max_retry_time is exceeded, {self.waiting} events are kept until it works again: {failed.reason}"
@@ -359,36 +381,78 @@ class _Line:
 class _Part:
     """Events that are sent together, a batch or what is left of it, and how they fared.
 
-    `tried_since` (monotonic) is when they were first sent; `among_others`, whether they came to be sent because of a
+    `place` is how many events of the trial come before them at least; `tried_since` (monotonic) is when they were first sent; `among_others`, whether they came to be sent because of a
     suspicion; `failures`, how often they failed since they were suspected themselves; `delivered_before`, how much else
     of the same trial had been delivered by then.
     """
 
     entries: list[Entry]
+    place: int
     tried_since: float
     among_others: bool = False
     failures: int = 0
     suspicions: int = 0
     delivered_before: int = -1
 
+    def cut(self, pieces: Sequence[list[Entry]], tried_since: float, *, among_others: bool = False) -> list[_Part]:
+        """Make parts of pieces of it, in order."""
+        places = itertools.accumulate((len(piece) for piece in pieces), initial=self.place)
+        return [_Part(piece, place, tried_since, among_others) for piece, place in zip(pieces, places, strict=False)]
+
 
 class _Trial:
-    """How a batch fares: when the endpoint last gave an answer, how often it has failed since, what was delivered."""
+    """How a batch fares: when the endpoint last gave an answer, how often it has failed since, what was delivered.
+
+    While nothing at all works nobody can tell whether it is for an event's sake. Then the oldest part is tried before
+    each of the others, so that it is not overtaken when it works again; the other one goes at once behind it, so that
+    it gets through if it is the oldest one that makes the endpoint fail.
+    """
 
     def __init__(self, now: float) -> None:
+        self.is_probing = False
+        self.has_probed = False
+        self._turn = 0
+        self._events = 0
         self.answered_at = now
         self.failures = 0
         self.delivered = 0
         self.gave_up = False
 
+    def part(self, entries: list[Entry], now: float, *, among_others: bool = False) -> _Part:
+        """Make a part of more events, those that come next."""
+        self._events += len(entries)
+        return _Part(entries, self._events - len(entries), now, among_others)
+
+    def pick(self, parts: list[_Part], *, probes: bool) -> _Part:
+        """Take out the part that is sent now: the one whose turn it is, or the oldest one before it."""
+        oldest = min(range(len(parts)), key=lambda turn: parts[turn].place)
+        self.has_probed = self.is_probing
+        self.is_probing = probes and self._nothing_works and oldest > 0 and not self.has_probed
+        self._turn = oldest if self.is_probing else 0
+        return parts.pop(self._turn)
+
+    def put_back(self, part: _Part, parts: list[_Part]) -> None:
+        """Leave the oldest part its turn, after a try in between."""
+        parts.insert(self._turn, part)
+
+    def delivers(self, parts: list[_Part], now: float) -> None:
+        """Note that a part was delivered, and line the others up in order if nothing had worked before."""
+        if self._nothing_works:
+            parts.sort(key=attrgetter("place"))
+        self.answered(now)
+        self.delivered += 1
+
+    @property
+    def _nothing_works(self) -> bool:
+        return self.failures > 0 and (self.delivered == 0 or self.failures >= policy.SUSPICIOUS_FAILURES)
+
     def begin_again(self, now: float) -> None:
         """Give the parts another while, after one that the breaker has counted."""
         self.answered_at, self.gave_up = now, False
 
-    def answered(self, now: float, *, delivered: bool = False) -> None:
+    def answered(self, now: float) -> None:
         """Note that the endpoint works."""
         self.answered_at, self.failures = now, 0
-        self.delivered += delivered
 
     def suspects(self, part: _Part) -> int:
         """Suspect a part that fails, and tell how often it was; once more only if others were delivered in between."""

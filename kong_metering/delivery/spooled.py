@@ -152,8 +152,11 @@ class SpooledBacklog:
         self._borrowed = 0
         self._arrivals: deque[tuple[int, float]] = deque()
         self._burials: deque[_Burial] = deque()
+        # Held while one of them is made; taken before all other locks.
+        self._burying = threading.Lock()
         self._is_waked = False
         self._is_failing = False
+        self._has_said_failing = False
         self._is_blocked = False
         self._is_over = False
         self._ended = False
@@ -161,6 +164,9 @@ class SpooledBacklog:
     def on_ready(self, callback: Callable[[], None]) -> None:
         """Have this called, on the spool's thread, when there is more to take."""
         self._on_ready = callback
+        # A log may have been adopted before anybody listened.
+        if self.ready:
+            callback()
 
     def reconfigure(self, settings: Queue) -> None:
         """Go by other parameters from now on."""
@@ -213,14 +219,16 @@ class SpooledBacklog:
     def work(self) -> None:
         """Write what is not written yet, events and dead letters; says so when the disk refuses."""
         self._commit()
-        self._bury_pending()
+        with self._burying:
+            self._bury_pending()
 
     def _commit(self) -> None:
         with self._disk:
             ready_before = self.ready
             with self._lock:
                 if self._ended or not self._unwritten.entries:
-                    self._is_waked = False
+                    # With nothing to try it on, the next event finds out whether the disk works again.
+                    self._is_waked = self._is_failing = False
                     return
                 entries = self._unwritten.take(len(self._unwritten.entries))
                 self._writing, self._is_waked = len(entries), False
@@ -257,7 +265,7 @@ class SpooledBacklog:
         with self._lock:
             self._unwritten.put_back(entries[len(entries) - self._writing :])
             self._writing = 0
-            self._is_failing = True
+            self._is_failing = self._has_said_failing = True
             trimmed = self._trim()
         words = cause_of(error) if not isinstance(error, SpoolError) else str(error)
         self._account.say("spool", f"EVENTS CANNOT BE WRITTEN TO DISK and wait in memory, for now: {words}")
@@ -265,8 +273,8 @@ class SpooledBacklog:
             self._account.drop(Dropped.QUEUE_FULL, trimmed, "the spool cannot be written, and memory is full")
 
     def _note_that_disk_works(self) -> None:
-        was_failing, self._is_failing = self._is_failing, False
-        if was_failing:
+        has_said, self._is_failing, self._has_said_failing = self._has_said_failing, False, False
+        if has_said:
             self._account.say("spool works", "events are written to disk again", logging.WARNING)
 
     # -- out ----------------------------------------------------------------------------------------------------------
@@ -287,6 +295,8 @@ class SpooledBacklog:
     def take(self, limit: int) -> list[Entry]:
         """Read the oldest events that were not read yet; those in memory when there are none, while the disk fails."""
         with self._disk:
+            if self._ended:
+                return []
             try:
                 for log in self._logs():
                     if log.unread and (entries := self._read(log, limit)):
@@ -317,9 +327,13 @@ class SpooledBacklog:
             if log is self._own:
                 while self._arrivals and self._arrivals[0][0] <= log.read_up_to:
                     self._arrivals.popleft()
+        self._look_after(log)
+        return entries
+
+    def _look_after(self, log: WaitingLog) -> None:
+        """Take note of what a look at the disk may have changed."""
         self._count_unread()
         self._note_damage(log.log.take_damage(), log.take_lost())
-        return entries
 
     def _count_unread(self) -> None:
         unread = sum(log.unread for log in self._logs())
@@ -394,7 +408,7 @@ class SpooledBacklog:
         self._spool.wake(self)
 
     def _bury_pending(self) -> None:
-        while self._burials:
+        while self._burials and not self._ended:
             burial = self._burials[0]
             try:
                 self._spool.keep_letters(self._letters(burial))
@@ -428,15 +442,12 @@ class SpooledBacklog:
     def adopt(self, held: HeldLog) -> bool:
         """Take over a log of another process; False when this queue has ended meanwhile."""
         log = WaitingLog(held)
-        if held.log.was_position_lost:
-            log.doubt_all()
         with self._disk:
             if self._ended:
                 return False
-            self._account.stats.adopt(log.unread)
+            self._account.stats.adopt(log.unread + log.take_lost())
             self._adopted.append(log)
-            self._count_unread()
-            self._note_damage(held.log.take_damage(), 0)
+            self._look_after(log)
         self._on_ready()
         return True
 
@@ -460,14 +471,19 @@ class SpooledBacklog:
     def oldest_ms(self, log: WaitingLog) -> int | None:
         """Tell when the oldest event of a log was accepted; None when nothing waits."""
         with self._disk:
-            oldest = None if self._ended else log.log.oldest()
+            if self._ended:
+                return None
+            oldest = log.log.oldest()
+            self._look_after(log)
         return oldest.time_ms if oldest else None
 
     def drop_segment(self, log: WaitingLog) -> None:
         """Drop the oldest segment of a log, for the sake of the disk's space."""
         with self._disk:
-            dropped = 0 if self._ended else log.drop_segment()
-            self._count_unread()
+            if self._ended:
+                return
+            dropped = log.drop_segment()
+            self._look_after(log)
         if dropped:
             message = f"{dropped} events, the oldest, were dropped: the spool is at --spool-max-bytes"
             self._account.drop(Dropped.SPOOL_BYTES_FULL, dropped, message)
@@ -475,8 +491,10 @@ class SpooledBacklog:
     def drop_older_than(self, log: WaitingLog, time_ms: int) -> None:
         """Drop the events of a log that were accepted before this time."""
         with self._disk:
-            dropped = 0 if self._ended else log.drop_older_than(time_ms)
-            self._count_unread()
+            if self._ended:
+                return
+            dropped = log.drop_older_than(time_ms)
+            self._look_after(log)
         if dropped:
             message = f"{dropped} events were dropped: they are older than --spool-max-age"
             self._account.drop(Dropped.SPOOL_AGE_EXCEEDED, dropped, message)
@@ -503,18 +521,35 @@ class SpooledBacklog:
 
     def end(self) -> None:
         """Leave what waits on disk; what is only in memory is dropped. The logs are `take_all`'s to close."""
-        self.work()
-        with self._disk, self._lock:
-            self._ended = True
-            in_memory = len(self._unwritten.entries) + self._borrowed
-            left = self._unread + self._taken
-            self._unwritten = _Unwritten()
-            self._unread = self._taken = self._borrowed = 0
+        self._commit()
+        with self._burying:
+            self._bury_pending()
+            with self._disk:
+                self._close_ranks()
+                left, in_memory = self._end()
         if left:
             self._account.stats.leave(left)
         if in_memory:
             message = f"{in_memory} events were only in memory when the process ended: the spool cannot be written"
             self._account.drop(Dropped.PROCESS_ENDED, in_memory, message)
+
+    def _end(self) -> tuple[int, int]:
+        """End; tell how many events are left, and how many were only in memory."""
+        with self._lock:
+            self._ended = True
+            in_memory = len(self._unwritten.entries) + self._borrowed
+            left = self._unread + self._taken
+            self._unwritten = _Unwritten()
+            self._unread = self._taken = self._borrowed = 0
+        return left, in_memory
+
+    def _close_ranks(self) -> None:
+        try:
+            for log in self._logs():
+                log.close_ranks()
+        except DISK_ERRORS as error:
+            # The price is paid by the next process: what overtook them is sent once more, with the same ids.
+            self._account.say("position", f"what is delivered cannot be written down: {cause_of(error)}")
 
     def take_all(self) -> list[HeldLog]:
         """Give all logs up, to be closed."""

@@ -6,7 +6,10 @@ are settled.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,8 +25,12 @@ class WaitingLog:
         self.held = held
         self.log = held.log
         self.read_up_to = held.log.done_up_to
-        self._unsettled: dict[int, None] = {}
+        self._unsettled: dict[int, StoredEvent] = {}
+        # How many there were to read; fewer without a reason are those that damage has cost.
+        self._expected = self.unread
         self._lost = 0
+        if held.log.was_position_lost:
+            self._doubt_all()
 
     @property
     def unread(self) -> int:
@@ -43,6 +50,7 @@ class WaitingLog:
     def append(self, events: Sequence[bytes], time_ms: int) -> None:
         """Write events behind the last one, all or none. Raises the system's `OSError`."""
         self.log.append(events, time_ms)
+        self._expected += len(events)
 
     def unsynced(self) -> Unsynced:
         """Tell what has to be synced to survive a power cut."""
@@ -50,17 +58,18 @@ class WaitingLog:
 
     def read(self, max_events: int, max_bytes: int) -> list[StoredEvent]:
         """Read on; none are given when nothing that is left can be read. Raises what `EventLog.read` raises."""
-        before = self.unread
         events = self.log.read(self.read_up_to, max_events, max_bytes)
         self.read_up_to = events[-1].sequence if events else self.last
-        self._unsettled.update((event.sequence, None) for event in events)
-        self._lost += before - len(events) - self.unread
+        self._unsettled.update((event.sequence, event) for event in events)
+        self._expected -= len(events)
+        self._count_lost()
         if not events:
             self._finish()
         return events
 
     def take_lost(self) -> int:
-        """Tell how many events turned out to be unreadable since the last call."""
+        """Tell how many events turned out to be unreadable since the last call, whoever came upon them."""
+        self._count_lost()
         lost, self._lost = self._lost, 0
         return lost
 
@@ -79,25 +88,54 @@ class WaitingLog:
         """Whether there is any event of which `was_sent_before` is true."""
         return any(mark.time_ms < time_ms for mark in self.log.marks)
 
-    def doubt_all(self) -> None:
+    def _doubt_all(self) -> None:
         """Take all events for sent when the first of them came: it is not known any more which ones were."""
         oldest = self.log.oldest()
         if oldest is not None:
             self.log.mark_ambiguous(self.log.done_up_to + 1, self.last, oldest.time_ms)
+            # The log has a position again by now, which would tell the next one that none was sent.
+            with contextlib.suppress(OSError):
+                self.log.save_position()
 
     def drop_segment(self) -> int:
         """Drop the oldest segment; tell how many events that were not read yet went with it."""
-        before = self.unread
+        self._count_lost()
         self.log.drop_oldest_segment()
         self.read_up_to = max(self.read_up_to, self.log.done_up_to)
-        return before - self.unread
+        return self._dropped()
 
     def drop_older_than(self, time_ms: int) -> int:
         """Drop the events that were not read yet and are older than this; tell how many. Raises what `read` raises."""
-        before = self.unread
-        self.read_up_to = max(self.read_up_to, self.log.last_older_than(self.read_up_to, time_ms))
+        last = self.log.last_older_than(self.read_up_to, time_ms)
+        self._count_lost()
+        self.read_up_to = max(self.read_up_to, last)
         self._finish()
-        return before - self.unread
+        return self._dropped()
+
+    def close_ranks(self) -> None:
+        """Write what is not settled once more, behind the last event, if others overtook it or it was dropped from disk.
+
+        What was done would come again with it, as all does that stands behind it. Raises the system's `OSError`.
+        """
+        first = next(iter(self._unsettled), self.read_up_to + 1)
+        if first > self.log.done_up_to and self.log.waiting - self.unread == len(self._unsettled):
+            return
+        for time_ms, run in groupby(list(self._unsettled.values()), attrgetter("time_ms")):
+            events = list(run)
+            sent_at = [self.log.sent_at(event.sequence) for event in events]
+            self.append([event.payload for event in events], time_ms)
+            for sequence, sent_ms in enumerate(sent_at, self.last + 1 - len(events)):
+                if sent_ms is not None:
+                    self.log.mark_ambiguous(sequence, sequence, sent_ms)
+            self.settle(event.sequence for event in events)
+
+    def _count_lost(self) -> None:
+        self._lost += self._expected - self.unread
+        self._expected = self.unread
+
+    def _dropped(self) -> int:
+        dropped, self._expected = self._expected - self.unread, self.unread
+        return dropped
 
     def _finish(self) -> None:
         first = next(iter(self._unsettled), None)

@@ -105,10 +105,22 @@ class Gateway(ABC):
         path = self.prefix / "logs" / "error.log"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
+    def configure(self, declarative: str) -> None:
+        """Replace the configuration while everything runs, by the Admin API; also for later starts and reloads."""
+        self._write_declarative(declarative)
+        text = self._declarative.read_text(encoding="utf-8")
+        with requests.Session() as session:
+            session.trust_env = False
+            answer = session.post(f"{self.admin_url}/config", json={"config": text}, timeout=_START_SECONDS)
+        if not answer.ok:
+            raise GatewayError(f"the gateway refused the configuration: {answer.status_code} {answer.text}")
+
     def plugin_server_pids(self) -> list[int]:
         """List the plugin server processes of this gateway, the oldest first."""
         processes = [process for process in Path("/proc").iterdir() if process.name.isdigit()]
-        return sorted(int(process.name) for process in processes if _serves(process, self.prefix))
+        serving = [process for process in processes if _serves(process, self.prefix)]
+        # Not by their ids, which begin again from the start now and then.
+        return [int(process.name) for process in sorted(serving, key=_started_at)]
 
     def kill_plugin_server(self) -> int:
         """Kill the plugin server with SIGKILL, and give the process id that it had."""
@@ -116,8 +128,10 @@ class Gateway(ABC):
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def start(self) -> None:
-        """Start, and return when the proxy answers and the plugin server can be reached."""
+    def start(self, declarative: str | None = None) -> None:
+        """Start, with another configuration if given; return when the proxy answers and the plugin server serves."""
+        if declarative is not None:
+            self._write_declarative(declarative)
         self._start()
         self.wait_until_ready()
 
@@ -286,6 +300,16 @@ def _accepts(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def _started_at(process: Path) -> int:
+    """Tell when a process started, in ticks since the system did; 0 for one that has ended."""
+    try:
+        stat = (process / "stat").read_bytes()
+    except OSError:
+        return 0
+    # Behind the program's name, which may have blanks and brackets in it: fields 3 and on; this one is the 22nd.
+    return int(stat.rpartition(b")")[2].split()[19])
 
 
 def _serves(process: Path, prefix: Path) -> bool:

@@ -53,6 +53,14 @@ class LuaError(Exception):
     """Something that raises in Kong: the phase ends there, in the access phase with a 500."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A plugin server's last answer in a phase: when it had been read (monotonic clock), and which process gave it."""
+
+    at: float
+    server_pid: int
+
+
 @dataclass
 class Target:
     """Where the request goes, and how; ai-proxy changes it."""
@@ -145,6 +153,8 @@ class Exchange:
     status: int = HTTPStatus.OK
     response_headers: Headers = field(default_factory=Headers)
     bytes_sent: int = 0
+    access_answers: dict[str, Answer] = field(default_factory=dict)
+    """Of the external plugins, those whose access phase was answered to its end."""
     ran: list[tuple[str, Table]] = field(default_factory=list)
     """The plugins that apply, with their configurations: their log phases run at the end."""
 

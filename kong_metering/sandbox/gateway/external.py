@@ -17,8 +17,9 @@ from .values import Table, Value, as_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .context import Exchange, Saved
+    from .context import Answer, Exchange, Saved
     from .errlog import ErrorLog
+    from .logphases import LogPhases
     from .pdk import Function
     from .settings import PluginServerSettings
 
@@ -75,9 +76,12 @@ def _plugin_info(info: Table, server: PluginServerSettings) -> PluginInfo:
 class ExternalPlugin:
     """One external plugin in one worker."""
 
-    def __init__(self, info: PluginInfo, log: ErrorLog, forget_everywhere: Callable[[str], None]) -> None:
+    def __init__(
+        self, info: PluginInfo, log: ErrorLog, log_phases: LogPhases, forget_everywhere: Callable[[str], None]
+    ) -> None:
         self.info = info
         self._log = log
+        self._log_phases = log_phases
         self._forget_everywhere = forget_everywhere
         self._server_pid: Value = None
         self._rpc = RpcClient(info.server.socket, log, self._notified)
@@ -91,14 +95,20 @@ class ExternalPlugin:
             PluginExit: the plugin answered the request.
 
         """
-        await self._handle(config, "access", pdk.access_functions(exchange, self._log, self.info.name, config))
+        functions = pdk.access_functions(exchange, self._log, self.info.name, config)
+        answer = await self._handle(config, "access", functions)
+        if answer is not None:
+            exchange.access_answers[self.info.name] = answer
 
     async def log(self, saved: Saved, config: Table) -> None:
         """Run the log phase; what raises there is logged and ends it."""
+        answer = None
         try:
-            await self._handle(config, "log", pdk.log_functions(saved, self._log, self.info.name, config))
+            answer = await self._handle(config, "log", pdk.log_functions(saved, self._log, self.info.name, config))
         except LuaError as error:
             self._log.write("error", f"lua entry thread aborted: runtime error: {error}, context: ngx.timer")
+        finally:
+            self._log_phases.note(self.info.name, saved, answer)
 
     def forget_instances(self) -> None:
         """Forget this worker's instances: the plugin server does not know them."""
@@ -108,29 +118,31 @@ class ExternalPlugin:
         """Close the idle connections to the plugin server."""
         self._rpc.close()
 
-    async def _handle(self, config: Table, phase: str, functions: Mapping[str, Function]) -> None:
+    async def _handle(self, config: Table, phase: str, functions: Mapping[str, Function]) -> Answer | None:
+        """Run a phase; give its last answer, None when the plugin server did not answer to the end."""
         while True:
             try:
                 instance = await self._instances.get_id(config)
-                await self._run_event(instance, phase, functions)
+                return await self._run_event(instance, phase, functions)
             except RpcError as error:
                 if "no plugin instance" not in str(error).lower():
                     self._log.error(f"mp_rpc.lua: {error}")
-                    return
+                    return None
                 self._log.kong("warn", f"mp_rpc.lua: {error}")
                 self._forget_everywhere(self.info.name)
-            else:
-                return
 
-    async def _run_event(self, instance: int, phase: str, functions: Mapping[str, Function]) -> None:
-        step = await self._rpc.call("plugin.HandleEvent", {"InstanceId": instance, "EventName": phase})
+    async def _run_event(self, instance: int, phase: str, functions: Mapping[str, Function]) -> Answer:
+        answered = await self._rpc.ask("plugin.HandleEvent", {"InstanceId": instance, "EventName": phase})
+        step = answered.result
         event = None if step is None else _member(step, b"EventId")
         while step is not None and _member(step, b"Data") != _DONE:
             data = _member(step, b"Data")
             name = as_text(_member(data, b"Method") or b"")
             result = pdk.call(functions, self._log, name, _member(data, b"Args"))
             argument = {"EventId": event} if result is None else {"EventId": event, "Data": result}
-            step = await self._rpc.call(pdk.step_method(name), argument)
+            answered = await self._rpc.ask(pdk.step_method(name), argument)
+            step = answered.result
+        return answered.answer
 
     def _notified(self, label: str, argument: Value) -> None:
         if label != "serverPid":

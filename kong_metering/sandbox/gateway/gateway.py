@@ -20,6 +20,7 @@ from .declarative import DeclarativeError
 from .entities import Store
 from .external import ExternalPlugin, PluginInfo, query_plugin
 from .iterator import PluginsIterator, plugin_config
+from .logphases import LogPhaseFile, NoLogPhases
 from .outbound import Upstreams
 from .pipeline import Background, Machinery, Pipeline, Site, Worker
 from .plugins.ai_proxy import AiProxy
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .errlog import ErrorLog
+    from .logphases import LogPhases
     from .values import Table
 
 _DB_LESS_WORKSPACE = "0dc6f45b-8f8d-40d2-a504-473544ee190b"
@@ -87,6 +89,8 @@ class Gateway:
         }
         self._machinery = Machinery(bundled, Upstreams(), Background(), log)
         self._generation = Generation(load_settings(), {}, Store({}))
+        path = self._generation.settings.log_phases
+        self._log_phases: LogPhases = LogPhaseFile(path) if path else NoLogPhases()
         self._workspace = _DB_LESS_WORKSPACE if self.db_less else str(uuid.uuid4())
         self._listeners: list[socket.socket] = []
         self._proxy: ProxyServer | None = None
@@ -251,7 +255,7 @@ class Gateway:
         empty = PluginsIterator([], dict, {}, self._next_sequence)
         for _ in range(generation.settings.workers):
             externals = {
-                name: ExternalPlugin(info, self._log, lambda name: _forget(generation, name))
+                name: ExternalPlugin(info, self._log, self._log_phases, lambda name: _forget(generation, name))
                 for name, info in generation.infos.items()
             }
             generation.workers.append(Worker(externals, empty))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket as socket_module
+import struct
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgpack
 
-from .context import LuaError
+from .context import Answer, LuaError
 from .values import Value, as_text, to_wire
 
 if TYPE_CHECKING:
@@ -20,6 +24,15 @@ if TYPE_CHECKING:
 _REQUEST, _RESPONSE, _NOTIFICATION = 0, 1, 2
 _TIMEOUT = 60.0  # seconds, nginx's default for connecting, sending and reading
 _READ_SIZE = 65536
+_PEER = struct.Struct("3i")  # process, user and group of who listens at the other end
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The result of a call, and which process gave it when."""
+
+    result: Value
+    answer: Answer
 
 
 class RpcError(Exception):
@@ -37,7 +50,11 @@ class RpcClient:
         self._idle: list[_Connection] = []
 
     async def call(self, method: str, argument: Value) -> Value:
-        """Send a request and return its result; strings in it are bytes.
+        """Send a request and return its result; strings in it are bytes. Raises what `ask` raises."""
+        return (await self.ask(method, argument)).result
+
+    async def ask(self, method: str, argument: Value) -> Answered:
+        """Do what `call` does, and tell who answered when.
 
         Raises:
             RpcError: see there.
@@ -56,7 +73,7 @@ class RpcClient:
             connection.close()
             raise
         self._idle.append(connection)
-        return _result(answer, message_id)
+        return Answered(_result(answer, message_id), Answer(connection.received_at, connection.server_pid))
 
     async def _connection(self) -> _Connection:
         while self._idle:
@@ -105,6 +122,8 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._unpacker = msgpack.Unpacker(raw=True, strict_map_key=False, max_buffer_size=0)
+        self.server_pid = _listener(writer)
+        self.received_at = 0.0
 
     @property
     def usable(self) -> bool:
@@ -123,7 +142,15 @@ class _Connection:
                 data = await self._reader.read(_READ_SIZE)
                 if not data:
                     raise EOFError from None
+                self.received_at = time.monotonic()
                 self._unpacker.feed(data)
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _listener(writer: asyncio.StreamWriter) -> int:
+    """Tell the process that listens at the other end of a connection."""
+    peer = writer.get_extra_info("socket").getsockopt(socket_module.SOL_SOCKET, socket_module.SO_PEERCRED, _PEER.size)
+    pid: int = _PEER.unpack(peer)[0]
+    return pid

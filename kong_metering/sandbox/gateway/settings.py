@@ -55,6 +55,8 @@ class Settings:
     header_limits: HeaderLimits = field(default_factory=HeaderLimits)
     reload_linger: float = 9.5
     """Seconds that the old plugin server lives on after a reload (`standin_reload_linger`)."""
+    log_phases: Path | None = None
+    """Where to note what became of each log phase (`standin_log_phases`)."""
 
     @property
     def db_less(self) -> bool:
@@ -107,6 +109,7 @@ def _settings(values: Mapping[str, str], prefix: Path) -> Settings:
         ),
         header_limits=_header_limits(values),
         reload_linger=float(values.get("standin_reload_linger", "9.5")),
+        log_phases=Path(values["standin_log_phases"]) if "standin_log_phases" in values else None,
     )
 
 

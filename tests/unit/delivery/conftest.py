@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kong_metering.config import Queue
 from kong_metering.log import LOGGER
-from tests.unit.delivery.fakes import Decide, FakeEndpoint, LogLines, Rig, take_all
+from tests.unit.delivery.fakes import (
+    Decide,
+    FakeEndpoint,
+    LogLines,
+    Process,
+    Rig,
+    SteeredClock,
+    on_disk,
+    take_all,
+)
 
 if TYPE_CHECKING:
     from tests.support.clock import FakeClock
 
 RigMaker = Callable[..., Rig]
+ProcessMaker = Callable[..., Process]
 
 
 @pytest.fixture
@@ -50,3 +61,47 @@ def rig(clock: FakeClock, log: LogLines) -> Iterator[RigMaker]:
             assert not worker.is_alive()
         assert all(sender.closed for sender in each.endpoint.senders)
     assert log.with_text("delivery failed") == []
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def steered() -> SteeredClock:
+    return SteeredClock()
+
+
+@pytest.fixture
+def process(
+    root: Path, log: LogLines, steered: SteeredClock, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ProcessMaker]:
+    """Make processes; at the end of the test each one is closed, adds up, and what it left is on disk."""
+    monkeypatch.setattr("kong_metering.delivery.spooler._HOUSEKEEPING_SECONDS", 0.02)
+    made: list[Process] = []
+    at_start: dict[Path, int] = {}
+
+    def make(directory: Path = root, clock: SteeredClock = steered, **options: object) -> Process:
+        if directory not in at_start:
+            at_start[directory] = len(on_disk(directory))
+        made.append(Process(directory, clock, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        for it in each.queues:
+            it.endpoint.let_go()
+        workers = [worker for it in each.queues for worker in it.queue._workers]
+        assert each.close().waiting == 0, each.account()
+        assert sum(it.queue.waiting for it in each.queues) == 0
+        for thread in (*workers, *each.spooler._threads):
+            thread.join(5)
+            assert not thread.is_alive()
+        assert each.account().waiting == 0
+    for directory, before in at_start.items():
+        accounts = [each.account() for each in made if each.root == directory]
+        left = sum(account.left - account.adopted for account in accounts)
+        assert before + left == len(on_disk(directory)), accounts
+    assert log.with_text("delivery failed") == []
+    assert [line for line in log.lines if "the spool: " in line[1]] == []

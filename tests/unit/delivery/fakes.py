@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kong_metering.config import Queue
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.ingest import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.queue import EventQueue
+from kong_metering.delivery.spooler import Spooler, SpoolOptions
 from kong_metering.log import LOGGER, TroubleLog
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
+from kong_metering.spool.directory import survey
+from kong_metering.spool.identity import QueueIdentity
+from kong_metering.spool.log import EventLog
 from kong_metering.stats import Snapshot, Stats
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from kong_metering.config import Queue
+    from kong_metering.delivery.spooled import SpooledBacklog
     from tests.support.clock import FakeClock
 
 _PATIENCE_SECONDS = 20.0
@@ -28,6 +37,9 @@ Decide = Callable[[list[bytes]], Outcome]
 DOWN = Failed("https://ingest.test answered 503: down", "503", is_server_error=True)
 UNREACHABLE = Failed("no answer from https://ingest.test: ConnectionError: refused", "ConnectionError")
 UNAUTHORIZED = Failed("https://ingest.test answered 401: who are you?", "401", is_misconfigured=True)
+# These surely did not bring the events there.
+REFUSED = Failed("https://ingest.test: ConnectionRefusedError", "ConnectionRefusedError", may_have_arrived=False)
+BUSY = Failed("https://ingest.test answered 429: slow down", "429", may_have_arrived=False)
 
 
 def take_all(_: list[bytes]) -> Outcome:
@@ -234,3 +246,145 @@ class Rig:
 
     def workers(self) -> list[threading.Thread]:
         return list(self.queue._workers)
+
+
+class SteeredClock:
+    """The machine's clocks, which a test can move: both together, or the wall's alone."""
+
+    def __init__(self) -> None:
+        self._passed = 0.0
+        self._wall_set_by = 0.0
+
+    def advance(self, seconds: float) -> None:
+        self._passed += seconds
+
+    def set_wall_by(self, seconds: float) -> None:
+        self._wall_set_by += seconds
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._passed
+
+    def wall(self) -> float:
+        return time.time() + self._passed + self._wall_set_by
+
+
+class SteeredCondition(threading.Condition):
+    """A queue's condition whose waits end by a clock that a test moves, once it notifies."""
+
+    def __init__(self, lock: Any, clock: SteeredClock) -> None:
+        super().__init__(lock)
+        self._clock = clock
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+        assert timeout is not None
+        until = self._clock.monotonic() + timeout
+        while not predicate() and (left := until - self._clock.monotonic()) > 0:
+            super().wait(left)
+        return predicate()
+
+
+IDENTITY = QueueIdentity("11111111-one", "metering", "https://ingest.test/events")
+# A test does not wait for an outage.
+IMPATIENT = {"initial_retry_delay": 0.001, "max_retry_delay": 0.005, "max_retry_time": 0.01}
+
+
+class Process:
+    """A process with a spool: real files, real threads; its queues deliver to fake endpoints."""
+
+    def __init__(self, root: Path, clock: SteeredClock, **options: Any) -> None:
+        self.root = root
+        self.clock = clock
+        self.stats = Stats()
+        self.troubles = TroubleLog(clock, logger=LOGGER)
+        self.spooler = Spooler(SpoolOptions(root, **options), clock=clock, stats=self.stats, troubles=self.troubles)
+        self.queues: list[SpooledQueue] = []
+        self.is_closed = False
+        self.spooler.start()
+
+    def open(
+        self, endpoint: FakeEndpoint | None = None, identity: QueueIdentity = IDENTITY, **settings: Any
+    ) -> SpooledQueue:
+        self.queues.append(SpooledQueue(self, endpoint or FakeEndpoint(), identity, settings))
+        return self.queues[-1]
+
+    def account(self) -> Snapshot:
+        return self.stats.snapshot()
+
+    def settle(self) -> Snapshot:
+        """Wait until each event is delivered, dropped or a dead letter, and give the account."""
+        wait_until(lambda: self.account().waiting == 0, f"each event has left: {self.account()}")
+        assert sum(it.queue.waiting for it in self.queues) == 0
+        return self.account()
+
+    def close(self, seconds: float = 0.0) -> Snapshot:
+        if not self.is_closed:
+            self.is_closed = True
+            for it in self.queues:
+                it.queue.begin_close()
+            for it in self.queues:
+                it.close(seconds)
+            self.spooler.close()
+        return self.account()
+
+
+class SpooledQueue:
+    """A queue of such a process, in front of a fake endpoint."""
+
+    def __init__(
+        self, process: Process, endpoint: FakeEndpoint, identity: QueueIdentity, settings: dict[str, Any]
+    ) -> None:
+        self.process = process
+        self.endpoint = endpoint
+        self.settings = Queue.model_validate({"max_coalescing_delay": 0, **IMPATIENT, **settings})
+        account = QueueAccount(identity.name, process.stats, process.troubles)
+        self.backlog: SpooledBacklog = process.spooler.backlog(identity, self.settings, account)
+        self.queue = EventQueue(self.settings, endpoint.connect, self.backlog, clock=process.clock, account=account)
+        self.queue._changed = SteeredCondition(self.queue._lock, process.clock)
+        self.backlog.on_ready(self.queue.wake)
+        self.is_closed = False
+
+    def put(self, *events: bytes) -> None:
+        for event in events:
+            self.queue.put(event)
+
+    def put_on_disk(self, *events: bytes) -> None:
+        """Put them together, and wait until they are on disk."""
+        self.put(*events)
+        wait_until(lambda: not self.backlog._unwritten.entries and not self.backlog._writing, "they are on disk")
+
+    def reconfigure(self, name: str = "newer", **changes: Any) -> None:
+        self.settings = self.settings.model_copy(update=changes)
+        self.queue.reconfigure(self.settings, lambda: self.endpoint.connect(name))
+
+    def let_pass(self, seconds: float) -> None:
+        """Move the clock, and have those look at it who wait for it to move."""
+        self.process.clock.advance(seconds)
+        with self.queue._changed:
+            self.queue._changed.notify_all()
+
+    def close(self, seconds: float = 0.0) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            self.queue.close(self.process.clock.monotonic() + seconds)
+            self.process.spooler.release(self.backlog)
+
+
+def on_disk(root: Path) -> list[bytes]:
+    """Give the events that wait on disk, those of all queues, whoever holds them."""
+    found: list[bytes] = []
+    for each in survey(root) if root.is_dir() else []:
+        log = EventLog.view(each.directory)
+        found += [event.payload for event in log.read(log.done_up_to, log.waiting, 1 << 40)]
+        log.close()
+    return found
+
+
+def letters(root: Path) -> list[StoredLetter]:
+    return list(DeadLetters(root / DEAD_LETTERS).letters())
+
+
+def crashed(root: Path) -> Path:
+    """Give a copy of a spool that is in use: what is left of it when all of its processes die at this moment."""
+    copy = root.with_name(f"{root.name}-crashed")
+    shutil.copytree(root, copy)
+    return copy
