@@ -288,9 +288,11 @@ class _Envelope:
             "data": data,
         }
         try:
-            return orjson.dumps(event)
+            written = orjson.dumps(event)
         except TypeError:  # somewhere a string has bytes that are not UTF-8
-            return orjson.dumps(_readable_throughout(event))
+            written = orjson.dumps(_readable_throughout(event))
+        # What orjson gives holds 8 KB of memory, however short it is; the event may wait for long.
+        return bytes(memoryview(written))
 
 
 def _readable_throughout(value: Any) -> Any:

@@ -7,15 +7,21 @@ are settled.
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from kong_metering.spool.format import StoredEvent
+
 if TYPE_CHECKING:
     from kong_metering.spool.directory import HeldLog
-    from kong_metering.spool.format import StoredEvent
     from kong_metering.spool.unsynced import Unsynced
+
+# What is kept in memory of events that wait on disk, at most: as much as Kong's queue keeps by default.
+_RECENT_EVENTS = 10_000
+_RECENT_BYTES = 8 * 1024 * 1024
 
 
 class WaitingLog:
@@ -29,6 +35,9 @@ class WaitingLog:
         # How many there were to read; fewer without a reason are those that damage has cost.
         self._expected = self.unread
         self._lost = 0
+        # The events that were not read yet, while they are few and written by this process: no need to read them back.
+        self._recent: deque[StoredEvent] = deque()
+        self._recent_bytes = 0
         if held.log.was_position_lost:
             self._doubt_all()
 
@@ -49,8 +58,14 @@ class WaitingLog:
 
     def append(self, events: Sequence[bytes], time_ms: int) -> None:
         """Write events behind the last one, all or none. Raises the system's `OSError`."""
-        self.log.append(events, time_ms)
+        is_all_recent = self.unread == len(self._recent)
+        numbers = self.log.append(events, time_ms)
         self._expected += len(events)
+        if is_all_recent and len(self._recent) + len(events) <= _RECENT_EVENTS:
+            self._recent_bytes += sum(map(len, events))
+            self._recent.extend(map(StoredEvent, numbers, repeat(time_ms), events))
+        if not is_all_recent or self._recent_bytes > _RECENT_BYTES or len(self._recent) < self.unread:
+            self._forget_recent()
 
     def unsynced(self) -> Unsynced:
         """Tell what has to be synced to survive a power cut."""
@@ -58,7 +73,7 @@ class WaitingLog:
 
     def read(self, max_events: int, max_bytes: int) -> list[StoredEvent]:
         """Read on; none are given when nothing that is left can be read. Raises what `EventLog.read` raises."""
-        events = self.log.read(self.read_up_to, max_events, max_bytes)
+        events = self._recall(max_events, max_bytes) or self.log.read(self.read_up_to, max_events, max_bytes)
         self.read_up_to = events[-1].sequence if events else self.last
         self._unsettled.update((event.sequence, event) for event in events)
         self._expected -= len(events)
@@ -66,6 +81,19 @@ class WaitingLog:
         if not events:
             self._finish()
         return events
+
+    def _recall(self, max_events: int, max_bytes: int) -> list[StoredEvent]:
+        """Give the next events from memory, none if they are not there."""
+        if not self._recent or self._recent[0].sequence != self.read_up_to + 1 or self._recent_bytes > max_bytes:
+            self._forget_recent()
+            return []
+        events = [self._recent.popleft() for _ in range(min(max_events, len(self._recent)))]
+        self._recent_bytes -= sum(len(event.payload) for event in events)
+        return events
+
+    def _forget_recent(self) -> None:
+        self._recent.clear()
+        self._recent_bytes = 0
 
     def take_lost(self) -> int:
         """Tell how many events turned out to be unreadable since the last call, whoever came upon them."""
@@ -113,9 +141,9 @@ class WaitingLog:
         return self._dropped()
 
     def close_ranks(self) -> None:
-        """Write what is not settled once more, behind the last event, if others overtook it or it was dropped from disk.
+        """Write what is not settled once more, behind the last event, if others overtook it or it is gone from disk.
 
-        What was done would come again with it, as all does that stands behind it. Raises the system's `OSError`.
+        Those others would come again with it, as all does that stands behind it. Raises the system's `OSError`.
         """
         first = next(iter(self._unsettled), self.read_up_to + 1)
         if first > self.log.done_up_to and self.log.waiting - self.unread == len(self._unsettled):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 import uuid
 from typing import Any
 
@@ -582,3 +583,16 @@ def test_any_subject_that_is_not_blank_gives_a_valid_event(raw: bytes) -> None:
 def test_the_data_never_hold_nothing(record: dict[str, Any]) -> None:
     assert None not in api_request_data(record).values()
     assert "" not in api_request_data(record).values()
+
+
+def test_an_event_that_waits_takes_hardly_more_memory_than_its_bytes() -> None:
+    made, record = meter(), parse_record(json.dumps(log_record()))
+    tracemalloc.start()
+    try:
+        waiting = [made.events(FinishedRequest(record, ACME)) for _ in range(100)]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    size = sum(len(event) for events in waiting if not isinstance(events, Skipped) for event in events)
+    assert size > 100 * 300
+    assert taken < 2 * size
