@@ -586,7 +586,7 @@ def test_the_data_never_hold_nothing(record: dict[str, Any]) -> None:
 
 
 def test_an_event_that_waits_takes_hardly_more_memory_than_its_bytes() -> None:
-    made, record = meter(), parse_record(json.dumps(log_record()))
+    made, record = meter(), log_record()
     tracemalloc.start()
     try:
         waiting = [made.events(FinishedRequest(record, ACME)) for _ in range(100)]
