@@ -1,0 +1,30 @@
+"""A soak of 60 s, as `make soak` runs it for longer."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from soak_schedule import Kind
+
+SOAK = Path(__file__).parents[2] / "bench" / "soak.py"
+
+
+@pytest.mark.timeout(300)
+def test_nothing_is_lost_in_a_minute_of_faults() -> None:
+    done = subprocess.run(
+        [sys.executable, str(SOAK), "--seconds", "60", "--seed", "4"], capture_output=True, text=True, check=False
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "It all adds up: nothing is lost." in done.stdout, said
+    assert all(kind.value in done.stdout for kind in Kind), said
+    rows = re.findall(r"^ (.*?)  +([\d,]+) *$", done.stdout, re.MULTILINE)
+    counted = {name.strip(): int(count.replace(",", "")) for name, count in rows}
+    # Every request with a subject was either metered or met a plugin server that was not there.
+    assert counted["of them for a request that is billed"] > 6000, said
+    assert counted["unique events collected"] > 6000, said
+    assert counted["lost"] == 0
