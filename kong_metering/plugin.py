@@ -10,7 +10,6 @@ It runs under kong-pdk's server; in this package's own host it runs in steps (`s
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
 from kong_metering.log import LOGGER, cause_of, printable
 from kong_metering.record import Record, parse_record
-from kong_metering.request import FinishedRequest
+from kong_metering.request import NO_HEADERS, FinishedRequest
 from kong_metering.runtime import Runtime, default_runtime
 from kong_metering.schema import PRIORITY, config_fields
 from kong_metering.stats import Skipped
@@ -79,8 +78,7 @@ class Plugin:
             return
         try:
             captured = yield from capture_headers(self._headers)
-            if captured:
-                yield call("kong.ctx.shared.set", SHARED_KEY, captured)
+            yield call("kong.ctx.shared.set", SHARED_KEY, captured or NO_HEADERS)
         except Exception as error:  # noqa: BLE001 - metering fails open
             self._report("access", error)
 
@@ -100,12 +98,11 @@ class Plugin:
     def _meter_request(self) -> Steps[None]:
         if self._meter is None or not self._meter.meters_anything:
             return
-        captured, serving_since = None, self._runtime.serving_since_ms
+        captured = None
         if self._headers:
             try:
                 captured = yield _GET_CAPTURED
             except PDKException as error:  # the record's headers have to do
-                serving_since = math.inf
                 self._report("access", error)
         try:
             record = parse_record((yield _SERIALIZE))
@@ -113,7 +110,7 @@ class Plugin:
             record = None
         if record is None:
             record = yield from self._piecewise_record()
-        events = self._meter.events(FinishedRequest(record, captured, serving_since))
+        events = self._meter.events(FinishedRequest(record, captured))
         if isinstance(events, Skipped):
             self._runtime.stats.skip(events)
             return

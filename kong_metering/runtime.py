@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kong_metering.clock import Clock, SystemClock
 from kong_metering.delivery.registry import Delivery
@@ -17,14 +17,13 @@ _EXIT_FLUSH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Runtime:
-    """Clock, account, logs of troubles and delivery of one process; `serving_since_ms` is a wall clock time."""
+    """Clock, account, logs of troubles and delivery of one process."""
 
     clock: Clock
     stats: Stats
     troubles: TroubleLog
     delivery: Delivery
     relay: Relay
-    serving_since_ms: float = field(default=0)
 
 
 def make_runtime(
@@ -45,7 +44,7 @@ def make_runtime(
         spooler = Spooler(spool, clock=clock, stats=stats, troubles=troubles)
         spooler.start()
     delivery = Delivery(clock=clock, stats=stats, troubles=troubles, ca_bundle=ca_bundle, spooler=spooler)
-    return Runtime(clock, stats, troubles, delivery, relay, serving_since_ms=clock.wall() * 1000)
+    return Runtime(clock, stats, troubles, delivery, relay)
 
 
 @functools.cache

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from kong_metering.config import parse_config
 from kong_metering.events import Meter
 from kong_metering.record import _parsed_leniently, parse_record, text
-from kong_metering.request import FinishedRequest
+from kong_metering.request import NO_HEADERS, FinishedRequest
 from kong_metering.stats import Skipped
 from tests.fuzz.cases import Case, Target
 from tests.fuzz.invariants import check_events
 from tests.fuzz.strategies import TENANT, TEXTS, configs, json_values, scalars, texts, whole_config
 from tests.fuzz.variation import varied_json, varied_text
 from tests.support.clock import FakeClock
-from tests.support.records import STARTED_AT, answered_early, log_record, recorded, recorded_scenarios
+from tests.support.records import answered_early, log_record, recorded, recorded_scenarios
 
 _AI = {"meta": {"plugin_id": "5d3a", "provider_name": "openai", "request_model": "gpt-4o", "response_model": "gpt-4o"}}
 _USAGE = {"usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}, "cache": {"cache_status": "Hit"}}
@@ -78,6 +78,7 @@ def _damaged_texts(draw: st.DrawFn) -> str:
 _captured = st.one_of(
     st.just({TENANT: "acme", "X_Tenant_ID": "acme", "x-plan": "gold"}),
     st.none(),
+    st.just(NO_HEADERS),
     st.dictionaries(st.sampled_from([TENANT, "X_Tenant_ID", "x-plan"]), texts, max_size=3),
     st.dictionaries(texts, json_values(3), max_size=3),
     json_values(3),
@@ -87,7 +88,6 @@ _cases = st.fixed_dictionaries(
         "config": configs,
         "record": changed_records() | _damaged_texts() | json_values().map(json.dumps),
         "captured": _captured,
-        "serving_since": st.sampled_from([0, STARTED_AT, STARTED_AT + 1]),
     }
 )
 
@@ -96,9 +96,7 @@ def check(case: Case) -> None:
     """Give the events of a record, read in both ways, and check that they are in order and the same."""
     meter = Meter(parse_config(whole_config(case["config"])), FakeClock())
     record, whole = parse_record(case["record"]) or {}, _parsed_leniently(case["record"]) or {}
-    events, again = (
-        meter.events(FinishedRequest(read, case["captured"], case["serving_since"])) for read in (record, whole)
-    )
+    events, again = (meter.events(FinishedRequest(read, case["captured"])) for read in (record, whole))
     if isinstance(events, Skipped) or isinstance(again, Skipped):
         assert events is again
         return

@@ -12,6 +12,7 @@ import pytest
 
 from kong_metering.log import LOGGER, Relay
 from kong_metering.plugin import SHARED_KEY, Plugin
+from kong_metering.request import NO_HEADERS
 from kong_metering.runtime import Runtime, make_runtime
 from tests.support.openmeter import valid_event
 from tests.support.pdk import FakeKong
@@ -190,9 +191,13 @@ def test_attributes_in_headers_are_read_with_the_subject(gateway: Gateway) -> No
     assert gateway.events[0]["data"]["department"] == "engineering"
 
 
-def test_without_the_header_all_headers_are_looked_through_once_and_nothing_is_kept(gateway: Gateway) -> None:
+def test_without_the_header_all_headers_are_looked_through_once_and_its_absence_is_kept(gateway: Gateway) -> None:
     access, log = run(gateway.plugin(), gateway.request(("accept", "*/*")))
-    assert access == [("kong.request.get_header", TENANT), ("kong.request.get_headers", 1000)]
+    assert access == [
+        ("kong.request.get_header", TENANT),
+        ("kong.request.get_headers", 1000),
+        ("kong.ctx.shared.set", SHARED_KEY, NO_HEADERS),
+    ]
     assert log == [GET_SHARED, SERIALIZE]
     assert gateway.events == []
     assert gateway.skipped == {"no_subject": 1}
@@ -338,7 +343,7 @@ def test_anything_may_stand_in_the_shared_context(gateway: Gateway, shared: obje
 def test_anything_may_stand_in_the_headers(gateway: Gateway, headers: object) -> None:
     kong = gateway.request(answers={"kong.request.get_header": None, "kong.request.get_headers": headers})
     run(gateway.plugin(), kong)
-    assert kong.shared == {}
+    assert kong.shared == {SHARED_KEY: NO_HEADERS}
     assert gateway.skipped == {"no_subject": 1}
 
 
