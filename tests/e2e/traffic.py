@@ -63,7 +63,8 @@ class Answered:
 class Load:
     """Numbered requests from several clients at once, each on a connection of its own, while the context lasts.
 
-    Request N goes to `PATH/N`, to one path after the other, from `first` on. A number is used once, whatever comes of it.
+    Request N goes to `PATH/N`, to one path after the other; they are numbered from `first` on. A number is used once,
+    whatever comes of it.
     """
 
     def __init__(self, port: int, *paths: str, first: int = 0, clients: int = 4) -> None:
