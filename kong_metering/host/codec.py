@@ -38,6 +38,11 @@ class FrameReader:
         self._fed = 0
         self._read = 0
 
+    @property
+    def is_amid_frame(self) -> bool:
+        """Whether a frame has begun that is not whole yet."""
+        return self._unpacker is not None
+
     def feed(self, data: bytes) -> Iterable[Request]:
         """Take bytes and give the requests that they complete.
 

@@ -141,6 +141,11 @@ class Dispatcher:
             raise RPCError(f"RPC method {printable(method)} is not supported")
         return function(argument)
 
+    @property
+    def events_under_way(self) -> int:
+        """How many phases wait for what Kong will send."""
+        return len(self._events)
+
     def sweep(self) -> None:
         """Forget what Kong has forgotten; to be called every few seconds."""
         now = self._clock.monotonic()
@@ -175,7 +180,7 @@ class Dispatcher:
         phases = {phase: self._phase_of(plugin, phase) for phase in self._plugin.phases}
         self._instances[instance_id] = _Instance(plugin, phases, self._clock.wall(), now)
         self._times.last_start = self._clock.wall()
-        LOGGER.info("instance %d started", instance_id)
+        LOGGER.debug("instance %d started", instance_id)
         # The configuration is not given back: it holds the token, and Kong does not read it.
         return {"Name": name, "Id": instance_id, "Config": {}, "StartTime": int(self._times.last_start)}
 
@@ -187,7 +192,7 @@ class Dispatcher:
         self._instance(instance_id)
         self._close(instance_id)
         self._times.last_close = self._clock.wall()
-        LOGGER.info("instance %d closed", instance_id)
+        LOGGER.debug("instance %d closed", instance_id)
         return {"Name": self._plugin.name, "Id": instance_id, "Config": {}}
 
     def _close(self, instance_id: int) -> None:

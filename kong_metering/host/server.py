@@ -4,8 +4,9 @@ Contract: `serve` blocks until SIGTERM, SIGINT or the parent's death, then stops
 arrived, and returns; what happens to queues afterwards is the caller's part. Bytes that are not the protocol cost the
 sender its connection and nobody else anything.
 
-The socket is made under a temporary name with mode 0600 and renamed into place, so that at a reload, when the old
-process still serves the same path, there is no moment without a socket, and no other user can ever connect.
+At a reload, the process that serves the path hands its sockets over to the next one (`handover.py`), and has none until
+Kong ends it. Where there is nobody to take them from, the socket is made under a temporary name with mode 0600 and
+renamed into place, so that there is no moment without a socket, and no other user can ever connect.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 import uvloop
 
 from kong_metering.errors import StartupError
+from kong_metering.host import handover
 from kong_metering.host.codec import AnswerWriter, FrameReader, ProtocolError
 from kong_metering.host.dispatch import Dispatcher, RPCError
 from kong_metering.log import LOGGER, cause_of, printable
@@ -34,6 +36,11 @@ _MAX_UNREAD_BYTES = 1024 * 1024
 _MAX_PATH_BYTES = 107
 _HOUSEKEEPING_SECONDS = 1.0
 _DRAIN_SECONDS = 0.01
+# How long the events that are under way may take to end before sockets are handed over; Kong goes on at once.
+_QUIET_SECONDS = 0.25
+_QUIET_POLL_SECONDS = 0.0005
+_GO_ON = b"plugin.Step"
+_METHOD_WITHIN = 64
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,12 @@ class _Connection(asyncio.Protocol):
     def __init__(self, server: _Server) -> None:
         self._server = server
         self._reader = FrameReader()
-        self._transport: asyncio.WriteTransport | None = None
+        self._transport: asyncio.Transport | None = None
+        # What came while new events had to wait.
+        self._held = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.WriteTransport", transport)
+        self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=_MAX_UNREAD_BYTES)
         self._server.connections.add(self)
 
@@ -65,14 +74,54 @@ class _Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
+        if self._server.handing_over is not None and self._begins_something(data):
+            self._held += data
+            return
         try:
             for request_id, method, argument in self._reader.feed(data):
+                if method == handover.METHOD:
+                    self._server.begin_to_hand_over(self)
+                    return
                 transport.write(self._server.answer(request_id, method, argument))
         except ProtocolError as error:
             self._server.troubles.report(
                 "protocol", f"a connection was closed, it did not speak the protocol: {printable(str(error))}"
             )
             self.abort()
+
+    def _begins_something(self, data: bytes) -> bool:
+        """Whether this is no step of an event that is under way; Kong has one RPC at a time on a connection."""
+        return bool(self._held) or not (self._reader.is_amid_frame or _GO_ON in data[:_METHOD_WITHIN])
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether all answers are written, and no frame has begun."""
+        transport = self._transport
+        return transport is None or not (self._reader.is_amid_frame or transport.get_write_buffer_size())
+
+    def detach(self) -> tuple[int, bytes] | None:
+        """Read no more, and give a descriptor of the socket, with the bytes that have to be looked at yet.
+
+        None when somebody else could not go on where this one is.
+        """
+        if self._transport is None or not self.is_quiet:
+            return None
+        self._transport.pause_reading()
+        return self.descriptor(), self._held
+
+    def descriptor(self) -> int:
+        """Give another descriptor of the socket. Raises `OSError`."""
+        if self._transport is None:
+            raise ConnectionError("the connection has ended")
+        return os.dup(self._transport.get_extra_info("socket").fileno())
+
+    def go_on(self) -> None:
+        """Read again, and look at what had to wait."""
+        if self._transport is not None:
+            self._transport.resume_reading()
+            held, self._held = self._held, b""
+            if held:
+                self.data_received(held)
 
     def pause_writing(self) -> None:
         """End the connection: whoever sends so many requests and reads no answers is not Kong."""
@@ -101,8 +150,67 @@ class _Server:
     def __init__(self, dispatcher: Dispatcher, troubles: TroubleLog) -> None:
         self.troubles = troubles
         self.connections: set[_Connection] = set()
+        # The connection to the next process, while it waits for our sockets.
+        self.handing_over: _Connection | None = None
+        self.has_handed_over = False
+        self._listener: tuple[int, Callable[[], None]] | None = None
         self._dispatcher = dispatcher
         self._writer = AnswerWriter()
+
+    def listen_with(self, listener: int, close: Callable[[], None]) -> None:
+        """Learn the descriptor of the socket that listens, and how to end that; from now on it can be handed over."""
+        self._listener = listener, close
+
+    def stop_listening(self) -> None:
+        """Accept no more connections, and hand nothing over."""
+        if self._listener is not None:
+            descriptor, close = self._listener
+            self._listener = None
+            close()
+            os.close(descriptor)
+
+    def begin_to_hand_over(self, to: _Connection) -> None:
+        """Let the events that are under way end, and none begin; then give all sockets to the next process."""
+        if self._listener is None or self.handing_over is not None:
+            to.abort()
+            return
+        self.handing_over = to
+        loop = asyncio.get_running_loop()
+        self._hand_over_when_quiet(loop, loop.time() + _QUIET_SECONDS)
+
+    def _hand_over_when_quiet(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        is_quiet = not self._dispatcher.events_under_way and all(one.is_quiet for one in self.connections)
+        if not is_quiet and loop.time() < deadline:
+            loop.call_later(_QUIET_POLL_SECONDS, self._hand_over_when_quiet, loop, deadline)
+            return
+        to, self.handing_over = self.handing_over, None
+        if to is not None:
+            self._hand_over(to)
+
+    def _hand_over(self, to: _Connection) -> None:
+        given: dict[_Connection, tuple[int, bytes]] = {}
+        for connection in self.connections - {to}:
+            if (detached := connection.detach()) is not None:
+                given[connection] = detached
+        try:
+            if self._listener is None:
+                raise ConnectionAbortedError("this process is ending")
+            with socket.socket(fileno=to.descriptor()) as new:
+                handover.hand_over(new, self._listener[0], list(given.values()))
+                LOGGER.info("handed over to process %d, with %d connections", handover.process_of(new), len(given))
+        except OSError as error:
+            LOGGER.warning("could not hand over to the next process: %s", cause_of(error))
+            for connection in given:
+                connection.go_on()
+        else:
+            self.has_handed_over = True
+            self.stop_listening()
+            for connection in given:
+                connection.abort()
+        finally:
+            for descriptor, _ in given.values():
+                os.close(descriptor)
+            to.abort()
 
     def answer(self, request_id: int, method: str, argument: object) -> bytes:
         """Give the bytes that answer one RPC, whatever happens in it."""
@@ -152,21 +260,31 @@ async def _serve(dispatcher: Dispatcher, options: ServerOptions, troubles: Troub
     loop.set_exception_handler(lambda _, context: _report_loop_trouble(troubles, context))
     shared = _Server(dispatcher, troubles)
     # Not before the signals are handled: whoever sees the socket may tell us to end.
-    listener = listen(options)
+    inherited = handover.take_over(options.path)
+    listener = inherited.listener if inherited else listen(options)
+    listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
     inode = os.stat(options.path).st_ino  # noqa: PTH116
+    descriptor = os.dup(listener.fileno())
+    for accepted, unread in inherited.connections if inherited else ():
+        accepted.setblocking(False)  # noqa: FBT003
+        _, connection = await loop.connect_accepted_socket(lambda: _Connection(shared), accepted)
+        if unread:
+            connection.data_received(unread)
     server = await loop.create_unix_server(lambda: _Connection(shared), sock=listener, backlog=options.backlog)
-    LOGGER.info("serving on %s", options.path)
+    shared.listen_with(descriptor, server.close)
+    LOGGER.info("serving on %s%s", options.path, ", taken over from the process before" if inherited else "")
     keeper = loop.create_task(_keep_house(end, options.parent, dispatcher, hooks.housekeeping))
     why = await ended
     hooks.ending()
     LOGGER.info("ending: %s", why)
     keeper.cancel()
-    _unlink_own(options.path, inode)
-    server.close()
+    if not shared.has_handed_over:
+        _unlink_own(options.path, inode)
+    shared.stop_listening()
     # One more turn of the loop answers what has arrived; Kong's SIGKILL comes 30 ms after its SIGTERM.
     await asyncio.sleep(_DRAIN_SECONDS)
-    for connection in list(shared.connections):
-        connection.close()
+    for one in list(shared.connections):
+        one.close()
     await asyncio.sleep(0)
 
 
@@ -218,7 +336,6 @@ def listen(options: ServerOptions) -> socket.socket:
         listener.close()
         temporary.unlink(missing_ok=True)
         raise StartupError(f"cannot serve on {path}: {error}; see -p/--kong-prefix") from error
-    listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
     return listener
 
 

@@ -92,7 +92,7 @@ class ServerProcess:
         """Start the process and wait until its socket is there."""
         inode = self._inode()
         self.launch()
-        wait_until(lambda: self._inode() not in (None, inode) or self.process.poll() is not None, "a socket")
+        wait_until(lambda: self._serves(inode) or self.process.poll() is not None, "a socket")
         assert self.process.poll() is None, f"the plugin server ended: {self.log}"
         return self
 
@@ -147,6 +147,10 @@ class ServerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _serves(self, inode: int | None) -> bool:
+        """Whether the socket is this server's: it is a new one, or ours says that it took over the one before."""
+        return self._inode() not in (None, inode) or any(", taken over " in line for line in list(self.log))
 
     def _inode(self) -> int | None:
         try:

@@ -105,7 +105,7 @@ def test_a_new_process_takes_the_socket_over_without_a_moment_without_one(launch
         new = launch().start()
         wait_until(lambda: new.pid in visitor.met, "visits to the new process")
         kept.send(GET_STATUS)
-        assert kept.receive().result["Pid"] == old.pid
+        assert kept.receive().result["Pid"] == new.pid
         assert old.stop() == 0
         seen = len(visitor.met)
         wait_until(lambda: len(visitor.met) > seen + 10, "visits after the end of the old process")
