@@ -6,9 +6,9 @@ those that the old one has not answered when Kong ends it are lost (seen on Kong
 for its sockets: the one that listens and all connections, with what came over them and was not looked at yet. For Kong
 nothing changes: what it sends meanwhile waits in the sockets' buffers.
 
-Contract: `take_over` is the new one's part. It blocks, for `_PATIENCE_SECONDS` at most, and gives None when nobody is
-there, or nobody who knows of this: then the caller makes a socket of its own. `hand_over` is the old one's part, which
-blocks as well; it is called at a moment at which no event is under way.
+Contract: `take_over` is the new one's part, before it puts a socket of its own in the place. It blocks, for
+`_PATIENCE_SECONDS` at most, and gives None when nobody is there, or nobody who knows of this. `hand_over` is the old
+one's part, which blocks as well; it is called at a moment at which no event is under way.
 
 The request is an RPC, `[0, 1, "plugin.HandOver", [nil]]`, from a process of the same user. The answer is `_MAGIC`, the
 count of connections, and for each socket the length of its unread bytes and these, with the socket itself at the first

@@ -4,9 +4,9 @@ Contract: `serve` blocks until SIGTERM, SIGINT or the parent's death, then stops
 arrived, and returns; what happens to queues afterwards is the caller's part. Bytes that are not the protocol cost the
 sender its connection and nobody else anything.
 
-At a reload, the process that serves the path hands its sockets over to the next one (`handover.py`), and has none until
-Kong ends it. Where there is nobody to take them from, the socket is made under a temporary name with mode 0600 and
-renamed into place, so that there is no moment without a socket, and no other user can ever connect.
+The socket is made under a temporary name with mode 0600 and renamed into place, so that at a reload, when the old
+process still serves the same path, there is no moment without a socket, and no other user can ever connect. The old
+process hands the sockets that it has over to the new one (`handover.py`), and has none until Kong ends it.
 """
 
 from __future__ import annotations
@@ -152,7 +152,6 @@ class _Server:
         self.connections: set[_Connection] = set()
         # The connection to the next process, while it waits for our sockets.
         self.handing_over: _Connection | None = None
-        self.has_handed_over = False
         self._listener: tuple[int, Callable[[], None]] | None = None
         self._dispatcher = dispatcher
         self._writer = AnswerWriter()
@@ -203,7 +202,6 @@ class _Server:
             for connection in given:
                 connection.go_on()
         else:
-            self.has_handed_over = True
             self.stop_listening()
             for connection in given:
                 connection.abort()
@@ -261,26 +259,28 @@ async def _serve(dispatcher: Dispatcher, options: ServerOptions, troubles: Troub
     shared = _Server(dispatcher, troubles)
     # Not before the signals are handled: whoever sees the socket may tell us to end.
     inherited = handover.take_over(options.path)
-    listener = inherited.listener if inherited else listen(options)
-    listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    listener = listen(options)
     inode = os.stat(options.path).st_ino  # noqa: PTH116
     descriptor = os.dup(listener.fileno())
     for accepted, unread in inherited.connections if inherited else ():
-        accepted.setblocking(False)  # noqa: FBT003
+        accepted.setblocking(False)  # noqa: FBT003 - the standard library's signature
         _, connection = await loop.connect_accepted_socket(lambda: _Connection(shared), accepted)
         if unread:
             connection.data_received(unread)
     server = await loop.create_unix_server(lambda: _Connection(shared), sock=listener, backlog=options.backlog)
     shared.listen_with(descriptor, server.close)
+    # Nobody can connect to it any more; but somebody may have, and wait.
+    former = inherited and await loop.create_unix_server(lambda: _Connection(shared), sock=inherited.listener)
     LOGGER.info("serving on %s%s", options.path, ", taken over from the process before" if inherited else "")
     keeper = loop.create_task(_keep_house(end, options.parent, dispatcher, hooks.housekeeping))
     why = await ended
     hooks.ending()
     LOGGER.info("ending: %s", why)
     keeper.cancel()
-    if not shared.has_handed_over:
-        _unlink_own(options.path, inode)
+    _unlink_own(options.path, inode)
     shared.stop_listening()
+    if former:
+        former.close()
     # One more turn of the loop answers what has arrived; Kong's SIGKILL comes 30 ms after its SIGTERM.
     await asyncio.sleep(_DRAIN_SECONDS)
     for one in list(shared.connections):
@@ -336,6 +336,7 @@ def listen(options: ServerOptions) -> socket.socket:
         listener.close()
         temporary.unlink(missing_ok=True)
         raise StartupError(f"cannot serve on {path}: {error}; see -p/--kong-prefix") from error
+    listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
     return listener
 
 
