@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
@@ -232,11 +232,14 @@ class PluginConfig(Settings):
 class Entity:
     """The plugin entity that a configuration belongs to, from Kong's own keys in it.
 
-    `id` is stable over restarts and changes of the configuration; `name` is how the log calls it.
+    `id` is stable over restarts and changes of the configuration; `name` is how the log calls it. `sequence` is the
+    number that Kong gave the configuration, from 1; a newer one has a higher number, until Kong restarts or reloads.
+    0: none is known.
     """
 
     id: str
     name: str
+    sequence: int = field(default=0, compare=False)  # it is the same entity under any number
 
 
 def parse_config(raw: Mapping[str, Any]) -> PluginConfig:
@@ -255,15 +258,17 @@ def parse_entity(raw: Mapping[str, Any]) -> Entity:
     """Read which plugin entity a configuration belongs to.
 
     Kong passes `__plugin_id` (measured on 3.9.1; in the sources since 3.4). Without it, as under a foreign host, the
-    same configuration counts as the same entity.
+    same configuration counts as the same entity. `__seq__` is 0 when Kong could not count.
     """
     plugin_id, instance_name = raw.get("__plugin_id"), raw.get("plugin_instance_name")
+    number = raw.get("__seq__")
+    sequence = number if type(number) is int and number > 0 else 0
     if not isinstance(plugin_id, str) or not plugin_id:
         own = {key: value for key, value in raw.items() if key in PluginConfig.model_fields}
         plugin_id = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
     if isinstance(instance_name, str) and instance_name:
-        return Entity(plugin_id, f"{instance_name} ({plugin_id})")
-    return Entity(plugin_id, plugin_id)
+        return Entity(plugin_id, f"{instance_name} ({plugin_id})", sequence)
+    return Entity(plugin_id, plugin_id, sequence)
 
 
 def _problem(location: tuple[int | str, ...], message: str, raw: Mapping[str, Any]) -> str:

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.waitinglog import WaitingLog
 from kong_metering.log import printable
 from kong_metering.stats import Dropped
 
 if TYPE_CHECKING:
+    from kong_metering.delivery.waitinglog import WaitingLog
     from kong_metering.log import TroubleLog
     from kong_metering.spool.directory import HeldLog
     from kong_metering.spool.identity import QueueIdentity
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 class FreeLog:
     """One of them, while it is borrowed."""
 
-    def __init__(self, held: HeldLog, stats: Stats, troubles: TroubleLog) -> None:
-        self.held = held
-        self._log = WaitingLog(held)
+    def __init__(self, log: WaitingLog, stats: Stats, troubles: TroubleLog) -> None:
+        self.held = log.held
+        self._log = log
         self._stats = stats
         self._troubles = troubles
 

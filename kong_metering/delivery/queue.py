@@ -5,7 +5,7 @@ and starts the delivering thread at the first event. Events are opaque bytes; wh
 They leave in the order in which they came, at most `max_batch_size` at a time, `max_coalescing_delay` after the first
 one at the latest (with `concurrency_limit` -1: each alone, at once, on up to `UNLIMITED_WORKERS` threads, in any
 order). An event leaves the queue when the endpoint answers 2xx, and not before. Others overtake an event only while it
-alone seems to make the endpoint fail.
+alone seems to make the endpoint fail; after an outage in which nothing works the order is as before.
 
 Events that the endpoint refuses for themselves are given to the backlog, which sets them aside. With a backlog that
 keeps events, nothing else is ever given up: after `max_retry_time` and while the circuit breaker is open a batch goes
@@ -14,7 +14,8 @@ on waiting. With one in memory these are dropped, counted under a reason and log
 
 `reconfigure` changes parameters, token and connection at once, for what waits too, ends a running backoff and closes
 the breaker. `close` sends what waits and what still comes, each batch once, until its deadline; what comes later is
-dropped and counted. The threads are daemons and harmless at the interpreter's exit.
+dropped and counted. With a backlog that keeps events it sends no more once a batch has failed. The threads are daemons
+and harmless at the interpreter's exit.
 """
 
 from __future__ import annotations
@@ -331,7 +332,7 @@ class EventQueue:
     def _puts_off(self, trial: _Trial, failed: Failed) -> bool:
         """Leave a part where it waits: for the next process when this one ends, else for another `max_retry_time`."""
         if self._closing:
-            # What came later would go out before it; and the next process takes over all from the first one that is left.
+            # What comes behind it stays as well, so that it does not go out first.
             self._leaves_the_rest = True
             return True
         trial.begin_again(self._clock.monotonic())
@@ -381,9 +382,9 @@ class _Line:
 class _Part:
     """Events that are sent together, a batch or what is left of it, and how they fared.
 
-    `place` is how many events of the trial come before them at least; `tried_since` (monotonic) is when they were first sent; `among_others`, whether they came to be sent because of a
-    suspicion; `failures`, how often they failed since they were suspected themselves; `delivered_before`, how much else
-    of the same trial had been delivered by then.
+    `place` is how many events of the trial come before them, at least; `tried_since` (monotonic), when they were first
+    sent; `among_others`, whether they came to be sent because of a suspicion; `failures`, how often they failed since
+    they were suspected themselves; `delivered_before`, how much else of the same trial had been delivered by then.
     """
 
     entries: list[Entry]

@@ -1,10 +1,11 @@
 """Which queue the events of a configuration go into.
 
 Contract: a queue belongs to one plugin entity **and** one ingest endpoint. All instances of the entity (each of Kong's
-workers has its own) share it, and the configuration that was opened last rules it: a rotated token takes over what
-waits. Events never leave for another endpoint than the one they were accepted for: a changed endpoint is another queue,
-and the old one goes on until it is empty. A queue that no instance uses ends when it is empty. With a spool, what waits
-when the process ends stays on disk, and comes back when its queue is opened in another process.
+workers has its own) share it, and the newest configuration rules it: a rotated token takes over what waits. The newest
+is the one that was opened last, except that an old one which comes late does not take over (`precedence`). Events never
+leave for another endpoint than the one they were accepted for: a changed endpoint is another queue, and the old one
+goes on until it is empty. A queue that no instance uses ends when it is empty. With a spool, what waits when the
+process ends stays on disk, and comes back when its queue is opened in another process.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import Backlog, MemoryBacklog
 from kong_metering.delivery.ingest import Endpoint, IngestClient, without_credentials
+from kong_metering.delivery.precedence import Configuration, Precedence
 from kong_metering.delivery.queue import EventQueue
 from kong_metering.delivery.spooled import SpooledBacklog
 from kong_metering.log import LOGGER
@@ -26,7 +28,6 @@ from kong_metering.spool.identity import QueueIdentity
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Entity, PluginConfig
-    from kong_metering.config import Queue as QueueSettings
     from kong_metering.delivery.spooler import Spooler
     from kong_metering.log import TroubleLog
     from kong_metering.stats import Stats
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
 class _Open:
     queue: EventQueue
     backlog: Backlog
-    endpoint: Endpoint
-    settings: QueueSettings
+    precedence: Precedence
     users: int = 0
 
 
@@ -64,16 +64,17 @@ class Delivery:
 
     def open(self, entity: Entity, config: PluginConfig) -> EventQueue:
         """Give the queue for a configuration of a plugin entity; the caller lets go of it with `release`."""
-        endpoint = Endpoint.of(config, self._ca_bundle)
-        identity = QueueIdentity(entity.id, entity.name, without_credentials(endpoint.url))
+        wanted = Configuration(Endpoint.of(config, self._ca_bundle), config.queue)
+        identity = QueueIdentity(entity.id, entity.name, without_credentials(wanted.endpoint.url))
         with self._lock:
             opened = self._open.get(identity.key)
             if opened is None:
-                opened = self._open[identity.key] = self._opened(identity, endpoint, config)
-            elif (opened.endpoint, opened.settings) != (endpoint, config.queue):
-                opened.endpoint, opened.settings = endpoint, config.queue
-                opened.queue.reconfigure(config.queue, self._connector(endpoint))
+                opened = self._open[identity.key] = self._opened(identity, wanted, entity.sequence)
+            elif opened.precedence.open(wanted, entity.sequence):
+                opened.queue.reconfigure(wanted.settings, self._connector(wanted.endpoint))
                 LOGGER.info("queue %s: a newer configuration took over", opened.queue.name)
+            elif wanted != opened.precedence.ruling:
+                LOGGER.info("queue %s: an older configuration came late, the newer one goes on", opened.queue.name)
             opened.users += 1
             return opened.queue
 
@@ -125,16 +126,17 @@ class Delivery:
         if self._spooler is not None and isinstance(opened.backlog, SpooledBacklog):
             self._spooler.release(opened.backlog)
 
-    def _opened(self, identity: QueueIdentity, endpoint: Endpoint, config: PluginConfig) -> _Open:
+    def _opened(self, identity: QueueIdentity, wanted: Configuration, sequence: int) -> _Open:
         account = QueueAccount(identity.name, self._stats, self._troubles)
         backlog: Backlog
         if self._spooler is None:
-            backlog = MemoryBacklog(config.queue, account)
+            backlog = MemoryBacklog(wanted.settings, account)
         else:
-            backlog = self._spooler.backlog(identity, config.queue, account)
-        queue = EventQueue(config.queue, self._connector(endpoint), backlog, clock=self._clock, account=account)
+            backlog = self._spooler.backlog(identity, wanted.settings, account)
+        connect = self._connector(wanted.endpoint)
+        queue = EventQueue(wanted.settings, connect, backlog, clock=self._clock, account=account)
         backlog.on_ready(queue.wake)
-        return _Open(queue, backlog, endpoint, config.queue)
+        return _Open(queue, backlog, Precedence(wanted, sequence))
 
     def _connector(self, endpoint: Endpoint) -> Callable[[], IngestClient]:
         return lambda: IngestClient(endpoint, self._clock)

@@ -6,7 +6,8 @@ they went in, those of adopted logs first; so memory holds what is not written y
 waits on disk.
 
 While the disk refuses writes, what is not written yet waits in memory within `max_entries` and `max_bytes`, beyond them
-the oldest of it is dropped; it is sent from there, once the logs are empty. `work` tries again each second.
+the oldest of it is dropped; it is sent from there, once the logs are empty. `work` tries again each second, and writes
+what is being sent from memory as well.
 
 Before events are sent it is written down that they may arrive; whatever kills the process, nobody will send them
 blindly later than the deduplication window. Each event that was taken is settled once: delivered, or as a dead letter
@@ -19,7 +20,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.delivery import policy
 from kong_metering.delivery.backlog import Entry, Sending
+from kong_metering.delivery.borrowed import Borrowed
 from kong_metering.delivery.waitinglog import WaitingLog
 from kong_metering.errors import SpoolError, SpoolFormatError
 from kong_metering.log import cause_of
@@ -147,9 +149,10 @@ class SpooledBacklog:
         self._unwritten = _Unwritten()
         self._writing = 0
         self._unread = 0
-        # Those that were taken from the logs, and those from memory.
+        # Those that were taken from the logs, those from memory, and those that are too large to be sent.
         self._taken = 0
-        self._borrowed = 0
+        self._borrowed = Borrowed()
+        self._refused = 0
         self._arrivals: deque[tuple[int, float]] = deque()
         self._burials: deque[_Burial] = deque()
         # Held while one of them is made; taken before all other locks.
@@ -176,7 +179,11 @@ class SpooledBacklog:
     def waiting(self) -> int:
         """How many events wait, those that were taken included."""
         with self._lock:
-            return len(self._unwritten.entries) + self._writing + self._unread + self._taken + self._borrowed
+            return self._unread + self._taken + self._writing + self._in_memory
+
+    @property
+    def _in_memory(self) -> int:
+        return len(self._unwritten.entries) + len(self._borrowed) + self._refused
 
     @property
     def ready(self) -> int:
@@ -207,7 +214,7 @@ class SpooledBacklog:
     def refuse(self, event: bytes) -> None:
         """Make a dead letter of an event that is too large."""
         with self._lock:
-            self._borrowed += 1
+            self._refused += 1
         self._bury([Entry(event, 0.0)], Buried.TOO_LARGE, f"an event of {len(event)} bytes is too large to be sent")
 
     def _trim(self) -> int:
@@ -226,7 +233,7 @@ class SpooledBacklog:
         with self._disk:
             ready_before = self.ready
             with self._lock:
-                if self._ended or not self._unwritten.entries:
+                if self._ended or not (self._unwritten.entries or self._borrowed):
                     # With nothing to try it on, the next event finds out whether the disk works again.
                     self._is_waked = self._is_failing = False
                     return
@@ -234,14 +241,16 @@ class SpooledBacklog:
                 self._writing, self._is_waked = len(entries), False
             try:
                 own = self._own or self._open_own()
+                self._write_borrowed(own)
                 for start in range(0, len(entries), _EVENTS_A_WRITE):
                     self._write(own, entries[start : start + _EVENTS_A_WRITE])
             except DISK_ERRORS as error:
                 self._keep_in_memory(entries, error)
             else:
                 self._note_that_disk_works()
-        # The one who waits for a batch to fill up, or to be old enough, need not be woken each time.
-        if not ready_before or self.ready >= policy.batch_size(self._settings):
+        # The one who waits for a batch to fill up, or pauses, need not be woken each time; others may wait besides.
+        is_filled = ready_before < policy.batch_size(self._settings) <= self.ready
+        if is_filled or not ready_before or self._settings.concurrency_limit != 1:
             self._on_ready()
 
     def _open_own(self) -> WaitingLog:
@@ -261,6 +270,16 @@ class SpooledBacklog:
         if self._spool.syncs_each_write:
             own.unsynced().sync()
 
+    def _write_borrowed(self, own: WaitingLog) -> None:
+        """Write what was taken from memory while the disk refused it: it is older than all that is not written yet."""
+        if not self._borrowed or own.unread:
+            return
+        now_ms = self._spool.wall_ms()
+        numbers = own.append_read(self._borrowed.events(), now_ms)
+        with self._lock:
+            self._borrowed.are_on_disk(own, numbers, now_ms)
+            self._taken += len(numbers)
+
     def _keep_in_memory(self, entries: list[Entry], error: Exception) -> None:
         with self._lock:
             self._unwritten.put_back(entries[len(entries) - self._writing :])
@@ -275,6 +294,7 @@ class SpooledBacklog:
     def _note_that_disk_works(self) -> None:
         has_said, self._is_failing, self._has_said_failing = self._has_said_failing, False, False
         if has_said:
+            self._save_positions(self._logs())
             self._account.say("spool works", "events are written to disk again", logging.WARNING)
 
     # -- out ----------------------------------------------------------------------------------------------------------
@@ -306,9 +326,8 @@ class SpooledBacklog:
                 self._is_blocked = True
                 self._account.say("reading", f"events on disk cannot be read, for now: {cause_of(error)}")
             with self._lock:
-                taken = self._unwritten.take(limit) if self._is_failing and not self._unread else []
-                self._borrowed += len(taken)
-            return taken
+                borrows = self._is_failing and not self._unread
+                return self._borrowed.lend(self._unwritten.take(limit)) if borrows else []
 
     def unblock(self) -> None:
         """Try again to read what could not be read."""
@@ -348,14 +367,15 @@ class SpooledBacklog:
         """
         now_ms = self._spool.now_ms()
         too_old_ms = now_ms - int(self._spool.dedupe_window * 1000)
-        marks: list[tuple[WaitingLog, Mark]] = []
+        marks: list[tuple[WaitingLog | None, Mark]] = []
         with self._disk:
             if self._ended:
                 return Sending([])
-            stale, fresh = _told_apart(entries, too_old_ms)
+            stale, fresh = self._told_apart(self._borrowed.located(entries), too_old_ms)
+            marks += [(None, mark) for mark in self._borrowed.send(fresh, now_ms)]
             for log, first, last in _runs(fresh):
                 marks += [(log, mark) for mark in log.log.mark_ambiguous(first, last, now_ms)]
-            self._save_positions(fresh, is_synced=self._spool.syncs_each_write)
+            self._save_positions(_logs_of(fresh), is_synced=self._spool.syncs_each_write)
         if stale:
             hours = self._spool.dedupe_window / 3600
             answer = f"sent more than {hours:g} hours ago without an answer, and may have arrived"
@@ -368,31 +388,48 @@ class SpooledBacklog:
             if self._ended:
                 return
             for log, mark in sending.marks:
-                log.log.unmark([mark])
-            self._save_positions(sending.entries)
+                if log is None:
+                    self._borrowed.unsend(mark)
+                else:
+                    log.log.unmark([mark])
+            self._save_positions(_logs_of(self._borrowed.located(sending.entries)))
 
     def settle(self, entries: Sequence[Entry]) -> bool:
         """Let events go that need not wait any longer; False when `end` was faster."""
         with self._disk:
             if self._ended:
                 return False
-            for log, run in groupby(entries, attrgetter("log")):
+            located = self._borrowed.located(entries)
+            for log, run in groupby(located, attrgetter("log")):
                 if log is not None:
                     log.settle([entry.sequence for entry in run])
-            self._save_positions(entries)
-            on_disk = sum(entry.log is not None for entry in entries)
+            self._save_positions(_logs_of(located))
             with self._lock:
-                self._taken -= on_disk
-                self._borrowed -= len(entries) - on_disk
+                self._taken -= sum(entry.log is not None for entry in located)
+                self._refused -= sum(entry.log is None and not entry.sequence for entry in located)
+                self._borrowed.forget(entries)
         return True
 
-    def _save_positions(self, entries: Sequence[Entry], *, is_synced: bool = False) -> None:
+    def _told_apart(self, entries: list[Entry], time_ms: int) -> tuple[list[Entry], list[Entry]]:
+        """Tell those that were sent before this time, and may have arrived, from the others."""
+        if not self._borrowed and not any(log.has_sent_before(time_ms) for log in _logs_of(entries)):
+            return [], entries
+        stale: list[Entry] = []
+        fresh: list[Entry] = []
+        for entry in entries:
+            if entry.log:
+                was_sent = entry.log.was_sent_before(entry.sequence, time_ms)
+            else:
+                was_sent = self._borrowed.was_sent_before(entry, time_ms)
+            (stale if was_sent else fresh).append(entry)
+        return stale, fresh
+
+    def _save_positions(self, logs: Iterable[WaitingLog], *, is_synced: bool = False) -> None:
         try:
-            for log in {entry.log for entry in entries}:
-                if log is not None:
-                    log.log.save_position()
-                    if is_synced:
-                        log.unsynced().sync()
+            for log in logs:
+                log.log.save_position()
+                if is_synced:
+                    log.unsynced().sync()
         except OSError as error:
             # The price is paid by those who come after a crash: events are sent once more, with the same ids.
             self._account.say("position", f"what is delivered cannot be written down: {cause_of(error)}")
@@ -439,13 +476,12 @@ class SpooledBacklog:
 
     # -- logs that come and go, called by the spool's thread ----------------------------------------------------------
 
-    def adopt(self, held: HeldLog) -> bool:
+    def adopt(self, log: WaitingLog) -> bool:
         """Take over a log of another process; False when this queue has ended meanwhile."""
-        log = WaitingLog(held)
         with self._disk:
             if self._ended:
                 return False
-            self._account.stats.adopt(log.unread + log.take_lost())
+            self._account.stats.adopt(log.waiting_at_first)
             self._adopted.append(log)
             self._look_after(log)
         self._on_ready()
@@ -537,10 +573,11 @@ class SpooledBacklog:
         """End; tell how many events are left, and how many were only in memory."""
         with self._lock:
             self._ended = True
-            in_memory = len(self._unwritten.entries) + self._borrowed
+            in_memory = self._in_memory
             left = self._unread + self._taken
             self._unwritten = _Unwritten()
-            self._unread = self._taken = self._borrowed = 0
+            self._borrowed = Borrowed()
+            self._unread = self._taken = self._refused = 0
         return left, in_memory
 
     def _close_ranks(self) -> None:
@@ -579,14 +616,8 @@ class _BoundedLog:
         self.backlog.drop_older_than(self.log, time_ms)
 
 
-def _told_apart(entries: list[Entry], time_ms: int) -> tuple[list[Entry], list[Entry]]:
-    """Tell those that were sent before this time, and may have arrived, from the others."""
-    logs = {entry.log for entry in entries} - {None}
-    if not any(log.has_sent_before(time_ms) for log in logs):
-        return [], entries
-    stale = [entry for entry in entries if entry.log and entry.log.was_sent_before(entry.sequence, time_ms)]
-    sent = {(entry.log, entry.sequence) for entry in stale}
-    return stale, [entry for entry in entries if (entry.log, entry.sequence) not in sent]
+def _logs_of(entries: Sequence[Entry]) -> set[WaitingLog]:
+    return {entry.log for entry in entries if entry.log}
 
 
 def _runs(entries: Sequence[Entry]) -> Iterator[tuple[WaitingLog, int, int]]:

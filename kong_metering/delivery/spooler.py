@@ -20,16 +20,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.delivery.bounds import bytes_used, keep_age, keep_bytes
 from kong_metering.delivery.freelogs import FreeLog, FreeLogsReport
-from kong_metering.delivery.spooled import SpooledBacklog
+from kong_metering.delivery.spooled import DISK_ERRORS, SpooledBacklog
+from kong_metering.delivery.waitinglog import WaitingLog
 from kong_metering.errors import SpoolError, StartupError
 from kong_metering.log import LOGGER, cause_of
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetter, DeadLetters
-from kong_metering.spool.directory import HeldLog, SpoolDirectory
+from kong_metering.spool.directory import Adoption, HeldLog, SpoolDirectory
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from kong_metering.delivery.account import QueueAccount
     from kong_metering.log import TroubleLog
     from kong_metering.spool.identity import QueueIdentity
+    from kong_metering.spool.log import Damage
+    from kong_metering.spool.unsynced import Unsynced
     from kong_metering.stats import Stats
 
 # Kong is answered before; what comes meanwhile is written together.
@@ -75,8 +79,9 @@ class _Alarm:
 
     def ring(self) -> None:
         """End the wait that is on, or else the next one; any thread may."""
-        with contextlib.suppress(RuntimeError):  # it rings already
-            self._quiet.release()
+        if self._quiet.locked():
+            with contextlib.suppress(RuntimeError):  # another thread was faster
+                self._quiet.release()
 
     def wait(self, timeout: float) -> bool:
         """Wait for the ring; False when it did not come."""
@@ -102,6 +107,7 @@ class Spooler:
         self._directory: SpoolDirectory | None = None
         self._former: list[SpoolDirectory] = []
         self._homes: dict[HeldLog, SpoolDirectory] = {}
+        self._own_logs: dict[str, HeldLog] = {}
         self._dirty: deque[SpooledBacklog] = deque()
         self._awake = _Alarm()
         self._ending = threading.Event()
@@ -179,11 +185,15 @@ class Spooler:
 
     def open_log(self, identity: QueueIdentity) -> HeldLog:
         """Open this process's own log of a queue. Raises `SpoolError`."""
-        # One of them may be of the same queue, and two may not be open in one directory.
         self._retire_released()
         with self._directory_lock:
+            still_open = self._own_logs.get(identity.key)
+            if still_open and self._homes[still_open] is self._directory:
+                # By a queue that is just ending, and one directory may not be open twice: begin another part.
+                self._former.append(self._homes[still_open])
+                self._directory = None
             directory = self._opened_directory()
-            held = directory.log_for(identity)
+            held = self._own_logs[identity.key] = directory.log_for(identity)
             self._homes[held] = directory
             return held
 
@@ -193,7 +203,7 @@ class Spooler:
             self._opened_directory()
             self._letters.add(letters, self.wall_ms())
             if self.syncs_each_write:
-                self._letters.unsynced().sync()
+                self._sync_all([self._letters.unsynced()])
             dropped, self._letters.dropped = self._letters.dropped, 0
         if dropped:
             self._troubles.report(
@@ -208,9 +218,12 @@ class Spooler:
     # -- on the spool's thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        is_busy = False
         while not self._ending.is_set():
-            if self._awake.wait(max(0.0, self._housekeeping_at - self._clock.monotonic())):
+            # Under load the alarm is not even asked: each time that a thread waits costs the loop's thread as well.
+            if is_busy or self._awake.wait(max(0.0, self._housekeeping_at - self._clock.monotonic())):
                 time.sleep(ROUND_SECONDS)
+                is_busy = bool(self._dirty)
                 self._guarded(self._write_dirty)
             if self._clock.monotonic() >= self._housekeeping_at:
                 self._housekeeping_at = self._clock.monotonic() + _HOUSEKEEPING_SECONDS
@@ -266,10 +279,15 @@ class Spooler:
         with self._directory_lock:
             for held in logs:
                 self._homes.pop(held).retire(held)
+                if held.identity and self._own_logs.get(held.identity.key) is held:
+                    del self._own_logs[held.identity.key]
 
     def _retire_released(self) -> None:
-        while self._released:
-            self._retire(self._released.popleft().take_all())
+        with self._lock:
+            released = list(self._released)
+            self._released.clear()
+        for backlog in released:
+            self._retire(backlog.take_all())
 
     def _retire_finished(self) -> None:
         for backlog in self._all():
@@ -282,29 +300,49 @@ class Spooler:
             directory = self._opened_directory()
             adoption = directory.adopt(lambda identity: identity is not None and identity.key in open_here)
             self._homes.update(dict.fromkeys(adoption.logs, directory))
-        for held in adoption.logs:
-            self._take_over(held, open_here)
+        for log in self._looked_into(adoption.logs):
+            self._take_over(log, open_here)
+        self._say_troubles(adoption)
+
+    def _say_troubles(self, adoption: Adoption) -> None:
         for refused in adoption.refused:
             message = f"events in {refused.directory} stay there, they cannot be read: {refused.reason}"
             self._troubles.report(f"refused:{refused.directory}", message)
         for damage in adoption.damage:
-            message = (
-                f"found in a spool that was done: {damage.length} bytes of {damage.segment} were {damage.kind.value}"
-            )
-            self._troubles.report("damage", message, logging.WARNING)
+            self._say_damage("found in a spool that was done", damage)
 
-    def _take_over(self, held: HeldLog, open_here: dict[str, SpooledBacklog]) -> None:
-        backlog = open_here[held.identity.key] if held.identity else None
-        waiting = held.log.waiting
-        if backlog is None or not backlog.adopt(held):
-            self._retire([held])
+    def _say_damage(self, where: str, damage: Damage) -> None:
+        kept = f", they are kept in {damage.kept_in}" if damage.kept_in else ""
+        message = f"{where}: {damage.length} bytes of {damage.segment} were {damage.kind.value}{kept}"
+        self._troubles.report("damage", message, logging.WARNING)
+
+    def _looked_into(self, held_logs: Sequence[HeldLog]) -> list[WaitingLog]:
+        """Line logs up, the one with the oldest event first; those that cannot be read now are left for later."""
+        found: list[tuple[float, WaitingLog]] = []
+        for held in held_logs:
+            try:
+                log = WaitingLog(held)
+                found.append((log.since_ms(), log))
+            except DISK_ERRORS as error:
+                message = f"events in {held.directory} cannot be read, for now: {cause_of(error)}"
+                self._troubles.report("adopt", message)
+                self._retire([held])
+        return [log for _, log in sorted(found, key=itemgetter(0))]
+
+    def _take_over(self, log: WaitingLog, open_here: dict[str, SpooledBacklog]) -> None:
+        identity = log.held.identity
+        backlog = open_here[identity.key] if identity else None
+        if backlog is None or not backlog.adopt(log):
+            self._retire([log.held])
             return
-        LOGGER.info("queue %s: took over %d events that another process left", backlog.identity.name, waiting)
+        LOGGER.info(
+            "queue %s: took over %d events that another process left", backlog.identity.name, log.waiting_at_first
+        )
 
     def _try_again(self) -> None:
         for backlog in self._all():
             backlog.unblock()
-            backlog.work()
+            self._guarded(backlog.work)
 
     def _keep_bounds(self) -> None:
         excess = bytes_used(self._options.directory) - self._options.max_bytes
@@ -313,7 +351,8 @@ class Spooler:
         free = self._borrow() if excess > 0 or is_due else []
         try:
             logs = [*free, *(log for backlog in self._all() for log in backlog.bounded_logs())]
-            keep_age(logs, int(self.now_ms() - self._options.max_age * 1000))
+            # By the clock that shows less: when it was set, what was accepted between would look older than it is.
+            keep_age(logs, int(min(self.now_ms(), self.wall_ms()) - self._options.max_age * 1000))
             keep_bytes(logs, excess)
             if is_due:
                 self._free_logs_at = now + _FREE_LOGS_SECONDS
@@ -329,7 +368,12 @@ class Spooler:
             directory = self._opened_directory()
             adoption = directory.adopt(lambda identity: identity is None or identity.key not in open_here)
             self._homes.update(dict.fromkeys(adoption.logs, directory))
-        return [FreeLog(held, self._stats, self._troubles) for held in adoption.logs]
+        self._say_troubles(adoption)
+        borrowed = self._looked_into(adoption.logs)
+        for log in borrowed:
+            for damage in log.log.take_damage():
+                self._say_damage(f"found in {log.held.directory}", damage)
+        return [FreeLog(log, self._stats, self._troubles) for log in borrowed]
 
     # -- on the thread that syncs -------------------------------------------------------------------------------------
 
@@ -342,6 +386,9 @@ class Spooler:
             written = [self._letters.unsynced()]
         for backlog in self._all():
             written += backlog.unsynced()
+        self._sync_all(written)
+
+    def _sync_all(self, written: Sequence[Unsynced]) -> None:
         for unsynced in written:
             try:
                 unsynced.sync()

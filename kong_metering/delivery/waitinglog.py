@@ -7,6 +7,7 @@ are settled.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import groupby, repeat
@@ -31,15 +32,21 @@ class WaitingLog:
         self.held = held
         self.log = held.log
         self.read_up_to = held.log.done_up_to
+        self.waiting_at_first = self.unread
         self._unsettled: dict[int, StoredEvent] = {}
         # How many there were to read; fewer without a reason are those that damage has cost.
-        self._expected = self.unread
+        self._expected = self.waiting_at_first
         self._lost = 0
         # The events that were not read yet, while they are few and written by this process: no need to read them back.
         self._recent: deque[StoredEvent] = deque()
         self._recent_bytes = 0
         if held.log.was_position_lost:
             self._doubt_all()
+
+    def since_ms(self) -> float:
+        """Tell when the oldest event was accepted, infinite when nothing waits. Raises what `EventLog.read` raises."""
+        oldest = self.log.oldest()
+        return oldest.time_ms if oldest else math.inf
 
     @property
     def unread(self) -> int:
@@ -66,6 +73,14 @@ class WaitingLog:
             self._recent.extend(map(StoredEvent, numbers, repeat(time_ms), events))
         if not is_all_recent or self._recent_bytes > _RECENT_BYTES or len(self._recent) < self.unread:
             self._forget_recent()
+
+    def append_read(self, events: Sequence[bytes], time_ms: int) -> range:
+        """Write events that are being sent already, when there is nothing to read; give their numbers."""
+        numbers = self.log.append(events, time_ms)
+        self.read_up_to = self.last
+        stored = (StoredEvent(number, time_ms, event) for number, event in zip(numbers, events, strict=True))
+        self._unsettled.update((event.sequence, event) for event in stored)
+        return numbers
 
     def unsynced(self) -> Unsynced:
         """Tell what has to be synced to survive a power cut."""

@@ -95,6 +95,8 @@ class DeadLetters:
         # What was written since the last sync, and what a sync that failed gave back, from any thread.
         self._unsynced: dict[Path, None] = {}
         self._failed: deque[Path] = deque()
+        # Whether the directory itself was among it: nobody knows whether those who made it had it synced.
+        self._is_directory_noted = False
         # The end of the newest segment as this object left it, so that adding need not read it again.
         self._known_end: Segment | None = None
 
@@ -102,7 +104,9 @@ class DeadLetters:
         """Keep letters, all or none, and give their ids."""
         if not letters:
             return range(0)
-        files.make_directory(self.directory)
+        if files.make_directory(self.directory) or not self._is_directory_noted:
+            self._unsynced |= dict.fromkeys((*files.above(self.directory), self.directory))
+            self._is_directory_noted = True
         with self._locked(fcntl.LOCK_EX):
             newest = self._newest()
             first = newest.end if newest else 1
@@ -126,10 +130,7 @@ class DeadLetters:
 
         The caller has it synced: the next call gives only what was written since, and what failed.
         """
-        while self._failed:
-            self._unsynced[self._failed.popleft()] = None
-        taken, self._unsynced = tuple(self._unsynced), {}
-        return Unsynced(taken, self._failed)
+        return Unsynced.take(self._unsynced, self._failed)
 
     def letters(self, after: int = 0) -> Iterator[StoredLetter]:
         """Go through all letters with an id above `after`, in order; others may add and remove meanwhile."""

@@ -8,7 +8,8 @@
 
 Contract: one thread at a time; processes keep each other out by `flock`. No two processes hold the same log. A log
 whose process is dead, however it died, can be taken over at once, and by itself: several processes can hold logs of one
-dead part, and a log that nobody wants stays free. Directories are 0700, files 0600.
+dead part, and a log that nobody wants stays free. Directories are 0700, files 0600. Nothing here waits for the disk:
+what makes a log be found again after a power cut, with its owner, is in its first `EventLog.unsynced`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from kong_metering.errors import SpoolError, SpoolFormatError
 from kong_metering.spool import files, locks
 from kong_metering.spool.free import FIXTURES, PART, Finding, FreeLogs, Refused, log_directories, parts
-from kong_metering.spool.identity import QueueIdentity, load_identity, save_identity
+from kong_metering.spool.identity import QueueIdentity, identity_files, load_identity, save_identity
 from kong_metering.spool.log import DAMAGED, Damage, EventLog
 
 _REMEDIES = {
@@ -111,7 +112,7 @@ class SpoolDirectory:
             files.make_directory(directory)
             locks.reserve(directory)
             save_identity(directory, identity)
-            held = HeldLog(EventLog.open(directory), identity)
+            held = self._opened(directory, identity)
         except OSError as error:
             raise unusable(self.root, error) from error
         self._open.add(held)
@@ -136,7 +137,7 @@ class SpoolDirectory:
             raise unusable(self.root, error) from error
         for directory, identity in taken:
             try:
-                held = HeldLog(EventLog.open(directory), identity)
+                held = self._opened(directory, identity)
             except (OSError, SpoolFormatError) as error:
                 self._release(directory)
                 finding.refused.append(self._free.refuse(directory, error))
@@ -175,6 +176,12 @@ class SpoolDirectory:
         os.close(self._own_lock)
         with contextlib.suppress(OSError), locks.root_lock(self.root):
             _remove_if_empty(part)
+
+    def _opened(self, directory: Path, identity: QueueIdentity | None) -> HeldLog:
+        # All of it for each log, one of a dead process too: nobody knows what was synced.
+        part = directory.parent
+        sync_first = (*identity_files(directory), directory, part, *files.above(part), *files.above(self.root))
+        return HeldLog(EventLog.open(directory, sync_first=sync_first), identity)
 
     def _new_part(self) -> Path:
         part = self.root / f"{PART}{os.getpid()}-{secrets.token_hex(4)}"

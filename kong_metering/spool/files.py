@@ -1,11 +1,11 @@
-"""The few things that the spool asks of the file system: private files, whole writes, directories that last.
+"""The few things that the spool asks of the file system: private files, whole writes, and to make both last.
 
-Contract: everything raises OSError as the system gave it. Files are 0600 and directories 0700 whatever the umask.
+Contract: everything raises OSError as the system gave it. Files are 0600 and directories 0700 whatever the umask. Only
+what says so waits for the disk.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -35,31 +35,29 @@ def _private(descriptor: int) -> int:
     return descriptor
 
 
-def make_directory(path: Path) -> None:
-    """Make a directory inside one that is there; nothing happens when it is there already."""
+def make_directory(path: Path) -> bool:
+    """Make a directory inside one that is there; False when it is there already."""
     try:
         path.mkdir(_DIRECTORY_MODE)
     except FileExistsError:
         if not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
-        return
+        return False
     path.chmod(_DIRECTORY_MODE)
-    # One that we may not list is one that we cannot sync.
-    with contextlib.suppress(PermissionError):
-        sync_directory(path.parent)
+    return True
 
 
-def sync_directory(path: Path) -> None:
-    """Make sure that the directory's list of files survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def above(path: Path) -> tuple[Path, ...]:
+    """Give the directory that has to be synced so that this one survives a power cut; none when that cannot be done."""
+    parent = path.parent
+    # What is mounted there was not made by us, and its file system need not know how to sync. A directory that we may
+    # not list is one that we cannot open to sync it.
+    is_ours = parent.stat().st_dev == path.stat().st_dev
+    return (parent,) if is_ours and os.access(parent, os.R_OK) else ()
 
 
 def sync(path: Path) -> None:
-    """Make sure that what is in the file, or which files are in the directory, survives a power cut."""
+    """Wait until what is in the file, or which files are in the directory, survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -80,18 +78,24 @@ def write_at(descriptor: int, data: bytes, offset: int) -> None:
         written += os.pwrite(descriptor, view[written:], offset + written)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Put `data` in place of the file, all at once: a crash leaves the old one or the new one, on the disk itself."""
+def write_file(path: Path, data: bytes, *, is_lasting: bool = False) -> None:
+    """Put `data` in place of the file, all at once: the death of the process leaves the old one or the new one.
+
+    A power cut can leave an empty one, or none, until the file and its directory are synced; with `is_lasting` this
+    waits until they are.
+    """
     draft = path.with_name(f"{path.name}.new")
     draft.unlink(missing_ok=True)
     descriptor = create_file(draft)
     try:
         write_at(descriptor, data, 0)
-        os.fsync(descriptor)
+        if is_lasting:
+            os.fsync(descriptor)
     except OSError:
         draft.unlink(missing_ok=True)
         raise
     finally:
         os.close(descriptor)
     draft.replace(path)
-    sync_directory(path.parent)
+    if is_lasting:
+        sync(path.parent)

@@ -1,6 +1,7 @@
 """Whose events a log holds: one plugin entity and one ingest endpoint. Never a token.
 
 Contract: it is written twice, with a checksum each, so that damage to one file does not leave events without an owner.
+Writing does not wait for the disk: whoever syncs the events syncs `identity_files` first.
 """
 
 from __future__ import annotations
@@ -38,11 +39,15 @@ class QueueIdentity:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+def identity_files(directory: Path) -> tuple[Path, ...]:
+    """Tell where it is written whose events the directory holds."""
+    return tuple(directory / name for name in FILES)
+
+
 def save_identity(directory: Path, identity: QueueIdentity) -> None:
     """Write whose events the directory holds, unless it says so already. Raises the system's `OSError`."""
     data = encode_identity(identity)
-    for name in FILES:
-        path = directory / name
+    for path in identity_files(directory):
         if not path.exists() or path.read_bytes() != data:
             files.write_file(path, data)
 
@@ -53,9 +58,9 @@ def load_identity(directory: Path) -> QueueIdentity | None:
     Raises `SpoolFormatError` when they are of a format that this version does not know; and the system's `OSError` when
     it has no room to open them, which tells nothing about them.
     """
-    for name in FILES:
+    for path in identity_files(directory):
         try:
-            data = (directory / name).read_bytes()
+            data = path.read_bytes()
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise

@@ -114,13 +114,16 @@ class EventLog:
         self._known_damage: set[tuple[int, int]] = set()
 
     @classmethod
-    def open(cls, directory: Path, *, segment_bytes: int = SEGMENT_BYTES) -> EventLog:
+    def open(cls, directory: Path, *, segment_bytes: int = SEGMENT_BYTES, sync_first: Sequence[Path] = ()) -> EventLog:
         """Open the log in a directory that this process owns, as a crash may have left it, or a new one.
+
+        `sync_first` is what has to survive a power cut as well, so that the events are of use: the first `unsynced`
+        has it, before the events.
 
         Raises `SpoolFormatError` when it is of a format that this version does not know, nothing is changed then; and
         the system's `OSError`.
         """
-        return cls._opened(directory, segment_bytes, is_view=False)
+        return cls._opened(directory, segment_bytes, sync_first, is_view=False)
 
     @classmethod
     def view(cls, directory: Path) -> EventLog:
@@ -130,13 +133,13 @@ class EventLog:
 
         Raises `SpoolFormatError` when it is of a format that this version does not know; and the system's `OSError`.
         """
-        return cls._opened(directory, SEGMENT_BYTES, is_view=True)
+        return cls._opened(directory, SEGMENT_BYTES, (), is_view=True)
 
     @classmethod
-    def _opened(cls, directory: Path, segment_bytes: int, *, is_view: bool) -> EventLog:
+    def _opened(cls, directory: Path, segment_bytes: int, sync_first: Sequence[Path], *, is_view: bool) -> EventLog:
         log = cls(directory, PositionFile(directory / POSITION), segment_bytes, is_view=is_view)
         try:
-            log._recover()
+            log._recover(sync_first)
         except BaseException:
             log._let_go()
             raise
@@ -203,10 +206,7 @@ class EventLog:
 
         The caller has it synced: the next call gives only what was written since, and what failed.
         """
-        while self._failed:
-            self._unsynced[self._failed.popleft()] = None
-        taken, self._unsynced = tuple(self._unsynced), {}
-        return Unsynced(taken, self._failed)
+        return Unsynced.take(self._unsynced, self._failed)
 
     def sync(self) -> None:
         """Have all that was appended, and the last position saved, survive a power cut.
@@ -355,7 +355,7 @@ class EventLog:
 
     # ------------------------------------------------------------------------------------------------------ opening
 
-    def _recover(self) -> None:
+    def _recover(self, sync_first: Sequence[Path]) -> None:
         """Find out what is there, as a crash may have left it."""
         self._find_segments()
         self._recover_newest()
@@ -363,7 +363,8 @@ class EventLog:
         if self._is_view:
             return
         # Nobody knows what was synced.
-        self._unsynced = dict.fromkeys((*(segment.path for segment in self._segments), self.directory))
+        segments = (segment.path for segment in self._segments)
+        self._unsynced = dict.fromkeys((*sync_first, self.directory, *segments))
         # While there is room: later the disk may be full.
         with contextlib.suppress(OSError):
             self.save_position()
@@ -541,8 +542,11 @@ class EventLog:
             return None
         target = self.directory / DAMAGED / f"{segment.path.stem}-{offset}.bytes"
         try:
-            files.make_directory(target.parent)
-            files.write_file(target, data)
+            # On the disk itself: what is copied may be cut off next.
+            is_new = files.make_directory(target.parent)
+            files.write_file(target, data, is_lasting=True)
+            if is_new:
+                files.sync(self.directory)
         except OSError:
             return self._linked(segment)
         return target

@@ -13,12 +13,22 @@ from kong_metering.spool import files
 
 
 class Unsynced:
-    """Files and directories to be synced, once; false when there are none."""
+    """Files and directories to be synced in this order, once; false when there are none."""
 
     def __init__(self, paths: tuple[Path, ...], failed: deque[Path]) -> None:
         """Take the paths, and where to put those that could not be synced: a deque, which threads can share."""
         self._paths = paths
         self._failed = failed
+
+    @classmethod
+    def take(cls, written: dict[Path, None], failed: deque[Path]) -> Unsynced:
+        """Take all out of both: what failed goes first, since what was written later may be of no use without it."""
+        paths: dict[Path, None] = {}
+        while failed:
+            paths[failed.popleft()] = None
+        paths |= written
+        written.clear()
+        return cls(tuple(paths), failed)
 
     def __bool__(self) -> bool:
         return bool(self._paths)

@@ -134,6 +134,13 @@ def check_nothing_is_left(gateway: Gateway) -> None:
         assert survey(spool_of(gateway)) == []
 
 
+def stop_with_nothing_more(gateway: Gateway, collector: CollectorProcess) -> None:
+    """Stop, and fail if an event is on disk that the collector does not have: the test did not expect it."""
+    gateway.stop()
+    arrived = {event.id for event in collector.client.events()}
+    assert [event for log in spooled(gateway) for event in log.ids if event not in arrived] == []
+
+
 def ended_by_itself(gateway: Gateway) -> bool:
     """Whether the last plugin server came to its last words, in the 30 ms that Kong grants."""
     log = gateway.error_log

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.e2e.balance import stop_with_nothing_more
 from tests.e2e.declarative import document, metering, route, service
 from tests.e2e.traffic import exchange
 
@@ -64,7 +65,7 @@ def test_prompt_and_completion_tokens_are_billed_to_the_subject(
     gateway = start_gateway(document(service(upstream.url, "ai", model), plugins=[plugin]))
     assert ask(gateway) == 200
     collector.client.wait_for_events(3)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     events = by_kind(collector)
     assert events.keys() == {API_REQUEST, PROMPT, COMPLETION}
     assert {event.subject for event in events.values()} == {"acme"}
@@ -99,7 +100,7 @@ def test_a_stream_is_metered_with_the_counts_that_kong_makes(
     gateway = start_gateway(document(service(upstream.url, "ai", model), plugins=[plugin]))
     assert ask(gateway, stream=True) == 200
     collector.client.wait_for_events(3)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     events = by_kind(collector)
     assert events.keys() == {API_REQUEST, PROMPT, COMPLETION}
     for kind in (PROMPT, COMPLETION):
@@ -119,7 +120,7 @@ def test_a_stream_whose_completion_kong_does_not_count_is_metered_by_its_prompt(
     )
     assert ask(gateway, stream=True) == 200
     collector.client.wait_for_events(2)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     assert by_kind(collector).keys() - {COMPLETION} == {API_REQUEST, PROMPT}
 
 
@@ -132,7 +133,7 @@ def test_an_error_of_the_model_is_billed_no_completion(
     gateway = start_gateway(document(service(upstream.url, "ai", model), plugins=[plugin]))
     assert ask(gateway) == 429
     collector.client.wait_for_events(1)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     events = by_kind(collector)
     assert (events[API_REQUEST].data or {})["response_http_status"] == 429
     assert COMPLETION not in events
@@ -159,7 +160,7 @@ def test_with_allowed_status_codes_an_error_of_the_model_is_billed_nothing(
     )
     assert [ask(gateway, path) for path in ("/limited", "/failing", "/down", "/good")] == [429, 500, 502, 200]
     collector.client.wait_for_events(3)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     events = by_kind(collector)
     assert events.keys() == {API_REQUEST, PROMPT, COMPLETION}
     assert (events[API_REQUEST].data or {})["request_uri"] == "/good"
@@ -173,5 +174,5 @@ def test_without_statistics_there_is_nothing_to_meter_but_the_request(
     gateway = start_gateway(document(service(upstream.url, "ai", model), plugins=[plugin]))
     assert ask(gateway) == 200
     collector.client.wait_for_events(1)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     assert by_kind(collector).keys() == {API_REQUEST}

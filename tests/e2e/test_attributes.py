@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.balance import stop_with_nothing_more
 from tests.e2e.declarative import consumer, document, metering, service
 from tests.e2e.traffic import get
 
@@ -53,7 +54,7 @@ def test_attributes_are_what_the_client_sent_whatever_other_plugins_do(
     assert get(gateway.proxy_port, "/added", TENANT) == 200
     assert get(gateway.proxy_port, "/plain/blank?plan=", TENANT, ("X-Department", "")) == 200
     collector.client.wait_for_events(5)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     found = {path: (data.get("department"), data.get("pricing_plan")) for path, data in metered(collector).items()}
     assert found == {
         **dict.fromkeys(("/plain", "/removed", "/replaced"), ("engineering", "gold plus")),
@@ -70,7 +71,7 @@ def test_an_attribute_cannot_forge_a_field_of_the_event(
     gateway = start_gateway(document(service(upstream.url), plugins=[plugin]))
     assert get(gateway.proxy_port, "/echo", TENANT, ("X-Forged", "forged")) == 200
     collector.client.wait_for_events(1)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     data = metered(collector)["/echo"]
     assert [name for name, value in data.items() if value == "forged"] == ["department"]
     assert (data["response_http_status"], data["upstream_status"], data["subject_type"]) == (200, 200, "header")
@@ -89,7 +90,7 @@ def test_only_requests_with_an_allowed_status_are_metered(
     assert [get(gateway.proxy_port, path, TENANT) for path in ("/closed", "/guarded", "/down")] == [503, 401, 502]
     assert get(gateway.proxy_port, "/nowhere", TENANT) == 404
     collector.client.wait_for_events(5)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     statuses = {path: data["response_http_status"] for path, data in metered(collector).items()}
     allowed = (200, 204, 299, 404)
     assert statuses == {**{f"/echo/status/{status}": status for status in allowed}, "/nowhere": 404}
@@ -119,7 +120,7 @@ def test_an_application_that_another_plugin_names_is_billed(
     assert get(gateway.proxy_port, "/echo", forged) == 401
     assert get(gateway.proxy_port, "/echo", forged, ("apikey", "key-alice")) == 200
     collector.client.wait_for_events(1)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     (event,) = collector.client.events()
     data = event.data or {}
     assert (event.subject, data["subject_type"]) == ("app:b0ae7412", "application_id")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.balance import stop_with_nothing_more
 from tests.e2e.declarative import consumer, document, metering, route, service
 from tests.e2e.traffic import exchange, get
 
@@ -29,7 +30,7 @@ def test_each_request_with_a_subject_gives_one_event(
         assert get(gateway.proxy_port, f"/echo/{number}?n={number}", ("X-Tenant-Id", f"tenant-{number % 3}")) == 200
         assert get(gateway.proxy_port, "/echo/unidentified") == 200
     collector.client.wait_for_events(60)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     usage = {item.subject: item.count for item in collector.client.usage()}
     assert usage == {"tenant-0": 20, "tenant-1": 20, "tenant-2": 20}
     assert collector.client.stats().duplicates == 0
@@ -103,7 +104,7 @@ def test_the_clients_own_header_counts_whatever_other_plugins_do_to_it(
         assert get(gateway.proxy_port, path, ("X-Tenant-Id", path[1:])) == 200
     assert get(gateway.proxy_port, "/added") == 200, "a header that only a plugin sends bills nobody"
     collector.client.wait_for_events(4)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     assert sorted(subjects(collector)) == ["added", "removed", "renamed", "replaced"]
 
 
@@ -126,7 +127,7 @@ def test_consumers_are_billed_by_id_or_by_a_field(
         assert get(gateway.proxy_port, path, ("apikey", "key-alice")) == 200
         assert get(gateway.proxy_port, path) == 401
     collector.client.wait_for_events(3)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     found = {event.subject: (event.data or {})["subject_type"] for event in collector.client.events()}
     assert found == {
         "consumer:b32379d9-3d28-5683-a79c-72139be6e34f": "consumer_id",
@@ -196,7 +197,7 @@ def test_a_more_specific_plugin_replaces_a_general_one(
     assert get(gateway.proxy_port, "/plain", *both) == 200
     assert get(gateway.proxy_port, "/special", *both) == 200
     collector.client.wait_for_events(2)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     assert sorted(subjects(collector)) == ["general", "special"]
 
 
@@ -212,5 +213,5 @@ def test_malformed_requests_are_metered_and_harm_nothing(
     assert exchange(gateway.proxy_port, b"nonsense\r\n\r\n") in (400, 0)
     assert get(gateway.proxy_port, "/echo", ("X-Tenant-Id", "acme")) == 200
     collector.client.wait_for_events(1)
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     assert subjects(collector) == ["acme"]

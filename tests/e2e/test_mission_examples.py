@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from tests.e2e.balance import stop_with_nothing_more
 from tests.e2e.declarative import consumer, document, service
 from tests.e2e.traffic import get
 
@@ -59,6 +60,6 @@ def test_deck_example(
         get(gateway.proxy_port, path, *headers)
         get(gateway.proxy_port, path, *headers[1:])
     collector.client.wait_for_events(len(METERED[scope]))
-    gateway.stop()
+    stop_with_nothing_more(gateway, collector)
     assert sorted(event.subject for event in collector.client.events()) == sorted(METERED[scope])
     assert not any(request.status == 401 for request in collector.client.requests())

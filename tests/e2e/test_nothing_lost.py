@@ -94,14 +94,15 @@ def test_a_stop_under_load_loses_nothing(
 def test_a_reload_under_load_loses_nothing(
     start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
-    """The load goes on until the old plugin server, which delivers its own events, has ended."""
+    """The load goes on until the old plugin server, which delivers its own events, has ended.
+
+    Kong ends it with the old worker, whose last request may be over soon.
+    """
     gateway = start_gateway(one_plugin(upstream, collector.ingest_v1))
     with Load(gateway.proxy_port) as load:
         load.wait_for(200)
         (old,) = gateway.plugin_server_pids()
         gateway.reload()
-        load.wait_for(200)
-        assert old in gateway.plugin_server_pids()
         wait_until(lambda: old not in gateway.plugin_server_pids(), "the old plugin server ends", gateway)
         load.wait_for(200)
     finish(gateway, collector, load.answered())

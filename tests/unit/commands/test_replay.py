@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from kong_metering.spool import files
-from kong_metering.spool.deadletters import DEAD_LETTERS
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import SpoolDirectory, survey
 from tests.unit.commands.helpers import (
     OTHER,
@@ -103,6 +104,42 @@ def test_filters_choose(root: Path) -> None:
     dead_letters(root, letter("rejected", event(1)), letter("rejected", event(2), OTHER))
     assert run_json(root, "replay", "--plugin-id", PLUGIN, "-y")["replayed"] == 1
     assert events_of(root) == [event(1)]
+
+
+def test_events_are_on_the_disk_with_their_owner_before_letters_go(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead_letters(root, letter("rejected", event(1)))
+    synced: list[Path] = []
+    at_removal: list[list[Path]] = []
+    remove = DeadLetters.remove
+
+    def note_sync(descriptor: int) -> None:
+        synced.append(Path(os.path.realpath(f"/proc/self/fd/{descriptor}")))
+
+    def note_removal(letters: DeadLetters, ids: Collection[int]) -> int:
+        at_removal.append(list(synced))
+        return remove(letters, ids)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "fdatasync", note_sync)
+    monkeypatch.setattr(DeadLetters, "remove", note_removal)
+    assert run_json(root, "replay", "--all", "--yes")["replayed"] == 1
+    (found,) = survey(root)
+    log, part = found.directory, found.directory.parent
+    needed = {log / "queue.json", log / "queue.json.copy", *log.glob("*.seg"), log, part, root}
+    assert [needed - set(before) for before in at_removal] == [set()]
+
+
+def test_a_disk_that_does_not_confirm_loses_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = dead_letters(root, letter("rejected", event(1)))
+
+    def refuse(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    result = run(root, "replay", "--all", "--yes")
+    assert result.exit_code == 1
+    assert "Input/output error" in result.stderr
+    assert len(list(kept.letters())) == 1
 
 
 def test_a_full_disk_loses_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

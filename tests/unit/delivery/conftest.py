@@ -100,8 +100,8 @@ def process(
             assert not thread.is_alive()
         assert each.account().waiting == 0
     for directory, before in at_start.items():
-        accounts = [each.account() for each in made if each.root == directory]
-        left = sum(account.left - account.adopted for account in accounts)
-        assert before + left == len(on_disk(directory)), accounts
+        here = [each for each in made if each.root == directory]
+        left = sum(each.account().left - each.account().adopted + each.from_strangers for each in here)
+        assert before + left == len(on_disk(directory)), [each.account() for each in here]
     assert log.with_text("delivery failed") == []
-    assert [line for line in log.lines if "the spool: " in line[1]] == []
+    assert [text for _, text in log.lines if text.startswith("the spool: ")] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -274,9 +275,11 @@ class SteeredCondition(threading.Condition):
     def __init__(self, lock: Any, clock: SteeredClock) -> None:
         super().__init__(lock)
         self._clock = clock
+        self.pauses = 0
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
         assert timeout is not None
+        self.pauses += 1
         until = self._clock.monotonic() + timeout
         while not predicate() and (left := until - self._clock.monotonic()) > 0:
             super().wait(left)
@@ -298,6 +301,8 @@ class Process:
         self.troubles = TroubleLog(clock, logger=LOGGER)
         self.spooler = Spooler(SpoolOptions(root, **options), clock=clock, stats=self.stats, troubles=self.troubles)
         self.queues: list[SpooledQueue] = []
+        # How many events came onto its disk besides, or went from it, for the balance.
+        self.from_strangers = 0
         self.is_closed = False
         self.spooler.start()
 
@@ -310,9 +315,10 @@ class Process:
     def account(self) -> Snapshot:
         return self.stats.snapshot()
 
-    def settle(self) -> Snapshot:
-        """Wait until each event is delivered, dropped or a dead letter, and give the account."""
-        wait_until(lambda: self.account().waiting == 0, f"each event has left: {self.account()}")
+    def settle(self, adopted: int = 0) -> Snapshot:
+        """Wait until so many events were adopted, and each is delivered, dropped or a dead letter; give the account."""
+        wait_until(lambda: self.account().adopted >= adopted, f"{adopted} events are taken over")
+        wait_until(lambda: self.account().waiting == 0, "each event has left")
         assert sum(it.queue.waiting for it in self.queues) == 0
         return self.account()
 
@@ -339,7 +345,8 @@ class SpooledQueue:
         account = QueueAccount(identity.name, process.stats, process.troubles)
         self.backlog: SpooledBacklog = process.spooler.backlog(identity, self.settings, account)
         self.queue = EventQueue(self.settings, endpoint.connect, self.backlog, clock=process.clock, account=account)
-        self.queue._changed = SteeredCondition(self.queue._lock, process.clock)
+        self.pausing = SteeredCondition(self.queue._lock, process.clock)
+        self.queue._changed = self.pausing
         self.backlog.on_ready(self.queue.wake)
         self.is_closed = False
 
@@ -348,7 +355,7 @@ class SpooledQueue:
             self.queue.put(event)
 
     def put_on_disk(self, *events: bytes) -> None:
-        """Put them together, and wait until they are on disk."""
+        """Put them, and wait until they are on disk."""
         self.put(*events)
         wait_until(lambda: not self.backlog._unwritten.entries and not self.backlog._writing, "they are on disk")
 
@@ -373,9 +380,11 @@ def on_disk(root: Path) -> list[bytes]:
     """Give the events that wait on disk, those of all queues, whoever holds them."""
     found: list[bytes] = []
     for each in survey(root) if root.is_dir() else []:
-        log = EventLog.view(each.directory)
-        found += [event.payload for event in log.read(log.done_up_to, log.waiting, 1 << 40)]
-        log.close()
+        # Its owner may remove it just now.
+        with contextlib.suppress(FileNotFoundError):
+            log = EventLog.view(each.directory)
+            found += [event.payload for event in log.read(log.done_up_to, log.waiting, 1 << 40)]
+            log.close()
     return found
 
 

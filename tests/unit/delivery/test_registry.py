@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering.clock import SystemClock
-from kong_metering.config import Entity, PluginConfig
+from kong_metering.config import Entity, PluginConfig, parse_entity
 from kong_metering.delivery.registry import Delivery
 from kong_metering.log import TroubleLog
 from kong_metering.stats import Snapshot, Stats
@@ -56,6 +56,19 @@ def delivery(stats: Stats, log: LogLines) -> Iterator[Delivery]:
 
 def config(server: IngestServer, token: str = "token-1", **queue: float) -> PluginConfig:  # noqa: S107
     return PluginConfig.model_validate({"ingest_endpoint": server.url, "api_token": token, "queue": queue})
+
+
+def numbered(sequence: object) -> Entity:
+    """Give the entity as Kong passes it with a configuration that has this number."""
+    return parse_entity({"__plugin_id": ONE.id, "__seq__": sequence})
+
+
+def ruling(delivery: Delivery, server: IngestServer, stats: Stats, *opened: tuple[str, object]) -> str:
+    """Open configurations, by their tokens and numbers, and give the token with which an event leaves then."""
+    queues = [delivery.open(numbered(sequence), config(server, token)) for token, sequence in opened]
+    queues[-1].put(b"{}")
+    settle(stats)
+    return posted(server)[-1][0]
 
 
 def posted(server: IngestServer) -> list[tuple[str, bytes]]:
@@ -222,6 +235,151 @@ def test_events_never_leave_for_another_endpoint_however_the_right_one_fails(
     assert account.dropped == {"retry_time_exceeded": 5}
     assert [body for _, body in posted(other_server)] == [b"0", b"2", b"4", b"6", b"8"]
     assert {token for token, _ in posted(other_server)} == {"token-new"}
+
+
+# -- an old configuration that comes late ------------------------------------------------------------------------------
+
+LATE = "queue 11111111-one: an older configuration came late, the newer one goes on"
+TAKEN_OVER = "queue 11111111-one: a newer configuration took over"
+
+
+def test_a_late_request_does_not_bring_the_old_token_back(
+    delivery: Delivery, server: IngestServer, stats: Stats
+) -> None:
+    old, new = (numbered(1), config(server, "token-old")), (numbered(2), config(server, "token-new"))
+    queue = delivery.open(*old)
+    for configuration in (new, old, new, old):
+        assert delivery.open(*configuration) is queue
+        delivery.release(queue)  # a worker closes the instance before only when the next one is started
+        queue.put(b"{}")
+        settle(stats)
+    assert [token for token, _ in posted(server)] == ["token-new"] * 4
+
+
+def test_an_old_configuration_that_comes_late_uses_the_queue(delivery: Delivery, server: IngestServer) -> None:
+    queue = delivery.open(numbered(1), config(server, "old"))
+    delivery.open(numbered(2), config(server, "new"))
+    delivery.release(queue)
+    delivery.open(numbered(1), config(server, "old"))
+    delivery.release(queue)
+    assert delivery.waiting() == {"11111111-one": 0}
+    delivery.release(queue)
+    assert delivery.waiting() == {}
+
+
+def test_late_queue_parameters_do_not_come_back(delivery: Delivery, server: IngestServer, stats: Stats) -> None:
+    old = config(server, max_batch_size=1)
+    queue = delivery.open(numbered(1), old)
+    delivery.open(numbered(2), config(server, max_batch_size=2, max_coalescing_delay=3600))
+    delivery.open(numbered(1), old)
+    queue.put(b"1")
+    queue.put(b"2")
+    settle(stats)
+    assert [request.body for request in server.requests] == [b"[1,2]"]
+
+
+def test_a_late_configuration_does_not_end_a_backoff(delivery: Delivery, server: IngestServer, stats: Stats) -> None:
+    server.on_request = answer(503)
+    pauses = {"initial_retry_delay": 1000, "max_retry_delay": 1000}
+    queue = delivery.open(numbered(1), config(server, "old", **pauses))
+    delivery.open(numbered(2), config(server, "new", **pauses))
+    queue.put(b"{}")
+    wait_until(lambda: server.requests, "it is tried")
+    delivery.open(numbered(1), config(server, "old", **pauses))
+    time.sleep(0.1)
+    assert len(server.requests) == 1
+    assert stats.snapshot().waiting == 1
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        [("old", 1), ("old", 2), ("new", 3), ("new", 4), ("old", 2), ("old", 1)],
+        [("old", 2), ("old", 1), ("new", 4), ("new", 3), ("old", 2)],
+        [("old", 1), ("new", 3), ("old", 2)],
+        [("oldest", 1), ("old", 2), ("new", 3), ("oldest", 1), ("old", 2)],
+        [("old", 1), ("old", 5), ("new", 7), ("old", 5), ("new", 9), ("old", 5)],
+    ],
+    ids=["each worker", "in any order", "a worker's first", "two changes", "other plugins change too"],
+)
+def test_an_old_configuration_comes_late_from_any_worker(
+    delivery: Delivery, server: IngestServer, stats: Stats, opened: list[tuple[str, object]]
+) -> None:
+    assert ruling(delivery, server, stats, *opened) == "new"
+
+
+def test_going_back_to_an_earlier_configuration_takes_over(
+    delivery: Delivery, server: IngestServer, stats: Stats
+) -> None:
+    assert ruling(delivery, server, stats, ("a", 1), ("b", 2), ("a", 3)) == "a"
+    assert ruling(delivery, server, stats, ("b", 2), ("a", 1), ("b", 2)) == "a", "what it went back from is late now"
+    assert ruling(delivery, server, stats, ("b", 4), ("a", 3), ("a", 1)) == "b"
+
+
+def test_a_slow_worker_that_still_reads_the_old_configuration_is_followed_by_the_new_one(
+    delivery: Delivery, server: IngestServer, stats: Stats
+) -> None:
+    assert ruling(delivery, server, stats, ("old", 1), ("new", 2), ("old", 3), ("new", 4), ("old", 3)) == "new"
+
+
+@pytest.mark.parametrize("after", [1, 8, 9], ids=["lower", "earlier", "the same"])
+def test_a_changed_configuration_of_a_restarted_kong_takes_over_and_may_be_taken_back(
+    delivery: Delivery, server: IngestServer, stats: Stats, after: int
+) -> None:
+    assert ruling(delivery, server, stats, ("a", 8), ("b", 9), ("c", after)) == "c"
+    for token in ("a", "b", "c"):
+        after += 1
+        assert ruling(delivery, server, stats, (token, after)) == token
+    assert ruling(delivery, server, stats, ("b", after - 1)) == "c", "what is late is known by the new numbers"
+
+
+def test_after_a_restart_of_kong_with_the_same_configuration_an_earlier_one_may_come_back(
+    delivery: Delivery, server: IngestServer, stats: Stats
+) -> None:
+    assert ruling(delivery, server, stats, ("a", 8), ("b", 9), ("b", 1), ("a", 2)) == "a"
+
+
+def test_an_earlier_configuration_after_an_unseen_restart_of_kong_takes_over_with_its_next_number_that_is_higher(
+    delivery: Delivery, server: IngestServer, stats: Stats
+) -> None:
+    assert ruling(delivery, server, stats, ("a", 1), ("b", 3), ("a", 1), ("a", 2)) == "b"
+    assert ruling(delivery, server, stats, ("a", 3)) == "a"
+
+
+@pytest.mark.parametrize("sequence", [None, 0, -1, "1", 1.5, True, [], float("nan")])
+def test_without_a_number_the_last_one_rules(
+    delivery: Delivery, server: IngestServer, stats: Stats, sequence: object
+) -> None:
+    for token in ("a", "b", "a", "b"):
+        assert ruling(delivery, server, stats, (token, sequence)) == token
+    assert ruling(delivery, server, stats, ("a", 5), ("b", 6), ("a", sequence)) == "a"
+
+
+def test_of_many_superseded_configurations_the_last_sixteen_are_known(
+    delivery: Delivery, server: IngestServer, stats: Stats
+) -> None:
+    newest = 20
+    opened = [(str(number), number) for number in range(1, newest + 1)]
+    assert ruling(delivery, server, stats, *opened) == "20"
+    assert ruling(delivery, server, stats, *[(str(number), number) for number in range(4, newest)]) == "20"
+    assert ruling(delivery, server, stats, ("3", 3)) == "3"
+
+
+def test_taking_over_is_said_only_when_it_happens(delivery: Delivery, server: IngestServer, log: LogLines) -> None:
+    opened = [("old", 1), ("old", 2), ("new", 3), ("new", 4), ("old", 2), ("new", 4), ("new", 3)]
+    for token, sequence in opened:
+        delivery.open(numbered(sequence), config(server, token))
+    assert log.lines == [("INFO", TAKEN_OVER), ("INFO", LATE)]
+
+
+def test_another_entity_or_endpoint_knows_nothing_of_it(
+    delivery: Delivery, server: IngestServer, other_server: IngestServer, stats: Stats
+) -> None:
+    assert ruling(delivery, server, stats, ("old", 1), ("new", 2)) == "new"
+    assert ruling(delivery, other_server, stats, ("old", 1)) == "old"
+    delivery.open(Entity(OTHER.id, OTHER.name, 1), config(server, "old")).put(b"{}")
+    settle(stats)
+    assert posted(server)[-1][0] == "old"
 
 
 # -- letting go --------------------------------------------------------------------------------------------------------

@@ -583,7 +583,7 @@ def test_what_the_system_refuses_is_tried_again_after_a_minute(tmp_path: Path, m
     assert len(spool.adopt().logs) == 1
 
 
-def no_descriptors(directory: Path) -> EventLog:
+def no_descriptors(directory: Path, **_options: Any) -> EventLog:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(directory))
 
 

@@ -1,0 +1,74 @@
+"""Which of the configurations that were opened for a queue rules it.
+
+Contract: the one that was opened last, except that an old one which comes late does not take over. A request that began
+before a change runs its log phase with the configuration it began with; Kong's worker then starts an instance of that
+one once more, after the new one, and closes the new one's until its next request. So the newer one rules on even when
+its last instance is closed and only the old one's are left.
+
+Kong's workers number the configurations as they read them, from one counter (`Entity.sequence`): in every worker a
+newer one has a higher number. A configuration comes late if another one took over from it, with a number that is higher
+than its own. So going back to it is no late coming: Kong reads it again, under a higher number. Without numbers the
+last one rules; and so does an old one that this process did not see before, until the worker's next request.
+
+The counter begins anew when Kong restarts or reloads, and a plugin server under a supervisor outlives that. It shows
+when a configuration comes with a number that is too low for it; what was remembered is then forgotten. One case does
+not show: Kong restarts with a configuration from before a change that this process saw, and gives it a number from
+before that change. It is taken for late, which is said in the log, and the newer one rules on: until Kong reads its
+plugins anew (at any change of one) and the numbers are higher, until another configuration comes, or until the plugin
+server restarts. Whether the newer one has instances left would not tell: those of workers that are gone stay open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kong_metering.config import Queue
+    from kong_metering.delivery.ingest import Endpoint
+
+_MAX_SUPERSEDED = 16
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """All that a queue takes from a plugin's configuration."""
+
+    endpoint: Endpoint
+    settings: Queue
+
+
+class Precedence:
+    """The configuration that rules a queue, and those that did; the caller locks."""
+
+    def __init__(self, configuration: Configuration, sequence: int) -> None:
+        """Begin with the configuration that opened the queue; `sequence` is 0 where there is none."""
+        self.ruling = configuration
+        self._highest = sequence  # of the ruling one; its workers have a number each
+        self._floor = 0  # the ruling one has only higher numbers, as long as Kong's counter goes on
+        self._superseded: dict[Configuration, int] = {}  # and the number with which another one took over
+
+    def open(self, configuration: Configuration, sequence: int) -> bool:
+        """Take note that a configuration is opened, and tell whether it takes over: then it is the ruling one."""
+        if configuration == self.ruling:
+            if 0 < sequence <= self._floor:
+                self._count_anew()
+            self._highest = max(self._highest, sequence)
+            return False
+        if 0 < sequence < self._superseded.get(configuration, 0):
+            return False
+        if 0 < sequence <= self._highest:
+            self._count_anew()
+        elif sequence:
+            # One that ruled before may still come under its numbers of that time: they tell nothing of the counter.
+            self._floor = 0 if self._superseded.pop(configuration, 0) else self._highest
+            self._superseded.pop(self.ruling, None)
+            self._superseded[self.ruling] = sequence
+            if len(self._superseded) > _MAX_SUPERSEDED:
+                del self._superseded[next(iter(self._superseded))]
+        self.ruling, self._highest = configuration, sequence
+        return True
+
+    def _count_anew(self) -> None:
+        self._superseded.clear()
+        self._highest = self._floor = 0
