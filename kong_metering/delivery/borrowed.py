@@ -38,10 +38,14 @@ class Borrowed:
 
     def located(self, entries: Sequence[Entry]) -> list[Entry]:
         """Give the same events as they are now: those that have come onto the disk with their log."""
+        if not self._on_disk:
+            return list(entries)
         return [entry if entry.log else self._on_disk.get(entry.sequence, entry) for entry in entries]
 
     def forget(self, entries: Sequence[Entry]) -> None:
         """Let them go, wherever they are."""
+        if not (self._in_memory or self._on_disk):
+            return
         written = {(entry.log, entry.sequence): number for number, entry in self._on_disk.items()}
         for entry in entries:
             number = written.get((entry.log, entry.sequence)) if entry.log else entry.sequence
@@ -51,6 +55,8 @@ class Borrowed:
 
     def send(self, entries: Iterable[Entry], now_ms: int) -> list[Mark]:
         """Note that those that are only in memory are sent; give what is new of it, by their numbers."""
+        if not self._in_memory:
+            return []
         new = [entry.sequence for entry in entries if not entry.log and entry.sequence not in self._sent]
         self._sent.update(dict.fromkeys(new, now_ms))
         return [Mark(number, number, now_ms) for number in new]

@@ -62,7 +62,6 @@ class Precedence:
         elif sequence:
             # One that ruled before may still come under its numbers of that time: they tell nothing of the counter.
             self._floor = 0 if self._superseded.pop(configuration, 0) else self._highest
-            self._superseded.pop(self.ruling, None)
             self._superseded[self.ruling] = sequence
             if len(self._superseded) > _MAX_SUPERSEDED:
                 del self._superseded[next(iter(self._superseded))]

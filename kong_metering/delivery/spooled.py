@@ -114,6 +114,12 @@ class _Unwritten:
         self.entries.extendleft(reversed(entries))
         self.bytes += sum(len(entry.event) for entry in entries)
 
+    def take_all(self) -> list[Entry]:
+        taken = list(self.entries)
+        self.entries.clear()
+        self.bytes = 0
+        return taken
+
     def take(self, limit: int) -> list[Entry]:
         taken = [self.entries.popleft() for _ in range(min(limit, len(self.entries)))]
         self.bytes -= sum(len(entry.event) for entry in taken)
@@ -231,14 +237,15 @@ class SpooledBacklog:
 
     def _commit(self) -> None:
         with self._disk:
-            ready_before = self.ready
             with self._lock:
                 if self._ended or not (self._unwritten.entries or self._borrowed):
                     # With nothing to try it on, the next event finds out whether the disk works again.
                     self._is_waked = self._is_failing = False
                     return
-                entries = self._unwritten.take(len(self._unwritten.entries))
+                entries = self._unwritten.take_all()
                 self._writing, self._is_waked = len(entries), False
+                # As all others see it now.
+                ready_before = self.ready
             try:
                 own = self._own or self._open_own()
                 self._write_borrowed(own)
@@ -622,6 +629,11 @@ def _logs_of(entries: Sequence[Entry]) -> set[WaitingLog]:
 
 def _runs(entries: Sequence[Entry]) -> Iterator[tuple[WaitingLog, int, int]]:
     """Find the stretches of events that stand next to each other: their log, the first and the last number."""
+    first, final = (entries[0], entries[-1]) if entries else (None, None)
+    if first and final and first.log and first.log is final.log and final.sequence - first.sequence == len(entries) - 1:
+        # A batch as it was taken, from one log and in order: no need to look at each event.
+        yield first.log, first.sequence, final.sequence
+        return
     start: Entry | None = None
     last: Entry | None = None
     for entry in entries:

@@ -337,6 +337,15 @@ def test_after_a_restart_of_kong_with_the_same_configuration_an_earlier_one_may_
     delivery: Delivery, server: IngestServer, stats: Stats
 ) -> None:
     assert ruling(delivery, server, stats, ("a", 8), ("b", 9), ("b", 1), ("a", 2)) == "a"
+    assert ruling(delivery, server, stats, ("b", 1)) == "a", "what is late is known by the new numbers"
+
+
+def test_configurations_that_kong_restarts_with_by_turns_take_over(
+    delivery: Delivery, server: IngestServer, stats: Stats
+) -> None:
+    for token in ("a", "b", "a", "b"):
+        assert ruling(delivery, server, stats, (token, 5)) == token
+    assert ruling(delivery, server, stats, ("b", 9), ("a", 7), ("b", 3)) == "b", "no worker's number is forgotten"
 
 
 def test_an_earlier_configuration_after_an_unseen_restart_of_kong_takes_over_with_its_next_number_that_is_higher(

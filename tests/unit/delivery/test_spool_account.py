@@ -208,6 +208,31 @@ def in_order(root: Path) -> list[bytes]:
     return [event.payload for log in in_order for event in log]
 
 
+@pytest.mark.parametrize("batch", [1, 10])
+def test_one_who_looks_while_a_write_is_tried_is_woken_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    spool = ModelSpool(tmp_path / "spool", 1)
+    account = QueueAccount("model", Stats(), TroubleLog(SteeredClock()))
+    backlog = SpooledBacklog(IDENTITY, Queue(max_batch_size=batch), spool, account)
+    woken: list[int] = []
+    backlog.on_ready(lambda: woken.append(backlog.ready))
+    disk_works = iter([False, False, True])
+
+    def open_log(identity: QueueIdentity) -> HeldLog:
+        assert backlog.due_in(1.0) is None
+        if next(disk_works):
+            return spool.directory.log_for(identity)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(spool, "open_log", open_log)
+    backlog.add(b"1", 0.0)
+    for turn in range(3):
+        backlog.work()
+        assert woken == [1] * (turn + 1)
+    assert [entry.event for entry in backlog.take(5)] == [b"1"]
+
+
 class BacklogAgainstModel(RuleBasedStateMachine):
     """Nothing that was written is missing, nothing that was settled and saved comes again, and order is kept."""
 
