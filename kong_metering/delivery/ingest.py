@@ -44,7 +44,7 @@ _HINTS = {
 # The detail quotes the event's values too, as JSON; so what a client wrote never follows upon these very words.
 _V1_INDEX = re.compile(r'Error at "/(\d{1,7})(?:/|")')
 _V3_INDEX = re.compile(r"^\[?(\d{1,7})\]?(?:\.|$)")
-_CREDENTIALS_IN_URL = re.compile(r"//[^/@\s]*@")
+_CREDENTIALS_IN_URL = re.compile(r"//[^/?#\s]*@")
 # urllib3 and http.client let a few through that requests does not wrap in its own, which are OSErrors.
 _NO_CONNECTION = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 _NETWORK_ERRORS = (OSError, ValueError, urllib3.exceptions.HTTPError, HTTPException)

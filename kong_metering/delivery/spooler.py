@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from kong_metering.stats import Stats
 
 # Kong is answered before; what comes meanwhile is written together.
-ROUND_SECONDS = 0.005
+ROUND_SECONDS = 0.006
 _HOUSEKEEPING_SECONDS = 1.0
 _SYNC_SECONDS = 1.0
 # How often logs are looked at whose queues are not open here.
@@ -345,7 +346,9 @@ class Spooler:
             self._guarded(backlog.work)
 
     def _keep_bounds(self) -> None:
-        excess = bytes_used(self._options.directory) - self._options.max_bytes
+        # On a disk that is read-only just now, dropping events would free nothing.
+        is_writable = os.access(self._options.directory, os.W_OK)
+        excess = bytes_used(self._options.directory) - self._options.max_bytes if is_writable else 0
         now = self._clock.monotonic()
         is_due = now >= self._free_logs_at
         free = self._borrow() if excess > 0 or is_due else []

@@ -12,10 +12,12 @@ process hands the sockets that it has over to the new one (`handover.py`), and h
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,10 @@ _MAX_UNREAD_BYTES = 1024 * 1024
 _MAX_PATH_BYTES = 107
 _HOUSEKEEPING_SECONDS = 1.0
 _DRAIN_SECONDS = 0.01
+_GARBAGE_THRESHOLDS = (20_000, 20, 50)
+# A thread that waits for the interpreter is woken in vain by each of the loop's callbacks until this time is over. With
+# Python's 5 ms that cost a request 20 to 30 µs under steady load, as the spool's thread writes each few milliseconds.
+_SWITCH_SECONDS = 0.0005
 # How long the events that are under way may take to end before sockets are handed over; Kong goes on at once.
 _QUIET_SECONDS = 0.25
 _QUIET_POLL_SECONDS = 0.0005
@@ -238,11 +244,23 @@ class Hooks:
 
 def serve(dispatcher: Dispatcher, options: ServerOptions, troubles: TroubleLog, hooks: Hooks) -> None:
     """Serve Kong until the process is told to end, or its parent is gone; raises `StartupError` if it cannot listen."""
+    _collect_garbage_seldom()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     loop = uvloop.new_event_loop()
     try:
         loop.run_until_complete(_serve(dispatcher, options, troubles, hooks))
     finally:
         loop.close()
+
+
+def _collect_garbage_seldom() -> None:
+    """Leave what lives as long as the process out of every collection: a tenth of a request's CPU went there.
+
+    Requests leave next to no cycles behind.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
 
 
 async def _serve(dispatcher: Dispatcher, options: ServerOptions, troubles: TroubleLog, hooks: Hooks) -> None:
