@@ -17,9 +17,9 @@ def spool() -> None:
     """Look after the events that are kept on disk.
 
     The servers of the metering plugin keep each event in the spool until its endpoint took it. What they cannot deliver
-    becomes a dead letter: 'rejected' (the endpoint refused the event for itself), 'ambiguous' (sent without an answer
-    longer ago than the deduplication window, so that sending it again could bill it twice) or 'unreadable' (its bytes
-    on disk are damaged).
+    becomes a dead letter: 'rejected' (the endpoint refused the event for itself), 'too_large' (for the endpoint's own
+    storage), 'ambiguous' (sent without an answer longer ago than the deduplication window, so that sending it again
+    could bill it twice) or 'unreadable' (its bytes on disk are damaged).
 
     All commands work beside running servers. Run them as the user that Kong runs as.
     """
