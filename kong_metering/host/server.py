@@ -38,7 +38,6 @@ _MAX_UNREAD_BYTES = 1024 * 1024
 _MAX_PATH_BYTES = 107
 _HOUSEKEEPING_SECONDS = 1.0
 _DRAIN_SECONDS = 0.01
-_GARBAGE_THRESHOLDS = (20_000, 20, 50)
 # A thread that waits for the interpreter is woken in vain by each of the loop's callbacks until this time is over. With
 # Python's 5 ms that cost a request 20 to 30 µs under steady load, as the spool's thread writes each few milliseconds.
 _SWITCH_SECONDS = 0.0005
@@ -244,7 +243,7 @@ class Hooks:
 
 def serve(dispatcher: Dispatcher, options: ServerOptions, troubles: TroubleLog, hooks: Hooks) -> None:
     """Serve Kong until the process is told to end, or its parent is gone; raises `StartupError` if it cannot listen."""
-    _collect_garbage_seldom()
+    _set_aside_what_lives_long()
     sys.setswitchinterval(_SWITCH_SECONDS)
     loop = uvloop.new_event_loop()
     try:
@@ -253,14 +252,10 @@ def serve(dispatcher: Dispatcher, options: ServerOptions, troubles: TroubleLog, 
         loop.close()
 
 
-def _collect_garbage_seldom() -> None:
-    """Leave what lives as long as the process out of every collection: a tenth of a request's CPU went there.
-
-    Requests leave next to no cycles behind.
-    """
+def _set_aside_what_lives_long() -> None:
+    """Leave what lives as long as the process, which is most of what there is, out of every collection."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_GARBAGE_THRESHOLDS)
 
 
 async def _serve(dispatcher: Dispatcher, options: ServerOptions, troubles: TroubleLog, hooks: Hooks) -> None:
