@@ -259,6 +259,8 @@ class Spooler:
             self._keep_bounds,
         ):
             self._guarded(step)
+            # Each of them may take long, and events must not wait for it.
+            self._guarded(self._write_dirty)
 
     def _all(self) -> list[SpooledBacklog]:
         with self._lock:
