@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import pdk
-from .context import LuaError
+from .context import Answer, LuaError
 from .instances import InstanceTable
 from .rpc import RpcClient, RpcError
 from .settings import SettingsError
@@ -17,8 +17,9 @@ from .values import Table, Value, as_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .context import Answer, Exchange, Saved
+    from .context import Exchange, Saved
     from .errlog import ErrorLog
+    from .instances import Instance
     from .logphases import LogPhases
     from .pdk import Function
     from .settings import PluginServerSettings
@@ -85,7 +86,7 @@ class ExternalPlugin:
         self._forget_everywhere = forget_everywhere
         self._server_pid: Value = None
         self._rpc = RpcClient(info.server.socket, log, self._notified)
-        self._instances = InstanceTable(info.name, self._rpc, log)
+        self._instances = InstanceTable(info.name, self._rpc, log, log_phases)
 
     async def access(self, exchange: Exchange, config: Table) -> None:
         """Run the access phase.
@@ -122,7 +123,7 @@ class ExternalPlugin:
         """Run a phase; give its last answer, None when the plugin server did not answer to the end."""
         while True:
             try:
-                instance = await self._instances.get_id(config)
+                instance = await self._instances.get(config)
                 return await self._run_event(instance, phase, functions)
             except RpcError as error:
                 if "no plugin instance" not in str(error).lower():
@@ -131,8 +132,8 @@ class ExternalPlugin:
                 self._log.kong("warn", f"mp_rpc.lua: {error}")
                 self._forget_everywhere(self.info.name)
 
-    async def _run_event(self, instance: int, phase: str, functions: Mapping[str, Function]) -> Answer:
-        answered = await self._rpc.ask("plugin.HandleEvent", {"InstanceId": instance, "EventName": phase})
+    async def _run_event(self, instance: Instance, phase: str, functions: Mapping[str, Function]) -> Answer:
+        answered = await self._rpc.ask("plugin.HandleEvent", {"InstanceId": instance.id, "EventName": phase})
         step = answered.result
         event = None if step is None else _member(step, b"EventId")
         while step is not None and _member(step, b"Data") != _DONE:
@@ -142,7 +143,8 @@ class ExternalPlugin:
             argument = {"EventId": event} if result is None else {"EventId": event, "Data": result}
             answered = await self._rpc.ask(pdk.step_method(name), argument)
             step = answered.result
-        return answered.answer
+        # A connection may change hands between two answers, but an event is known in the process of its instance only.
+        return Answer(answered.at, instance.server_pid)
 
     def _notified(self, label: str, argument: Value) -> None:
         if label != "serverPid":

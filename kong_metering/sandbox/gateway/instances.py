@@ -12,27 +12,37 @@ from .values import Table, encode_json
 
 if TYPE_CHECKING:
     from .errlog import ErrorLog
+    from .logphases import LogPhases
 
 _STEP = 0.1  # seconds between two looks at an instance that somebody else is starting, as in Kong
 _MAX_STEPS = 100
 
 
+@dataclass(frozen=True)
+class Instance:
+    """A plugin instance; `server_pid` is the process that it lives in, as far as the notes of log phases need it."""
+
+    id: int
+    server_pid: int
+
+
 @dataclass
-class _Instance:
+class _Claim:
     sequence: int
-    id: int | None = None
+    instance: Instance | None = None
 
 
 class InstanceTable:
     """The instances of one external plugin in one worker, by the id of the plugin entity."""
 
-    def __init__(self, plugin: str, rpc: RpcClient, log: ErrorLog) -> None:
+    def __init__(self, plugin: str, rpc: RpcClient, log: ErrorLog, log_phases: LogPhases) -> None:
         self._plugin = plugin
         self._rpc = rpc
         self._log = log
-        self._running: dict[str, _Instance] = {}
+        self._log_phases = log_phases
+        self._running: dict[str, _Claim] = {}
 
-    async def get_id(self, config: Table) -> int:
+    async def get(self, config: Table) -> Instance:
         """Return the instance for a configuration; the first to ask starts it, the others wait.
 
         Raises:
@@ -41,44 +51,42 @@ class InstanceTable:
 
         """
         key = config["__plugin_id"]
-        instance = await self._wait_for_others(key)
-        if instance is not None and instance.id is not None and instance.sequence == config["__seq__"]:
-            return instance.id
-        old_id = instance.id if instance is not None else None
-        claim = self._running[key] = _Instance(config["__seq__"])
-        claim.id = await self._start(key, config)
-        if old_id is not None:
-            await self._close(old_id)
-        return claim.id
+        found = await self._wait_for_others(key)
+        if found is not None and found.instance is not None and found.sequence == config["__seq__"]:
+            return found.instance
+        claim = self._running[key] = _Claim(config["__seq__"])
+        try:
+            claim.instance = await self._start(config)
+        except BaseException:
+            self._running.pop(key, None)
+            raise
+        if found is not None and found.instance is not None:
+            await self._close(found.instance.id)
+        return claim.instance
 
-    async def _wait_for_others(self, key: str) -> _Instance | None:
+    async def _wait_for_others(self, key: str) -> _Claim | None:
         steps = 0
-        instance = self._running.get(key)
-        while instance is not None and instance.id is None:
+        claim = self._running.get(key)
+        while claim is not None and claim.instance is None:
             await asyncio.sleep(_STEP)
             steps += 1
             if steps > _MAX_STEPS:
                 self._running.pop(key, None)
                 raise RpcError(f"Could not claim instance_id for {self._plugin} (key: {key})")
-            instance = self._running.get(key)
-        return instance
+            claim = self._running.get(key)
+        return claim
 
-    async def _start(self, key: str, config: Table) -> int:
+    async def _start(self, config: Table) -> Instance:
         argument = {"Name": self._plugin, "Config": encode_json(config)}
         try:
             status = await self._rpc.call("plugin.StartInstance", argument)
         except RpcError as error:
             self._log.error(f"plugin.lua: starting instance: {error}")
-            self._running.pop(key, None)
             raise LuaError(str(error)) from error
-        except BaseException:
-            self._running.pop(key, None)
-            raise
         if not isinstance(status, dict) or not isinstance(status.get(b"Id"), int):
-            self._running.pop(key, None)
             raise LuaError("attempt to index a nil value (the answer to StartInstance has no Id)")
-        found: int = status[b"Id"]
-        return found
+        instance_id: int = status[b"Id"]
+        return Instance(instance_id, await self._log_phases.process_of(instance_id, self._rpc.call))
 
     async def _close(self, instance_id: int) -> None:
         try:
@@ -88,4 +96,4 @@ class InstanceTable:
 
     def forget(self) -> None:
         """Forget every instance that has been started; the next event starts a new one."""
-        self._running = {key: instance for key, instance in self._running.items() if instance.id is None}
+        self._running = {key: claim for key, claim in self._running.items() if claim.instance is None}

@@ -2,19 +2,30 @@
 
 Contract: a line of JSON for each log phase that is over, written with one `write` at the end of the file, so that a
 gateway that starts again goes on where the one before it ended.
+
+Who answers is whoever has the instance. The connection does not tell: at a reload the next plugin server takes over the
+connections of the one before, and the system goes on naming the process that listened when a connection was made.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from .rpc import RpcError
 
 if TYPE_CHECKING:
     from .context import Answer, Saved
+    from .values import Value
+
+    Call: TypeAlias = Callable[[str, Value], Awaitable[Value]]
+
+# No process has this id, so no process's SIGKILL can excuse an event that an unknown one had taken.
+UNKNOWN_PROCESS = 0
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,7 @@ class LogPhase:
     """One log phase; `answered_at` (monotonic clock) and `server_pid` are None when it was not answered to its end.
 
     `access_pid` is the process that answered the access phase of the request, None when it had none, or no answer.
+    Either is `UNKNOWN_PROCESS` when there was an answer, and it could not be found out whose.
     """
 
     target: str
@@ -35,6 +47,10 @@ class LogPhase:
 class LogPhases(Protocol):
     """Where log phases are noted."""
 
+    async def process_of(self, instance_id: int, call: Call) -> int:
+        """Tell the process of an instance that has just been started, if that is to be noted."""
+        ...
+
     def note(self, plugin: str, saved: Saved, answer: Answer | None) -> None:
         """Note a log phase that is over; None for one that was not answered to its end."""
         ...
@@ -42,6 +58,10 @@ class LogPhases(Protocol):
 
 class NoLogPhases:
     """Notes nothing."""
+
+    async def process_of(self, instance_id: int, call: Call) -> int:  # noqa: ARG002 - the protocol's signature
+        """Ask nobody: without notes a plugin server gets the same RPCs as from Kong."""
+        return UNKNOWN_PROCESS
 
     def note(self, plugin: str, saved: Saved, answer: Answer | None) -> None:
         """Forget it."""
@@ -52,6 +72,20 @@ class LogPhaseFile:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    async def process_of(self, instance_id: int, call: Call) -> int:
+        """Ask whoever answers now for its process; it counts only if it has the instance.
+
+        Between the two answers another process may have taken over, or the one with the instance been killed. Nobody is
+        asked again then: the next event hears that there is no such instance, and starts one.
+        """
+        try:
+            status = await call("plugin.GetStatus", None)
+        except RpcError:
+            return UNKNOWN_PROCESS
+        instances = (one[b"Id"] for plugin in status[b"Plugins"].values() for one in plugin[b"Instances"])
+        pid: int = status[b"Pid"] if instance_id in instances else UNKNOWN_PROCESS
+        return pid
 
     def note(self, plugin: str, saved: Saved, answer: Answer | None) -> None:
         """Write the line."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket as socket_module
-import struct
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgpack
 
-from .context import Answer, LuaError
+from .context import LuaError
 from .values import Value, as_text, to_wire
 
 if TYPE_CHECKING:
@@ -24,15 +22,14 @@ if TYPE_CHECKING:
 _REQUEST, _RESPONSE, _NOTIFICATION = 0, 1, 2
 _TIMEOUT = 60.0  # seconds, nginx's default for connecting, sending and reading
 _READ_SIZE = 65536
-_PEER = struct.Struct("3i")  # process, user and group of who listens at the other end
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The result of a call, and which process gave it when."""
+    """The result of a call, and when it had been read (monotonic clock)."""
 
     result: Value
-    answer: Answer
+    at: float
 
 
 class RpcError(Exception):
@@ -54,7 +51,7 @@ class RpcClient:
         return (await self.ask(method, argument)).result
 
     async def ask(self, method: str, argument: Value) -> Answered:
-        """Do what `call` does, and tell who answered when.
+        """Do what `call` does, and tell when the answer came.
 
         Raises:
             RpcError: see there.
@@ -73,7 +70,7 @@ class RpcClient:
             connection.close()
             raise
         self._idle.append(connection)
-        return Answered(_result(answer, message_id), Answer(connection.received_at, connection.server_pid))
+        return Answered(_result(answer, message_id), connection.received_at)
 
     async def _connection(self) -> _Connection:
         while self._idle:
@@ -122,7 +119,6 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._unpacker = msgpack.Unpacker(raw=True, strict_map_key=False, max_buffer_size=0)
-        self.server_pid = _listener(writer)
         self.received_at = 0.0
 
     @property
@@ -147,10 +143,3 @@ class _Connection:
 
     def close(self) -> None:
         self._writer.close()
-
-
-def _listener(writer: asyncio.StreamWriter) -> int:
-    """Tell the process that listens at the other end of a connection."""
-    peer = writer.get_extra_info("socket").getsockopt(socket_module.SOL_SOCKET, socket_module.SO_PEERCRED, _PEER.size)
-    pid: int = _PEER.unpack(peer)[0]
-    return pid
