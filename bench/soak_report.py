@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from soak_verdict import GRACE_SECONDS, Answered, Evidence, Verdict, said
+from soak_verdict import GRACE_SECONDS, Evidence, Missing, Verdict, said
 
 if TYPE_CHECKING:
     from soak_world import Happened
@@ -37,7 +38,7 @@ def say_account(
     """Print what was counted, what each process said, what is missing, and whether it holds."""
     _say_counts(evidence, verdict, results)
     _say_processes(evidence)
-    _say_missing(evidence, verdict, timeline, started)
+    _say_missing(verdict, timeline, started)
     for claim, holds in _claims(evidence, verdict).items():
         CONSOLE.print(f"  {'[green]yes[/]' if holds else '[red]NO[/] '}  {escape(claim)}")
     if verdict.holds:
@@ -47,7 +48,6 @@ def say_account(
 
 
 def _say_counts(evidence: Evidence, verdict: Verdict, results: Mapping[str, int]) -> None:
-    killed = {kill.pid: kill.at for kill in evidence.killed}
     refused = sum(
         1 for event in evidence.letters if event.number is not None and evidence.asked[event.number].is_refused
     )
@@ -66,9 +66,11 @@ def _say_counts(evidence: Evidence, verdict: Verdict, results: Mapping[str, int]
         "  of them missing, which is allowed": len(verdict.excused),
         "lost": len(verdict.lost),
         f"  of them answered less than {_JUST_BEFORE:g} s before a SIGKILL": sum(
-            1 for one in verdict.lost if killed.get(one.pid, one.at + _JUST_BEFORE) - one.at < _JUST_BEFORE
+            one.seconds_before_kill < _JUST_BEFORE for one in verdict.lost
         ),
-        "  of them with an access phase that nobody answered": sum(1 for one in verdict.lost if one.access_pid is None),
+        "  of them with an access phase that nobody answered": sum(
+            one.answered.access_pid is None for one in verdict.lost
+        ),
     }
     table = Table("what", show_header=False, box=None)
     table.add_column("count", justify="right")
@@ -90,13 +92,11 @@ def _say_processes(evidence: Evidence) -> None:
         say(f"  ended before they could say anything: {', '.join(map(str, silent))}")
 
 
-def _say_missing(evidence: Evidence, verdict: Verdict, timeline: Sequence[Happened], started: float) -> None:
+def _say_missing(verdict: Verdict, timeline: Sequence[Happened], started: float) -> None:
     for excused in verdict.excused[:_MOST_LINES]:
-        before = excused.seconds_before * 1000
-        say(f"  missing, and allowed to be: {_named(excused.answered, started)}, {before:.1f} ms before its SIGKILL")
-    killed = {kill.pid: kill.at for kill in evidence.killed}
+        say(f"  missing, and allowed to be: {_told(excused, started)}")
     for lost in verdict.lost[:_MOST_LINES]:
-        say(f"  LOST: {_named(lost, started)}{_fate(lost, killed)}; meanwhile: {_faults_at(lost.at, timeline)}")
+        say(f"  LOST: {_told(lost, started)}; meanwhile: {_faults_at(lost.answered.at, timeline)}")
     for violation in verdict.violations[:_MOST_LINES]:
         say(f"  WRONG: {violation}")
     for name, found in (("LOST", verdict.lost), ("WRONG", verdict.violations)):
@@ -104,17 +104,14 @@ def _say_missing(evidence: Evidence, verdict: Verdict, timeline: Sequence[Happen
             say(f"  {name}: and {len(found) - _MOST_LINES} more")
 
 
-def _named(answered: Answered, started: float) -> str:
-    at = answered.at - started
-    return f"request {answered.number} ({answered.request_id}), answered at {at:.3f} s by process {answered.pid}"
-
-
-def _fate(answered: Answered, killed: Mapping[int, float]) -> str:
-    whose = f"was answered by process {answered.access_pid}" if answered.access_pid else "was not answered"
+def _told(missing: Missing, started: float) -> str:
+    answered = missing.answered
+    whose = "was not answered" if answered.access_pid is None else f"was answered by process {answered.access_pid}"
     access = "" if answered.access_pid == answered.pid else f" (its access phase {whose})"
-    if answered.pid not in killed:
-        return access
-    return f"{access}, {(killed[answered.pid] - answered.at) * 1000:.1f} ms before its SIGKILL"
+    before = missing.seconds_before_kill * 1000
+    kill = f", {before:.1f} ms before its SIGKILL" if math.isfinite(before) else ""
+    who = f"request {answered.number} ({answered.request_id})"
+    return f"{who}, answered at {answered.at - started:.3f} s by process {answered.pid}{access}{kill}"
 
 
 def _faults_at(at: float, timeline: Sequence[Happened]) -> str:

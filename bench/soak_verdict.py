@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -92,25 +92,25 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Excused:
-    """A request that was answered so shortly before its process was killed that its event may be missing, and is."""
+class Missing:
+    """A request without an event, and how long before its process's SIGKILL it was answered, endless if it got none."""
 
     answered: Answered
-    seconds_before: float
+    seconds_before_kill: float
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found; `lost` and `violations` are empty when all holds."""
+    """What was found; `lost` and `violations` are empty when all holds. `excused` are missing, and may be."""
 
     due: int
     collected: int
     letters: Mapping[str, int]
     unanswered: int
     in_grace: int
-    lost: tuple[Answered, ...]
-    excused: tuple[Excused, ...]
-    violations: tuple[str, ...] = field(default=())
+    lost: tuple[Missing, ...]
+    excused: tuple[Missing, ...]
+    violations: tuple[str, ...]
 
     @property
     def holds(self) -> bool:
@@ -122,18 +122,17 @@ def judge(evidence: Evidence) -> Verdict:
     """Compare what was answered with what arrived."""
     due = [answered for answered in evidence.answered if _is_due(evidence, answered)]
     found = {event.number for event in (*evidence.collected, *evidence.letters)}
-    before = _SecondsBefore({kill.pid: kill.at for kill in evidence.killed})
-    missing = [answered for answered in due if answered.number not in found]
-    in_grace = [answered for answered in due if before(answered) < GRACE_SECONDS]
-    graced = {answered.number for answered in in_grace}
+    killed = {kill.pid: kill.at for kill in evidence.killed}
+    before = {answered: _seconds_before(answered, killed) for answered in due}
+    missing = [Missing(answered, before[answered]) for answered in due if answered.number not in found]
     return Verdict(
         due=len(due),
         collected=len(evidence.collected),
         letters=Counter(event.reason or "" for event in evidence.letters),
         unanswered=len(found - {answered.number for answered in evidence.answered}),
-        in_grace=len(in_grace),
-        lost=tuple(answered for answered in missing if answered.number not in graced),
-        excused=tuple(Excused(answered, before(answered)) for answered in missing if answered.number in graced),
+        in_grace=sum(seconds < GRACE_SECONDS for seconds in before.values()),
+        lost=tuple(one for one in missing if one.seconds_before_kill >= GRACE_SECONDS),
+        excused=tuple(one for one in missing if one.seconds_before_kill < GRACE_SECONDS),
         violations=tuple(_violations(evidence)),
     )
 
@@ -143,17 +142,12 @@ def _is_due(evidence: Evidence, answered: Answered) -> bool:
     return asked is not None and asked.subject is not None
 
 
-@dataclass(frozen=True)
-class _SecondsBefore:
-    """How long before its process's SIGKILL a request was answered; endless for processes that got none.
+def _seconds_before(answered: Answered, killed: Mapping[int, float]) -> float:
+    """Tell how long before its process's SIGKILL, if it got one, a request was answered.
 
     Below zero: it had been answered before, and was read afterwards.
     """
-
-    killed_at: Mapping[int, float]
-
-    def __call__(self, answered: Answered) -> float:
-        return self.killed_at.get(answered.pid, float("inf")) - answered.at
+    return killed.get(answered.pid, float("inf")) - answered.at
 
 
 def _violations(evidence: Evidence) -> Iterable[str]:
