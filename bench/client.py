@@ -25,10 +25,27 @@ _ANSWER_BYTES = 65_536
 _SPARE_CONNECTIONS = 4
 _SUBJECT = "acme"
 
+_PLUGIN_ID = "878715eb-ff5f-4bc3-b2ce-a52b1cd3b907"
+
 _REQUEST = b"\x94\x00\xce"  # [0, id as 32 bits,
 _STEP = b"\xabplugin.Step\x91"  # "plugin.Step", [
 _EVENT_ID = b"\xa7EventId\xcf"  # "EventId": 64 bits
 _DATA = b"\xa4Data"
+
+
+def plugin_config(url: str, queue: Mapping[str, float], *, plugin_id: str = _PLUGIN_ID) -> dict[str, Any]:
+    """Give a configuration as Kong passes it on."""
+    return {
+        "__plugin_id": plugin_id,
+        "__seq__": 1,
+        "__key__": "plugins:metering-and-billing:::::e0620768-7d2e-49db-830e-b7c0663fbf5c",
+        "__ws_id": "e0620768-7d2e-49db-830e-b7c0663fbf5c",
+        "ingest_endpoint": url,
+        "api_token": "bench",
+        "meter_api_requests": True,
+        "subject": {"look_up_value_in": "header", "field": "x-tenant-id"},
+        "queue": queue,
+    }
 
 
 class ServerError(Exception):

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
 
-from client import Client, Times
+from client import Client, Times, plugin_config
 from processes import GEVENT, IN_MEMORY, OURS, THREADS, Candidate, Collector, Server, with_switch_interval
-from rich.console import Console
 from rich.table import Column, Table
+from terminal import CONSOLE, argument_parser, say_progress
 
 from kong_metering.schema import PLUGIN_NAME
 
@@ -34,10 +33,8 @@ _IN_FLIGHT = 16
 _MODEST = 4
 _WARM_UP = 500
 _INSTANCES = 2  # Kong has one for each of its workers
-_BATCH = 500
+_QUEUE = {"max_batch_size": 500, "max_entries": 1_000_000}
 _SWITCH_INTERVALS = (0.005, 0.001, 0.0005, 0.0001)
-
-CONSOLE = Console(width=150)
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--requests", type=int, default=800, help="requests to each server in a round")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--p99", action="store_true", help="latency of an RPC while batches go out")
@@ -95,7 +92,7 @@ class _Runner:
         self._server = server
         self._collector = collector
         self._client = Client(server.socket)
-        config = _config(f"{collector.url}/events", _BATCH)
+        config = plugin_config(f"{collector.url}/events", _QUEUE)
         self._instances = [self._client.start_instance(PLUGIN_NAME, config) for _ in range(_INSTANCES)]
         self.sent = 0
 
@@ -120,12 +117,12 @@ def _comparison(directory: Path, requests: int, rounds: int) -> None:
     with ExitStack() as stack:
         runners = []
         for number, candidate in enumerate(candidates):
-            server = stack.enter_context(_server(candidate, directory / f"{number}"))
-            runners.append(_Runner(server, stack.enter_context(_collector())))
+            server = stack.enter_context(Server(candidate, directory / f"{number}"))
+            runners.append(_Runner(server, stack.enter_context(Collector())))
         for runner in runners:
             runner.send(_WARM_UP, _IN_FLIGHT)
         for number in range(rounds):
-            _say_progress(f"round {number + 1} of {rounds}")
+            say_progress(f"round {number + 1} of {rounds}")
             for taken, sample in zip(samples, _round(runners, requests), strict=True):
                 taken.append(sample)
         for runner in runners:
@@ -209,7 +206,7 @@ class _Sender:
         self._collector = collector
         collector.ask("hold")
         retry = {"initial_retry_delay": 0.001, "max_retry_delay": 0.001, "max_retry_time": 3600}
-        config = _config(f"{collector.url}/gate", batch, plugin_id="batches", **retry)
+        config = plugin_config(f"{collector.url}/gate", _QUEUE | {"max_batch_size": batch} | retry, plugin_id="batches")
         client = Client(server.socket)
         client.run([client.start_instance(PLUGIN_NAME, config)], batch, _IN_FLIGHT)
         client.close()
@@ -227,10 +224,11 @@ class _Probed:
     """A server whose RPCs are timed."""
 
     def __init__(self, candidate: Candidate, directory: Path, stack: ExitStack, batch: int) -> None:
-        server = stack.enter_context(_server(candidate, directory))
-        collector = stack.enter_context(_collector())
+        server = stack.enter_context(Server(candidate, directory))
+        collector = stack.enter_context(Collector())
         self._client = Client(server.socket)
-        self._instances = [self._client.start_instance(PLUGIN_NAME, _config(f"{collector.url}/events", _BATCH))]
+        config = plugin_config(f"{collector.url}/events", _QUEUE)
+        self._instances = [self._client.start_instance(PLUGIN_NAME, config)]
         self.sender = _Sender(server, collector, batch)
 
     def rpcs(self, requests: int) -> list[float]:
@@ -246,7 +244,7 @@ def _deliveries(directory: Path, requests: int, rounds: int, batch: int) -> None
         for one in probed:
             one.rpcs(_WARM_UP)
         for number in range(rounds):
-            _say_progress(f"round {number + 1} of {rounds}")
+            say_progress(f"round {number + 1} of {rounds}")
             for one, results in zip(probed, taken, strict=True):
                 _probe(one, elsewhere, requests, results)
     CONSOLE.print(f"batches of {batch:,} events; {rounds} rounds of {requests} requests in each situation")
@@ -282,51 +280,10 @@ def _deliveries_table(names: Sequence[str], taken: Sequence[_Taken]) -> Table:
 # -- what both need ---------------------------------------------------------------------------------------------------
 
 
-def _config(
-    url: str, batch: int, plugin_id: str = "878715eb-ff5f-4bc3-b2ce-a52b1cd3b907", **queue: float
-) -> dict[str, Any]:
-    """Give a configuration as Kong passes it on."""
-    return {
-        "__plugin_id": plugin_id,
-        "__seq__": 1,
-        "__key__": "plugins:metering-and-billing:::::e0620768-7d2e-49db-830e-b7c0663fbf5c",
-        "__ws_id": "e0620768-7d2e-49db-830e-b7c0663fbf5c",
-        "ingest_endpoint": url,
-        "api_token": "bench",
-        "meter_api_requests": True,
-        "subject": {"look_up_value_in": "header", "field": "x-tenant-id"},
-        "timeout": 10_000,
-        "queue": {"max_batch_size": batch, "max_coalescing_delay": 1, "max_entries": 1_000_000, **queue},
-    }
-
-
-def _say_progress(text: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"{text}\033[K\r")
-
-
 def _percentile(seconds: Sequence[float], share: float) -> float:
     """Give a percentile, in microseconds."""
     ordered = sorted(seconds)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share / 100))] * 1e6
-
-
-@contextmanager
-def _server(candidate: Candidate, directory: Path) -> Iterator[Server]:
-    server = Server(candidate, directory)
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-@contextmanager
-def _collector() -> Iterator[Collector]:
-    collector = Collector()
-    try:
-        yield collector
-    finally:
-        collector.stop()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ the endpoint works.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import re
 import socket
@@ -21,10 +20,10 @@ import time
 from pathlib import Path
 
 import uvloop
-from client import Client
+from client import Client, plugin_config
 from processes import OURS, Server
-from rich.console import Console
 from rich.table import Table
+from terminal import CONSOLE, argument_parser, say_progress
 
 from kong_metering.cli import SPOOL
 from kong_metering.schema import PLUGIN_NAME
@@ -37,35 +36,30 @@ _EVENT_ID = re.compile(rb'"id":"([^"]+)"')
 _NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
 _SECONDS_WITHOUT_PROGRESS = 60.0
 
-CONSOLE = Console(width=150)
-
 
 def main() -> int:
     """Run it and tell whether all is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--events", type=int, default=360_000)
     parser.add_argument("--batch", type=int, default=1, help="queue.max_batch_size; 1 is Kong's default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-outage-") as directory, socket.socket() as reserved:
         # Bound and not listening: connections are refused, and nobody else gets the port.
         reserved.bind(("127.0.0.1", 0))
-        server = Server(OURS, Path(directory) / "prefix")
-        try:
+        with Server(OURS, Path(directory) / "prefix") as server:
             return _outage(server, reserved, options.events, options.batch)
-        finally:
-            server.stop()
 
 
 def _outage(server: Server, reserved: socket.socket, events: int, batch: int) -> int:
     url = f"http://127.0.0.1:{reserved.getsockname()[1]}/events"
     client = Client(server.socket)
-    instance = client.start_instance(PLUGIN_NAME, _config(url, batch))
+    instance = client.start_instance(PLUGIN_NAME, plugin_config(url, {"max_batch_size": batch}))
     before, began = server.rss_bytes(), time.monotonic()
     highest = before
     for first in range(0, events, _PORTION):
         client.run([instance], min(_PORTION, events - first), _IN_FLIGHT)
         highest = max(highest, server.rss_bytes())
-        _say_progress(f"{first + _PORTION:,} of {events:,} events put")
+        say_progress(f"{first + _PORTION:,} of {events:,} events put")
     down = time.monotonic() - began
     kept = _ids_on_disk(server.socket.parent / SPOOL, events)
     began = time.monotonic()
@@ -117,7 +111,7 @@ def _wait_for_all(server: Server, arrived: list[bytes], events: int) -> int:
         highest = max(highest, server.rss_bytes())
         if len(arrived) > seen:
             seen, seen_at = len(arrived), time.monotonic()
-        _say_progress(f"{len(arrived):,} of {events:,} events arrived")
+        say_progress(f"{len(arrived):,} of {events:,} events arrived")
     return highest
 
 
@@ -140,22 +134,6 @@ def _collect(reserved: socket.socket, arrived: list[bytes]) -> None:
         await server.serve_forever()
 
     uvloop.run(serve())
-
-
-def _config(url: str, batch: int) -> dict[str, object]:
-    return {
-        "__plugin_id": "b0a7a5e2-6d5c-4b6b-9a57-000000000002",
-        "ingest_endpoint": url,
-        "api_token": "bench",
-        "meter_api_requests": True,
-        "subject": {"look_up_value_in": "header", "field": "x-tenant-id"},
-        "queue": {"max_batch_size": batch},
-    }
-
-
-def _say_progress(text: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"{text}\033[K\r")
 
 
 if __name__ == "__main__":

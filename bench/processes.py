@@ -11,9 +11,12 @@ import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kong_metering.schema import PLUGIN_NAME
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 BENCH = Path(__file__).parent
 _PLUGIN_SERVER = BENCH.parent / "plugin_server.py"
@@ -43,7 +46,39 @@ def with_switch_interval(seconds: float) -> Candidate:
     return Candidate(f"{seconds * 1e6:,.0f} µs", (sys.executable, "-c", code))
 
 
-class Server:
+class Process:
+    """A process that runs as long as its context."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def cpu_seconds(self) -> float:
+        """Tell the CPU time that the process has used, user and system."""
+        return time.clock_gettime((~self._process.pid << 3) | _CPUCLOCK_SCHED)
+
+    def rss_bytes(self) -> int:
+        """Tell how much memory the process holds."""
+        return rss_bytes(self._process.pid)
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+class Server(Process):
     """A plugin server, started as Kong starts one: by `sh`, without an environment, with umask 0000."""
 
     def __init__(self, candidate: Candidate, directory: Path) -> None:
@@ -51,43 +86,28 @@ class Server:
         self.socket = directory / f"{PLUGIN_NAME}.sock"
         command = shlex.join([*candidate.command, "-p", str(directory)])
         with (directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 ["/bin/sh", "-c", f"exec {command}"], env={}, umask=0, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
+        super().__init__(process)
         _wait_until(self.socket.exists, f"{candidate.name} does not serve, see {directory}/log", _STARTING_SECONDS)
 
-    def cpu_seconds(self) -> float:
-        """Tell the CPU time that the process has used, user and system."""
-        return _cpu_seconds(self._process)
 
-    def rss_bytes(self) -> int:
-        """Tell how much memory the process holds."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
-
-    def stop(self) -> None:
-        """End the process."""
-        _stop(self._process)
-
-
-class Collector:
+class Collector(Process):
     """The ingest end, see collector.py."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen([sys.executable, str(BENCH / "collector.py")], stdout=subprocess.PIPE)
-        if self._process.stdout is None:
+        process = subprocess.Popen([sys.executable, str(BENCH / "collector.py")], stdout=subprocess.PIPE)
+        if process.stdout is None:
             raise AssertionError("stdout is a pipe")
-        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        super().__init__(process)
+        self.url = f"http://127.0.0.1:{int(process.stdout.readline())}"
 
     def ask(self, path: str = "counts") -> dict[str, int]:
         """Tell the counts; the paths `open`, `close` and `hold` move the gate."""
         with urllib.request.urlopen(f"{self.url}/{path}", timeout=10) as response:  # noqa: S310 - our own http URL
             counts: dict[str, int] = json.load(response)
         return counts
-
-    def cpu_seconds(self) -> float:
-        """Tell the CPU time that the process has used, user and system."""
-        return _cpu_seconds(self._process)
 
     def wait_for_events(self, events: int, seconds: float = 30.0, spare: int = 0) -> None:
         """Wait until `events` events have arrived in all; raises TimeoutError if they do not.
@@ -105,13 +125,11 @@ class Collector:
         _wait_until(lambda: self.ask()["refused"] > before + 1, "no batch came to the gate", _STARTING_SECONDS)
         return self.ask()["refused"]
 
-    def stop(self) -> None:
-        """End the process."""
-        _stop(self._process)
 
-
-def _cpu_seconds(process: subprocess.Popen[bytes]) -> float:
-    return time.clock_gettime((~process.pid << 3) | _CPUCLOCK_SCHED)
+def rss_bytes(pid: int) -> int:
+    """Tell how much memory a process holds."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
 def _wait_until(condition: Any, message: str, seconds: float) -> None:
@@ -120,14 +138,3 @@ def _wait_until(condition: Any, message: str, seconds: float) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(message)
         time.sleep(0.01)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_ENDING_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.stdout is not None:
-        process.stdout.close()

@@ -25,15 +25,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from client import Client
-from processes import OURS, Candidate, Collector, Server
-from rich.console import Console
+from client import Client, plugin_config
+from processes import OURS, Candidate, Collector, Server, rss_bytes
 from rich.table import Column, Table
+from terminal import CONSOLE, argument_parser, say_progress
 
 from kong_metering.config import parse_config, parse_entity
 from kong_metering.delivery.bounds import bytes_used
-from kong_metering.delivery.spooler import SpoolOptions
+from kong_metering.delivery.spooloptions import SpoolOptions
 from kong_metering.runtime import make_runtime
 from kong_metering.schema import PLUGIN_NAME
 from kong_metering.spool.directory import SpoolDirectory
@@ -45,8 +46,6 @@ _BATCHES = (1, 100, 500, 1000)
 _BATCH = 500
 _BURST = 10_000
 _PLENTY = 1 << 40
-
-CONSOLE = Console(width=150)
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=5, help="for each line in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--waiting", default="0,1000000,10000000", help="events that wait on disk, several counts")
@@ -109,14 +108,14 @@ def _throughput(directory: Path, cases: list[Case], seconds: float, rounds: int)
     samples: dict[Case, list[Sample]] = {case: [] for case in cases}
     for number in range(rounds):
         for case in cases:
-            CONSOLE.print(f"round {number + 1} of {rounds}: batches of {case.batch}, {case.name}     ", end="\r")
+            say_progress(f"round {number + 1} of {rounds}: batches of {case.batch}, {case.name}")
             samples[case].append(_measured(directory / "spool", case, seconds))
     CONSOLE.print(f"{rounds} rounds of {seconds:g} s each; all events that were put arrived")
     CONSOLE.print(_table(samples))
 
 
 def _measured(root: Path, case: Case, seconds: float) -> Sample:
-    with _collector() as collector, _spool(root, collector.url, case.waiting):
+    with Collector() as collector, _spool(root, collector.url, case.waiting):
         cpu = collector.cpu_seconds()
         order = {"root": str(root), "url": collector.url, "seconds": seconds, **case.__dict__}
         command = [sys.executable, __file__, "--worker", json.dumps(order)]
@@ -175,7 +174,7 @@ def _work(order: dict[str, object]) -> dict[str, float]:
     put_for(float(str(order["seconds"])))
     delivered = runtime.stats.snapshot().delivered - before
     cpu, took = time.process_time() - cpu, time.monotonic() - began
-    rss = _rss_mb()
+    rss = rss_bytes(os.getpid())
     if case.waiting:
         runtime.delivery.close(0.0)
     else:
@@ -187,7 +186,7 @@ def _work(order: dict[str, object]) -> dict[str, float]:
         "delivered": account.delivered,
         "per_second": delivered / took,
         "cpu_us": cpu / delivered * 1e6,
-        "rss_mb": rss,
+        "rss_mb": rss / 1e6,
     }
 
 
@@ -231,21 +230,20 @@ def _wait_for_bytes(root: Path, size: int) -> None:
 def _start(directory: Path, waiting: int) -> None:
     """Start the plugin server as Kong does, with events waiting in its spool."""
     prefix, root = directory / "start", directory / "spool"
-    with _collector() as collector, _spool(root, collector.url, waiting):
+    with Collector() as collector, _spool(root, collector.url, waiting):
         options = ("--spool-dir", str(root), "--spool-max-bytes", str(_PLENTY))
         began = time.monotonic()
-        server = Server(Candidate(OURS.name, (*OURS.command, *options)), prefix)
-        listening = time.monotonic() - began
-        client = Client(server.socket)
-        instance = client.start_instance(PLUGIN_NAME, _config(collector.url, _BATCH))
-        client.run([instance], 1, 1)
-        answered = time.monotonic() - began
-        while not collector.ask()["events"]:
-            time.sleep(0.002)
-        arrived = time.monotonic() - began
-        slowest = max(client.run([instance], 200, 1).rpcs) * 1000
-        client.close()
-        server.stop()
+        with Server(Candidate(OURS.name, (*OURS.command, *options)), prefix) as server:
+            listening = time.monotonic() - began
+            client = Client(server.socket)
+            instance = client.start_instance(PLUGIN_NAME, _config(collector.url, _BATCH))
+            client.run([instance], 1, 1)
+            answered = time.monotonic() - began
+            while not collector.ask()["events"]:
+                time.sleep(0.002)
+            arrived = time.monotonic() - began
+            slowest = max(client.run([instance], 200, 1).rpcs) * 1000
+            client.close()
     shutil.rmtree(prefix)
     CONSOLE.print(
         f"start with {waiting:,} waiting: listens after {listening:.2f} s, a request answered after {answered:.2f} s, "
@@ -254,15 +252,6 @@ def _start(directory: Path, waiting: int) -> None:
 
 
 # -- what all of them need ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _collector() -> Iterator[Collector]:
-    collector = Collector()
-    try:
-        yield collector
-    finally:
-        collector.stop()
 
 
 @contextmanager
@@ -277,6 +266,8 @@ def _spool(root: Path, url: str, waiting: int) -> Iterator[None]:
         for first in range(0, waiting, 1000):
             log.append([next(events) for _ in range(min(1000, waiting - first))], time.time_ns() // 1_000_000)
         directory.close()
+        # What has waited for long is not being written any more.
+        os.sync()
     try:
         yield
     finally:
@@ -292,20 +283,8 @@ def _events() -> Iterator[bytes]:
         yield b"%s%s%010d%s" % (head, prefix, number, filling)
 
 
-def _config(url: str, batch: int) -> dict[str, object]:
-    return {
-        "__plugin_id": "b0a7a5e2-6d5c-4b6b-9a57-000000000001",
-        "ingest_endpoint": f"{url}/events",
-        "api_token": "bench",
-        "meter_api_requests": True,
-        "subject": {"look_up_value_in": "header", "field": "x-tenant"},
-        "queue": {"max_batch_size": batch, "max_entries": 1_000_000, "max_coalescing_delay": 1},
-    }
-
-
-def _rss_mb() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+def _config(url: str, batch: int) -> dict[str, Any]:
+    return plugin_config(f"{url}/events", {"max_batch_size": batch, "max_entries": 1_000_000})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ that a busy machine spoils all alike. CPU is that of the process, in the kernel 
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import shutil
@@ -17,6 +16,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from terminal import argument_parser
 
 from kong_metering.spool.format import encode_records
 from kong_metering.spool.log import EventLog
@@ -37,7 +38,7 @@ class Measured:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--events", type=int, default=200_000, help="events for each line")
     parser.add_argument("--waiting", type=int, default=1_000_000, help="events that wait when a log is opened")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="where to write")

@@ -15,7 +15,7 @@ from kong_metering.commands import words
 from kong_metering.commands.access import check_readable
 from kong_metering.commands.letters import matching_letters
 from kong_metering.commands.logs import SeenLog, seen_logs
-from kong_metering.commands.options import Chosen, filter_options, place_options, taking
+from kong_metering.commands.options import ChosenEvents, filter_options, place_options, taking
 from kong_metering.commands.output import Advance, note, private_file, progress
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(Chosen):
+class ExportOptions(ChosenEvents):
     """What `export` takes."""
 
-    dead_letters: bool
     output: Path | None
     force: bool
 
@@ -65,8 +64,7 @@ def export(options: ExportOptions) -> None:
     left out, and counted on stderr.
     """
     check_readable(options.root)
-    if options.reason is not None and not options.dead_letters:
-        raise click.UsageError("--reason is about dead letters: add --dead-letters, or leave --reason out")
+    options.check_reason()
     account = _Account()
     with _output(options) as file, contextlib.closing(_events(options, account)) as found:
         for event in found:
@@ -117,11 +115,7 @@ def _letter_events(options: ExportOptions) -> Generator[bytes, None, None]:
 
 
 def _count(dead_letters: DeadLetters, filters: Filters) -> int:
-    return sum(
-        count
-        for (queue, reason), count in dead_letters.counts().items()
-        if filters.match_queue(queue) and filters.reason in (None, reason)
-    )
+    return sum(count for (queue, reason), count in dead_letters.counts().items() if filters.match_letter(queue, reason))
 
 
 def _waiting_events(options: ExportOptions, account: _Account) -> Generator[bytes, None, None]:

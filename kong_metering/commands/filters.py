@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from kong_metering.commands.words import counted, without_credentials
 
 if TYPE_CHECKING:
-    from kong_metering.spool.deadletters import DeadLetter
     from kong_metering.spool.identity import QueueIdentity
 
 UNKNOWN = "unknown"
@@ -31,9 +30,9 @@ class Filters:
             return False
         return self.endpoint is None or (queue is not None and is_endpoint(self.endpoint, queue))
 
-    def match(self, letter: DeadLetter) -> bool:
-        """Whether a dead letter is meant."""
-        return self.match_queue(letter.queue) and self.reason in (None, letter.reason)
+    def match_letter(self, queue: QueueIdentity, reason: str) -> bool:
+        """Whether a queue's dead letters for a reason are meant."""
+        return self.match_queue(queue) and self.reason in (None, reason)
 
 
 def is_endpoint(url: str, queue: QueueIdentity) -> bool:

@@ -19,7 +19,7 @@ from kong_metering.commands.access import check_readable
 from kong_metering.commands.filters import UNKNOWN, Filters
 from kong_metering.commands.letters import matching_letters, nothing_matches
 from kong_metering.commands.logs import SeenLog, seen_logs
-from kong_metering.commands.options import Chosen, Place, filter_options, json_option, place_options, taking
+from kong_metering.commands.options import ChosenEvents, Place, filter_options, json_option, place_options, taking
 from kong_metering.commands.output import cell, console, cut, note, say, table, tell
 from kong_metering.errors import KongMeteringError
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
@@ -33,10 +33,9 @@ _WIDE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListOptions(Chosen):
+class ListOptions(ChosenEvents):
     """What `list` takes."""
 
-    dead_letters: bool
     limit: int | None
     as_json: bool
 
@@ -72,10 +71,9 @@ def list_events(options: ListOptions) -> None:
     The oldest come first. `show` tells all about one dead letter, `export` gives whole events.
     """
     check_readable(options.root)
+    options.check_reason()
     if options.dead_letters:
         _list_letters(options)
-    elif options.reason is not None:
-        raise click.UsageError("--reason is about dead letters: add --dead-letters, or leave --reason out")
     else:
         _list_waiting(options)
 
@@ -109,7 +107,7 @@ def _print_waiting_json(root: Path, chosen: Iterator[_WaitingEvent]) -> int:
             "sequence": event.stored.sequence,
             "accepted": words.timestamp(event.stored.time_ms),
             **_summary_json(summary),
-            **_queue_json(event.log.identity),
+            **words.queue_members(event.log.identity),
             "log": str(event.log.directory.relative_to(root)),
             "held_by": event.log.holder,
         }
@@ -173,7 +171,7 @@ def _letter_json(stored: StoredLetter) -> dict[str, Any]:
         "accepted": words.timestamp(letter.accepted_ms),
         "given_up": words.timestamp(stored.time_ms),
         **_summary_json(words.summary_of(letter.event)),
-        **_queue_json(letter.queue),
+        **words.queue_members(letter.queue),
     }
 
 
@@ -274,14 +272,6 @@ def _plugin(identity: QueueIdentity | None) -> Text:
 
 def _summary_json(summary: words.EventSummary) -> dict[str, str | None]:
     return {"event_id": summary.id or None, "subject": summary.subject or None, "type": summary.type or None}
-
-
-def _queue_json(identity: QueueIdentity | None) -> dict[str, str | None]:
-    return {
-        "plugin_id": identity.entity_id if identity else None,
-        "plugin_name": identity.name if identity else None,
-        "endpoint": words.without_credentials(identity.endpoint) if identity else None,
-    }
 
 
 def _tell_rest(listed: int, there: int, most: int | None) -> None:

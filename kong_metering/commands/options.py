@@ -52,6 +52,18 @@ class Chosen(Place):
         return Filters(self.plugin_id, self.endpoint, self.reason)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChosenEvents(Chosen):
+    """The same, where dead letters are meant only if they are asked for."""
+
+    dead_letters: bool
+
+    def check_reason(self) -> None:
+        """See that a reason is given for dead letters only. Raises `click.UsageError`."""
+        if self.reason is not None and not self.dead_letters:
+            raise click.UsageError("--reason is about dead letters: add --dead-letters, or leave --reason out")
+
+
 def duration(text: str) -> float:
     """Read a length of time such as `24h`, into seconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", text.strip().lower(), re.ASCII)
@@ -108,21 +120,16 @@ def place_options(command: F) -> F:
     return directory(prefix(command))
 
 
-def queue_options(command: F) -> F:
-    """Let a command take the choice of queues."""
+def filter_options(command: F) -> F:
+    """Let a command take the choice of queues and of dead letters."""
     plugin = click.option(
         "--plugin-id", metavar="ID", help="Only of the plugin entity with this id ('unknown': of no known one)."
     )
     endpoint = click.option("--endpoint", metavar="URL", help="Only what was accepted for this ingest endpoint.")
-    return plugin(endpoint(command))
-
-
-def filter_options(command: F) -> F:
-    """Let a command take the choice of queues and of dead letters."""
     reason = click.option(
         "--reason", metavar="WORD", help="Only dead letters for this reason: rejected, ambiguous or unreadable."
     )
-    return queue_options(reason(command))
+    return plugin(endpoint(reason(command)))
 
 
 def json_option(what: str) -> Callable[[F], F]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +20,10 @@ from kong_metering.commands import words
 from kong_metering.commands.access import check_writable
 from kong_metering.commands.filters import reasons_told
 from kong_metering.commands.holding import held_logs
-from kong_metering.commands.letters import matching_letters
+from kong_metering.commands.letters import ChosenLetters, matching_letters
 from kong_metering.commands.logs import SeenLog, damaged_files, is_damaged_file, seen_logs
 from kong_metering.commands.options import (
-    Chosen,
+    ChosenEvents,
     duration,
     filter_options,
     json_option,
@@ -41,10 +40,9 @@ _NO_CUT = 1 << 63
 
 
 @dataclass(frozen=True, kw_only=True)
-class PurgeOptions(Chosen):
+class PurgeOptions(ChosenEvents):
     """What `purge` takes."""
 
-    dead_letters: bool
     waiting: bool
     damaged: bool
     older_than: float | None
@@ -64,8 +62,7 @@ class WaitingCut:
 class Plan:
     """What is to be removed."""
 
-    letters: list[int] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
+    letters: ChosenLetters = field(default_factory=ChosenLetters)
     waiting: dict[Path, WaitingCut] = field(default_factory=dict)
     held: int = 0
     damaged: list[Path] = field(default_factory=list)
@@ -79,7 +76,7 @@ class Plan:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to remove."""
-        return not (self.letters or self.waiting or self.damaged)
+        return not (self.letters.ids or self.waiting or self.damaged)
 
 
 @click.command()
@@ -119,8 +116,7 @@ def _check_call(options: PurgeOptions) -> None:
         raise click.UsageError("tell what to remove: --dead-letters, --waiting with --plugin-id, or --damaged")
     if options.waiting and options.plugin_id is None:
         raise click.UsageError("--waiting needs --plugin-id: whose events are to be removed?")
-    if options.reason is not None and not options.dead_letters:
-        raise click.UsageError("--reason is about dead letters: add --dead-letters, or leave --reason out")
+    options.check_reason()
 
 
 # ----------------------------------------------------------------------------------------------------------------- plan
@@ -132,8 +128,7 @@ def plan_of(options: PurgeOptions, cut_ms: int) -> Plan:
     if options.dead_letters:
         for stored in matching_letters(DeadLetters(options.root / DEAD_LETTERS), options.filters):
             if stored.time_ms < cut_ms:
-                plan.letters.append(stored.id)
-                plan.reasons[stored.letter.reason] += 1
+                plan.letters.add(stored)
     if options.waiting:
         _plan_waiting(options, plan, cut_ms)
     if options.damaged:
@@ -176,8 +171,8 @@ def _plan_damaged(root: Path, plan: Plan, cut_ms: int) -> None:
 
 def _question(plan: Plan) -> str:
     parts = []
-    if plan.letters:
-        parts.append(f"{words.letters(len(plan.letters))} ({reasons_told(plan.reasons)})")
+    if letters := plan.letters.ids:
+        parts.append(f"{words.letters(len(letters))} ({reasons_told(plan.letters.reasons)})")
     if plan.waiting:
         parts.append(words.waiting(plan.events))
     if plan.damaged:
@@ -199,7 +194,7 @@ class Removed:
 
 def remove(options: PurgeOptions, plan: Plan) -> Removed:
     """Carry the plan out."""
-    letters = DeadLetters(options.root / DEAD_LETTERS).remove(plan.letters) if plan.letters else 0
+    letters = DeadLetters(options.root / DEAD_LETTERS).remove(plan.letters.ids) if plan.letters.ids else 0
     events = _remove_waiting(options, plan) if plan.waiting else 0
     return Removed(letters, events, _remove_files(options.root, plan.damaged) if plan.damaged else 0)
 

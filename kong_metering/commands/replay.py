@@ -23,7 +23,7 @@ from kong_metering.commands import words
 from kong_metering.commands.access import check_writable
 from kong_metering.commands.filters import Filters, reasons_told
 from kong_metering.commands.interruption import Interrupted, Interruption
-from kong_metering.commands.letters import matching_letters, nothing_matches
+from kong_metering.commands.letters import ChosenLetters, matching_letters, nothing_matches
 from kong_metering.commands.options import Chosen, filter_options, json_option, place_options, taking, yes_option
 from kong_metering.commands.output import confirmed, note, progress, say, tell
 from kong_metering.errors import KongMeteringError
@@ -52,11 +52,10 @@ class ReplayOptions(Chosen):
 
 @dataclass
 class Choice:
-    """What is to be replayed, without the events themselves, and what is left where it is."""
+    """What is to be replayed, and what is left where it is."""
 
-    ids: list[int] = field(default_factory=list)
+    letters: ChosenLetters = field(default_factory=ChosenLetters)
     found: set[int] = field(default_factory=set)
-    reasons: Counter[str] = field(default_factory=Counter)
     queues: Counter[QueueIdentity] = field(default_factory=Counter)
     unreadable: int = 0
     ambiguous_left: int = 0
@@ -94,9 +93,9 @@ def replay(options: ReplayOptions) -> None:
     with _alone(dead_letters.directory):
         choice, replayed = choose(dead_letters, options.filters, options.ids), Replayed()
         _tell_left_out(choice, options.ids)
-        if choice.ids:
+        if choice.letters.ids:
             _ask(choice, yes=options.yes)
-            replayed = _replay(options.root, dead_letters, choice.ids)
+            replayed = _replay(options.root, dead_letters, choice.letters.ids)
         elif not choice.found:
             note(nothing_matches(dead_letters))
     _tell(options, choice, replayed)
@@ -142,8 +141,7 @@ def choose(dead_letters: DeadLetters, filters: Filters, ids: Collection[int]) ->
         elif _is_ambiguous(stored) and not (ids or filters.reason):
             choice.ambiguous_left += 1
         else:
-            choice.ids.append(stored.id)
-            choice.reasons[stored.letter.reason] += 1
+            choice.letters.add(stored)
             choice.queues[stored.letter.queue] += 1
     return choice
 
@@ -168,12 +166,13 @@ def _tell_left_out(choice: Choice, ids: Collection[int]) -> None:
 def _ask(choice: Choice, *, yes: bool) -> None:
     for queue, count in choice.queues.items():
         note(f"{words.events(count)} for {words.queue(queue)}")
-    if choice.reasons[Buried.AMBIGUOUS.value]:
+    if ambiguous := choice.letters.reasons[Buried.AMBIGUOUS.value]:
         note(
-            f"WARNING: {words.counted(choice.reasons[Buried.AMBIGUOUS.value], 'of them')} may have arrived. They were "
+            f"WARNING: {words.counted(ambiguous, 'of them')} may have arrived. They were "
             "sent longer ago than the deduplication window, so the endpoint may count them twice."
         )
-    confirmed(f"Put {words.events(len(choice.ids))} ({reasons_told(choice.reasons)}) back into the queue?", yes=yes)
+    told = f"{words.events(len(choice.letters.ids))} ({reasons_told(choice.letters.reasons)})"
+    confirmed(f"Put {told} back into the queue?", yes=yes)
 
 
 def _replay(root: Path, dead_letters: DeadLetters, ids: Sequence[int]) -> Replayed:
@@ -227,7 +226,7 @@ def _put_back(spool: SpoolDirectory, logs: dict[QueueIdentity, HeldLog], group: 
 
 
 def _tell(options: ReplayOptions, choice: Choice, replayed: Replayed) -> None:
-    left = len(choice.ids) - replayed.count
+    left = len(choice.letters.ids) - replayed.count
     if options.as_json:
         say(words.json_document(_as_json(choice, replayed)))
     else:
@@ -248,13 +247,13 @@ def _tell_people(choice: Choice, replayed: Replayed, left: int) -> None:
             "until there is one, or for `kong-metering spool deliver`."
         )
     if left and not replayed.problem:
-        note(f"{words.letters(left)} of {len(choice.ids):,} left as they were.")
+        note(f"{words.letters(left)} of {len(choice.letters.ids):,} left as they were.")
 
 
 def _as_json(choice: Choice, replayed: Replayed) -> dict[str, Any]:
     return {
         "replayed": replayed.count,
-        "left": len(choice.ids) - replayed.count,
+        "left": len(choice.letters.ids) - replayed.count,
         "ambiguous_left": choice.ambiguous_left,
         "unreadable": choice.unreadable,
         "problem": replayed.problem,

@@ -263,11 +263,9 @@ def _as_json(found: SpoolStatus) -> dict[str, Any]:
 
 
 def _queue_json(queue: QueueStatus, now_ms: int) -> dict[str, Any]:
-    identity, oldest = queue.identity, queue.oldest_ms
+    oldest = queue.oldest_ms
     return {
-        "plugin_id": identity.entity_id if identity else None,
-        "plugin_name": identity.name if identity else None,
-        "endpoint": words.without_credentials(identity.endpoint) if identity else None,
+        **words.queue_members(queue.identity),
         "waiting": queue.waiting,
         "waiting_unheld": queue.unheld,
         "may_have_arrived": queue.may_have_arrived,

@@ -142,6 +142,15 @@ def _datetime(time_ms: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=max(0, min(time_ms, _LAST_MS)))
 
 
+def queue_members(identity: QueueIdentity | None) -> dict[str, str | None]:
+    """Name a queue for programs; None is one of which nobody knows whose it is."""
+    return {
+        "plugin_id": identity.entity_id if identity else None,
+        "plugin_name": identity.name if identity else None,
+        "endpoint": without_credentials(identity.endpoint) if identity else None,
+    }
+
+
 def json_line(members: dict[str, Any]) -> str:
     """Make one line of JSON, all of it in printable ASCII."""
     return json.dumps(members).replace("\x7f", "\\u007f")

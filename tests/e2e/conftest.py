@@ -6,22 +6,32 @@ process, and the collector.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
 from kong_metering.sandbox.collector.process import CollectorProcess
 from kong_metering.sandbox.gateways import GATEWAYS, Gateway
 from kong_metering.sandbox.upstream_process import UpstreamProcess
+from tests.e2e.declarative import document, metering_at_once, route, service
+from tests.e2e.hostile import Till, open_till
 
 
 class StartGateway(Protocol):
     """Starts a gateway with a declarative configuration; it is stopped when the test ends."""
 
     def __call__(self, declarative: str, *, flags: str = "", **environment: str) -> Gateway: ...
+
+
+class OpenEchoTill(Protocol):
+    """Opens a till that meters by the header x-tenant-id, but on these routes by the plugins that are named."""
+
+    def __call__(
+        self, routes: Mapping[str, list[dict[str, Any]]], *consumers: dict[str, Any]
+    ) -> AbstractContextManager[Till]: ...
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,7 +43,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a real Kong: --gateway=kong")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def gateway_class(request: pytest.FixtureRequest) -> type[Gateway]:
     return GATEWAYS[request.config.getoption("--gateway")]
 
@@ -51,10 +61,37 @@ def start_gateway(gateway_class: type[Gateway], tmp_path: Path) -> Iterator[Star
         yield start
 
 
+@pytest.fixture(scope="module")
+def open_echo_till(
+    gateway_class: type[Gateway],
+    tmp_path_factory: pytest.TempPathFactory,
+    upstream: UpstreamProcess,
+    shared_collector: CollectorProcess,
+) -> OpenEchoTill:
+    def opened(routes: Mapping[str, list[dict[str, Any]]], *consumers: dict[str, Any]) -> AbstractContextManager[Till]:
+        special = [route(name, plugins=plugins) for name, plugins in routes.items()]
+        declarative = document(
+            service(upstream.url, "echo", route("echo"), *special),
+            plugins=[metering_at_once(shared_collector.ingest_v1)],
+            consumers=list(consumers),
+        )
+        gateway = gateway_class(tmp_path_factory.mktemp("till") / "gateway", declarative)
+        return open_till(gateway, shared_collector, "/echo", *(f"/{name}" for name in routes))
+
+    return opened
+
+
 @pytest.fixture(scope="session")
 def upstream() -> Iterator[UpstreamProcess]:
     with UpstreamProcess() as upstream:
         yield upstream
+
+
+@pytest.fixture(scope="module")
+def shared_collector() -> Iterator[CollectorProcess]:
+    """One for all tests of a module, which do not disturb one another."""
+    with CollectorProcess(tokens=["om_token"]) as collector:
+        yield collector
 
 
 @pytest.fixture

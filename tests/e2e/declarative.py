@@ -20,6 +20,11 @@ def metering(endpoint: str, **config: Any) -> dict[str, Any]:
     return {"name": PLUGIN, "config": settings | config}
 
 
+def metering_at_once(endpoint: str, **config: Any) -> dict[str, Any]:
+    """Give the same, with a queue in which no event waits for others."""
+    return metering(endpoint, queue={"max_batch_size": 1}, **config)
+
+
 def service(upstream: str, name: str = "echo", *routes: dict[str, Any], **fields: Any) -> dict[str, Any]:
     """Give a service with routes; without any, one on `/NAME`."""
     return {"name": name, "url": upstream, "routes": list(routes) or [route(name)], **fields}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kong_metering.sandbox.demo import plugin_status
 from kong_metering.sandbox.gateways import wait_for
-from tests.e2e.traffic import Header, conversation
+from tests.e2e.traffic import Header, conversation, request
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
@@ -21,33 +21,13 @@ if TYPE_CHECKING:
 
 TENANT = "X-Tenant-Id"
 ACME: Header = (TENANT, "acme")
+CHUNKED: Header = ("Transfer-Encoding", "chunked")
 MANY: list[Header] = [(f"x-filler-{number}", "1") for number in range(150)]
 
 _SETTLED_SECONDS = 0.3
 # What the plugin server wrote itself, and what the plugin said through `kong.log`; Kong has lines of its own about it.
 _OWN_LINE = re.compile(r"\[metering:\d+\] (.*)", re.DOTALL)
 _RELAYED_LINE = re.compile(r"\[(?:warn|error)\] .*?\[metering-and-billing\] (.*)", re.DOTALL)
-
-
-def request(  # noqa: PLR0913 - a request has this many parts
-    target: str | bytes = "/echo",
-    *headers: Header,
-    method: str = "GET",
-    host: str | bytes | None = "api.example",
-    version: str = "HTTP/1.1",
-    body: bytes = b"",
-    keep_alive: bool = False,
-) -> bytes:
-    """Give the bytes of a request with exactly these header bytes; by default the last one of its connection."""
-    lines = [raw(method) + b" " + raw(target) + b" " + raw(version)]
-    lines += [b"Host: " + raw(host)] if host is not None else []
-    lines += [] if keep_alive else [b"Connection: close"]
-    lines += [raw(name) + b": " + raw(value) for name, value in headers]
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
-
-
-def raw(text: str | bytes) -> bytes:
-    return text if isinstance(text, bytes) else text.encode("utf-8")
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.e2e.balance import stop_with_nothing_more
 from tests.e2e.declarative import document, metering, route, service
-from tests.e2e.traffic import exchange
+from tests.e2e.traffic import exchange, request
+from tests.support.settings import DEPARTMENT
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
@@ -22,6 +24,8 @@ pytestmark = pytest.mark.e2e
 
 API_REQUEST, PROMPT, COMPLETION = "kong.api_request", "kong.llm_request request", "kong.llm_request response"
 CHAT_PATH = "/v1/chat/completions"
+
+StartAI = Callable[..., "Gateway"]
 
 
 def model_route(model_url: str, name: str = "chat", **logging: bool) -> dict[str, Any]:
@@ -41,15 +45,30 @@ def model_route(model_url: str, name: str = "chat", **logging: bool) -> dict[str
 def ask(gateway: Gateway, path: str = "/chat", **chat: object) -> int:
     """Send a chat request of the subject acme, and give the status of the answer."""
     body = json.dumps({"messages": [{"role": "user", "content": "Say hello."}], **chat}).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Tenant-Id: acme\r\nX-Department: engineering\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return exchange(gateway.proxy_port, head.encode() + body)
+    headers = [
+        ("X-Tenant-Id", "acme"),
+        ("X-Department", "engineering"),
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+    ]
+    return exchange(gateway.proxy_port, request(path, *headers, method="POST", body=body))
 
 
-def by_kind(collector: CollectorProcess) -> dict[str, StoredEvent]:
-    """Give the events by their kind, of which there is one each."""
+@pytest.fixture
+def start_ai(start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess) -> StartAI:
+    """Start a gateway with routes to models, whose tokens are metered."""
+
+    def start(*routes: dict[str, Any], **config: object) -> Gateway:
+        plugin = metering(collector.ingest_v1, meter_ai_token_usage=True, **config)
+        return start_gateway(document(service(upstream.url, "ai", *routes), plugins=[plugin]))
+
+    return start
+
+
+def billed(gateway: Gateway, collector: CollectorProcess, count: int) -> dict[str, StoredEvent]:
+    """Wait for so many events, stop, and give all events by their kind, of which there is one each."""
+    collector.client.wait_for_events(count)
+    stop_with_nothing_more(gateway, collector)
     events = collector.client.events()
     found = {f"{event.type} {(event.data or {}).get('type', '')}".strip(): event for event in events}
     assert len(found) == len(events)
@@ -57,16 +76,11 @@ def by_kind(collector: CollectorProcess) -> dict[str, StoredEvent]:
 
 
 def test_prompt_and_completion_tokens_are_billed_to_the_subject(
-    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+    start_ai: StartAI, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
-    attributes = [{"source": "header", "look_up_value_in": "x-department", "event_property_name": "department"}]
-    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True, attributes=attributes)
-    model = model_route(upstream.url + CHAT_PATH)
-    gateway = start_gateway(document(service(upstream.url, "ai", model), plugins=[plugin]))
+    gateway = start_ai(model_route(upstream.url + CHAT_PATH), attributes=[DEPARTMENT])
     assert ask(gateway) == 200
-    collector.client.wait_for_events(3)
-    stop_with_nothing_more(gateway, collector)
-    events = by_kind(collector)
+    events = billed(gateway, collector, 3)
     assert events.keys() == {API_REQUEST, PROMPT, COMPLETION}
     assert {event.subject for event in events.values()} == {"acme"}
     assert {event.source for event in events.values()} == {"ai"}
@@ -92,16 +106,12 @@ def test_prompt_and_completion_tokens_are_billed_to_the_subject(
 
 
 def test_a_stream_is_metered_with_the_counts_that_kong_makes(
-    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+    start_ai: StartAI, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     """Kong 3.9 estimates both counts, and the completion's only with log_payloads."""
-    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True)
-    model = model_route(upstream.url + CHAT_PATH, log_payloads=True)
-    gateway = start_gateway(document(service(upstream.url, "ai", model), plugins=[plugin]))
+    gateway = start_ai(model_route(upstream.url + CHAT_PATH, log_payloads=True))
     assert ask(gateway, stream=True) == 200
-    collector.client.wait_for_events(3)
-    stop_with_nothing_more(gateway, collector)
-    events = by_kind(collector)
+    events = billed(gateway, collector, 3)
     assert events.keys() == {API_REQUEST, PROMPT, COMPLETION}
     for kind in (PROMPT, COMPLETION):
         data = events[kind].data or {}
@@ -111,30 +121,21 @@ def test_a_stream_is_metered_with_the_counts_that_kong_makes(
 
 
 def test_a_stream_whose_completion_kong_does_not_count_is_metered_by_its_prompt(
-    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+    start_ai: StartAI, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     """What comes of the completion is up to Kong: 3.9 counts none without log_payloads."""
-    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True)
-    gateway = start_gateway(
-        document(service(upstream.url, "ai", model_route(upstream.url + CHAT_PATH)), plugins=[plugin])
-    )
+    gateway = start_ai(model_route(upstream.url + CHAT_PATH))
     assert ask(gateway, stream=True) == 200
-    collector.client.wait_for_events(2)
-    stop_with_nothing_more(gateway, collector)
-    assert by_kind(collector).keys() - {COMPLETION} == {API_REQUEST, PROMPT}
+    assert billed(gateway, collector, 2).keys() - {COMPLETION} == {API_REQUEST, PROMPT}
 
 
 def test_an_error_of_the_model_is_billed_no_completion(
-    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+    start_ai: StartAI, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     """Kong 3.9 notes an estimate of the prompt then; it tells its status, so that a meter can leave it out."""
-    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True)
-    model = model_route(upstream.url + "/status/429")
-    gateway = start_gateway(document(service(upstream.url, "ai", model), plugins=[plugin]))
+    gateway = start_ai(model_route(upstream.url + "/status/429"))
     assert ask(gateway) == 429
-    collector.client.wait_for_events(1)
-    stop_with_nothing_more(gateway, collector)
-    events = by_kind(collector)
+    events = billed(gateway, collector, 1)
     assert (events[API_REQUEST].data or {})["response_http_status"] == 429
     assert COMPLETION not in events
     if PROMPT in events:
@@ -142,37 +143,24 @@ def test_an_error_of_the_model_is_billed_no_completion(
 
 
 def test_with_allowed_status_codes_an_error_of_the_model_is_billed_nothing(
-    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+    start_ai: StartAI, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
-    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True, allow_status_codes=["200-299"])
-    gateway = start_gateway(
-        document(
-            service(
-                upstream.url,
-                "ai",
-                model_route(upstream.url + CHAT_PATH, "good"),
-                model_route(upstream.url + "/status/429", "limited"),
-                model_route(upstream.url + "/status/500", "failing"),
-                model_route("http://127.0.0.1:1" + CHAT_PATH, "down"),
-            ),
-            plugins=[plugin],
-        )
+    gateway = start_ai(
+        model_route(upstream.url + CHAT_PATH, "good"),
+        model_route(upstream.url + "/status/429", "limited"),
+        model_route(upstream.url + "/status/500", "failing"),
+        model_route("http://127.0.0.1:1" + CHAT_PATH, "down"),
+        allow_status_codes=["200-299"],
     )
     assert [ask(gateway, path) for path in ("/limited", "/failing", "/down", "/good")] == [429, 500, 502, 200]
-    collector.client.wait_for_events(3)
-    stop_with_nothing_more(gateway, collector)
-    events = by_kind(collector)
+    events = billed(gateway, collector, 3)
     assert events.keys() == {API_REQUEST, PROMPT, COMPLETION}
     assert (events[API_REQUEST].data or {})["request_uri"] == "/good"
 
 
 def test_without_statistics_there_is_nothing_to_meter_but_the_request(
-    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+    start_ai: StartAI, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
-    plugin = metering(collector.ingest_v1, meter_ai_token_usage=True)
-    model = model_route(upstream.url + CHAT_PATH, log_statistics=False)
-    gateway = start_gateway(document(service(upstream.url, "ai", model), plugins=[plugin]))
+    gateway = start_ai(model_route(upstream.url + CHAT_PATH, log_statistics=False))
     assert ask(gateway) == 200
-    collector.client.wait_for_events(1)
-    stop_with_nothing_more(gateway, collector)
-    assert by_kind(collector).keys() == {API_REQUEST}
+    assert billed(gateway, collector, 1).keys() == {API_REQUEST}

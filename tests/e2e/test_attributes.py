@@ -9,6 +9,7 @@ import pytest
 from tests.e2e.balance import stop_with_nothing_more
 from tests.e2e.declarative import consumer, document, metering, service
 from tests.e2e.traffic import get
+from tests.support.settings import attribute
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 TENANT = ("X-Tenant-Id", "acme")
-
-
-def attribute(source: str, name: str, event_property_name: str) -> dict[str, str]:
-    return {"source": source, "look_up_value_in": name, "event_property_name": event_property_name}
 
 
 def transformer(**config: object) -> dict[str, object]:

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.sandbox.collector.process import CollectorProcess
-from kong_metering.sandbox.gateways import GATEWAYS
-from tests.e2e.declarative import consumer, document, metering, route, service
-from tests.e2e.hostile import ACME, MANY, TENANT, Till, is_printable_line, open_till, request
+from tests.e2e.declarative import consumer, document, metering, metering_at_once, service
+from tests.e2e.hostile import ACME, MANY, TENANT, Till, is_printable_line, open_till
+from tests.e2e.traffic import request
+from tests.support.settings import attribute
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kong_metering.sandbox.collector.process import CollectorProcess
+    from kong_metering.sandbox.gateways import Gateway
     from kong_metering.sandbox.upstream_process import UpstreamProcess
+    from tests.e2e.conftest import OpenEchoTill
     from tests.e2e.traffic import Header
 
 pytestmark = pytest.mark.e2e
@@ -139,40 +142,23 @@ NOT_UTF8: dict[str, tuple[str | bytes, str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def till(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstream: UpstreamProcess
-) -> Iterator[Till]:
+def till(open_echo_till: OpenEchoTill, shared_collector: CollectorProcess) -> Iterator[Till]:
     """Meter by header, but on `/query` by an argument, and on `/attribute` with the header as an attribute."""
-    with CollectorProcess() as collector:
-
-        def metered(**config: object) -> dict[str, object]:
-            return metering(collector.ingest_v1, queue={"max_batch_size": 1}, **config)
-
-        by_query = metered(
-            subject={"look_up_value_in": "query", "field": "tenant"},
-            attributes=[{"source": "query", "look_up_value_in": "tenant", "event_property_name": "tenant"}],
-        )
-        with_attribute = metered(
-            subject={"look_up_value_in": "query", "field": "who"},
-            attributes=[{"source": "header", "look_up_value_in": "x-tenant-id", "event_property_name": "tenant"}],
-        )
-        by_consumer = metered(subject={"look_up_value_in": "consumer"})
-        declarative = document(
-            service(
-                upstream.url,
-                "echo",
-                route("echo"),
-                route("query", plugins=[by_query]),
-                route("attribute", plugins=[with_attribute]),
-                route("consumer", plugins=[by_consumer, {"name": "key-auth"}]),
-            ),
-            plugins=[metered()],
-            consumers=[consumer("alice", id=ALICE)],
-        )
-        directory = tmp_path_factory.mktemp("hostile") / "gateway"
-        gateway = GATEWAYS[request.config.getoption("--gateway")](directory, declarative)
-        with open_till(gateway, collector, "/echo", "/query", "/attribute") as till:
-            yield till
+    url = shared_collector.ingest_v1
+    by_query = metering_at_once(
+        url,
+        subject={"look_up_value_in": "query", "field": "tenant"},
+        attributes=[attribute("query", "tenant", "tenant")],
+    )
+    with_attribute = metering_at_once(
+        url,
+        subject={"look_up_value_in": "query", "field": "who"},
+        attributes=[attribute("header", "x-tenant-id", "tenant")],
+    )
+    by_consumer = [metering_at_once(url, subject={"look_up_value_in": "consumer"}), {"name": "key-auth"}]
+    routes = {"query": [by_query], "attribute": [with_attribute], "consumer": by_consumer}
+    with open_echo_till(routes, consumer("alice", id=ALICE)) as till:
+        yield till
 
 
 @pytest.mark.parametrize("sent", CASES.values(), ids=CASES.keys())
@@ -210,11 +196,11 @@ def test_a_blank_header_does_not_hide_one_after_150_others(till: Till) -> None:
 
 @pytest.mark.real_kong
 def test_kong_can_be_told_to_record_more_headers(
-    tmp_path: Path, upstream: UpstreamProcess, collector: CollectorProcess
+    gateway_class: type[Gateway], tmp_path: Path, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     """`lua_max_req_headers` is a setting of Kong's, which also ends its own notices about them."""
     declarative = document(service(upstream.url), plugins=[metering(collector.ingest_v1)])
-    gateway = GATEWAYS["kong"](tmp_path / "gateway", declarative, settings={"lua_max_req_headers": "1000"})
+    gateway = gateway_class(tmp_path / "gateway", declarative, settings={"lua_max_req_headers": "1000"})
     with open_till(gateway, collector, "/echo") as till:
         assert till.bill(request("/nowhere", *MANY, ACME)).subjects == ["acme"]
         assert till.bill(request("/echo", (TENANT, ""), *MANY, ACME)).subjects == ["acme"]

@@ -16,7 +16,8 @@ import pytest
 
 from kong_metering.sandbox.collector.faults import FaultMatch, FaultRule
 from tests.e2e.declarative import document, metering, service
-from tests.e2e.hostile import ACME, MANY, TENANT, is_printable_line, open_till, request
+from tests.e2e.hostile import ACME, CHUNKED, MANY, TENANT, is_printable_line, open_till
+from tests.e2e.traffic import request
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
@@ -80,7 +81,6 @@ def _pipelined(number: int) -> bytes:
     return b"".join(request(f"/echo/{part}", (TENANT, f"pipe-{number % 7}"), keep_alive=True) for part in range(3))
 
 
-CHUNKED: Header = ("Transfer-Encoding", "chunked")
 KINDS = [
     kind(200, "acme", ACME),
     Kind(200, _distinct, lambda number: [f"tenant-{number}"]),

@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.sandbox.collector.process import CollectorProcess
-from kong_metering.sandbox.gateways import GATEWAYS, free_port
-from tests.e2e.declarative import document, metering, route, service
-from tests.e2e.hostile import ACME, TENANT, Till, open_till, request
+from kong_metering.sandbox.gateways import free_port
+from tests.e2e.declarative import document, metering_at_once, service
+from tests.e2e.hostile import ACME, CHUNKED, TENANT, Till, open_till
+from tests.e2e.traffic import request
 
 if TYPE_CHECKING:
+    from kong_metering.sandbox.collector.process import CollectorProcess
+    from kong_metering.sandbox.gateways import Gateway
     from kong_metering.sandbox.upstream_process import UpstreamProcess
+    from tests.e2e.conftest import OpenEchoTill
     from tests.e2e.traffic import Header
 
 pytestmark = pytest.mark.e2e
 
 API = "api.example"
-CHUNKED: Header = ("Transfer-Encoding", "chunked")
 TIMEOUT = 15
 
 
@@ -152,36 +154,15 @@ ODD = {
 
 
 @pytest.fixture(scope="module")
-def collector() -> Iterator[CollectorProcess]:
-    with CollectorProcess() as collector:
-        yield collector
-
-
-@pytest.fixture(scope="module")
-def till(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    upstream: UpstreamProcess,
-    collector: CollectorProcess,
-) -> Iterator[Till]:
+def till(open_echo_till: OpenEchoTill, shared_collector: CollectorProcess) -> Iterator[Till]:
     """Meter by header, but on `/query` by an argument."""
-    by_query = metering(collector.ingest_v1, subject={"look_up_value_in": "query", "field": "tenant"})
-    answered = metering(collector.ingest_v1, allow_status_codes=["200-299"])
-    worked_on = metering(collector.ingest_v1, allow_status_codes=["200-299", "499-499"])
-    declarative = document(
-        service(
-            upstream.url,
-            "echo",
-            route("echo"),
-            route("query", plugins=[by_query]),
-            route("answered", plugins=[answered]),
-            route("worked-on", plugins=[worked_on]),
-        ),
-        plugins=[metering(collector.ingest_v1)],
-    )
-    directory = tmp_path_factory.mktemp("targets") / "gateway"
-    gateway = GATEWAYS[request.config.getoption("--gateway")](directory, declarative)
-    with open_till(gateway, collector, "/echo", "/query", "/answered", "/worked-on") as till:
+    settings: dict[str, dict[str, object]] = {
+        "query": {"subject": {"look_up_value_in": "query", "field": "tenant"}},
+        "answered": {"allow_status_codes": ["200-299"]},
+        "worked-on": {"allow_status_codes": ["200-299", "499-499"]},
+    }
+    url = shared_collector.ingest_v1
+    with open_echo_till({name: [metering_at_once(url, **config)] for name, config in settings.items()}) as till:
         yield till
 
 
@@ -385,16 +366,16 @@ class Echo(threading.Thread):
 
 @pytest.fixture(scope="module")
 def modern_till(
-    request: pytest.FixtureRequest,
+    gateway_class: type[Gateway],
     tmp_path_factory: pytest.TempPathFactory,
     upstream: UpstreamProcess,
-    collector: CollectorProcess,
+    shared_collector: CollectorProcess,
 ) -> Iterator[Till]:
     """Speak HTTP/2 as well, on the same port; and be the gRPC upstream oneself, under another host name."""
     port = free_port()
     answer = {"status_code": 200, "content_type": "application/grpc", "body": "x"}
     with Echo().running() as echo:
-        plugin = metering(collector.ingest_v1)
+        plugin = metering_at_once(shared_collector.ingest_v1)
         called = service(
             f"grpc://127.0.0.1:{port}",
             "called",
@@ -413,12 +394,12 @@ def modern_till(
             called,
             answering,
         )
-        gateway = GATEWAYS[request.config.getoption("--gateway")](
+        gateway = gateway_class(
             tmp_path_factory.mktemp("modern") / "gateway",
             declarative,
             settings={"proxy_listen": f"127.0.0.1:{port}", "nginx_proxy_http2": "on"},
         )
-        with open_till(gateway, collector, "/echo") as till:
+        with open_till(gateway, shared_collector, "/echo") as till:
             yield till
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.e2e.balance import stop_with_nothing_more
-from tests.e2e.declarative import consumer, document, metering, route, service
+from tests.e2e.declarative import consumer, document, metering, metering_at_once, route, service
 from tests.e2e.traffic import exchange, get
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
+    from kong_metering.sandbox.gateways import Gateway
     from kong_metering.sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
 
@@ -168,22 +170,16 @@ def test_query_arguments_are_read_from_the_request_target(
 
 @pytest.fixture(scope="module")
 def query_gateway(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstream: UpstreamProcess
-) -> object:
+    gateway_class: type[Gateway],
+    tmp_path_factory: pytest.TempPathFactory,
+    upstream: UpstreamProcess,
+    shared_collector: CollectorProcess,
+) -> Iterator[tuple[int, CollectorProcess]]:
     """One gateway for all query strings: they do not disturb one another."""
-    from kong_metering.sandbox.collector.process import CollectorProcess  # noqa: PLC0415
-    from kong_metering.sandbox.gateways import GATEWAYS  # noqa: PLC0415
-
-    with CollectorProcess() as collector:
-        plugin = metering(
-            collector.ingest_v1,
-            subject={"look_up_value_in": "query", "field": "tenant"},
-            queue={"max_batch_size": 1},
-        )
-        directory = tmp_path_factory.mktemp("query")
-        gateway_class = GATEWAYS[request.config.getoption("--gateway")]
-        with gateway_class(directory / "gateway", document(service(upstream.url), plugins=[plugin])) as gateway:
-            yield gateway.proxy_port, collector
+    plugin = metering_at_once(shared_collector.ingest_v1, subject={"look_up_value_in": "query", "field": "tenant"})
+    directory = tmp_path_factory.mktemp("query")
+    with gateway_class(directory / "gateway", document(service(upstream.url), plugins=[plugin])) as gateway:
+        yield gateway.proxy_port, shared_collector
 
 
 def test_a_more_specific_plugin_replaces_a_general_one(

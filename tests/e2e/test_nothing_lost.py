@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from kong_metering.sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
     from tests.e2e.traffic import Answered
+    from tests.support.posts import Post
 
 pytestmark = pytest.mark.e2e
 
@@ -205,10 +206,10 @@ class Guarded(IngestServer):
         self._token = token
         self._one_at_a_time = threading.Lock()
 
-    def take(self, path: str, headers: dict[str, str], body: bytes) -> int:
+    def take(self, post: Post) -> int:
         with self._one_at_a_time:
-            self.answer_next(202 if headers.get("Authorization") == f"Bearer {self._token}" else 401)
-            return super().take(path, headers, body)
+            self.answer_next(202 if post.headers.get("Authorization") == f"Bearer {self._token}" else 401)
+            return super().take(post)
 
     def tokens(self) -> list[str]:
         """List the tokens of all requests, in the order of their arrival."""

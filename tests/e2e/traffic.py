@@ -19,35 +19,50 @@ if TYPE_CHECKING:
 Header = tuple[str | bytes, str | bytes]
 
 
+def request(  # noqa: PLR0913 - a request has this many parts
+    target: str | bytes = "/echo",
+    *headers: Header,
+    method: str = "GET",
+    host: str | bytes | None = "api.example",
+    version: str = "HTTP/1.1",
+    body: bytes = b"",
+    keep_alive: bool = False,
+) -> bytes:
+    """Give the bytes of a request with exactly these header bytes; by default the last one of its connection."""
+    lines = [_raw(method) + b" " + _raw(target) + b" " + _raw(version)]
+    lines += [b"Host: " + _raw(host)] if host is not None else []
+    lines += [] if keep_alive else [b"Connection: close"]
+    lines += [_raw(name) + b": " + _raw(value) for name, value in headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def _raw(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8")
+
+
 def get(port: int, target: str | bytes, *headers: Header, method: str = "GET", host: str = "api.example") -> int:
     """Send one request with exactly these header bytes and give the status of the answer."""
-    lines = [b"%s %s HTTP/1.1" % (_raw(method), _raw(target)), b"Host: " + _raw(host), b"Connection: close"]
-    lines += [_raw(name) + b": " + _raw(value) for name, value in headers]
-    return exchange(port, b"\r\n".join(lines) + b"\r\n\r\n")
+    return exchange(port, request(target, *headers, method=method, host=host))
 
 
-def exchange(port: int, request: bytes) -> int:
+def exchange(port: int, data: bytes) -> int:
     """Send bytes, read the answer to its end, and give its status; 0 when there is none."""
-    answer = conversation(port, request)
+    answer = conversation(port, data)
     parts = answer.split(b" ", 2)
     return int(parts[1]) if len(parts) > 1 and answer.startswith(b"HTTP/") else 0
 
 
-def conversation(port: int, request: bytes) -> bytes:
+def conversation(port: int, data: bytes) -> bytes:
     """Send bytes and give all that comes back until the gateway closes."""
     with socket.create_connection(("127.0.0.1", port), timeout=15) as connection:
-        connection.sendall(request)
+        connection.sendall(data)
         answer = b""
         try:
-            while data := connection.recv(65536):
-                answer += data
+            while received := connection.recv(65536):
+                answer += received
         except ConnectionResetError:
             pass
         return answer
-
-
-def _raw(text: str | bytes) -> bytes:
-    return text if isinstance(text, bytes) else text.encode("latin-1")
 
 
 @dataclass(frozen=True)
@@ -108,10 +123,10 @@ class Load:
         while not self._over.wait(_PAUSE_SECONDS):
             with self._lock:
                 number = next(self._numbers)
-            request = f"GET {self._path(number)}/{number} HTTP/1.1\r\nHost: api.example\r\nX-Tenant-Id: acme\r\n"
+            data = request(f"{self._path(number)}/{number}", ("X-Tenant-Id", "acme"))
             sent_at = time.time()
             try:
-                answer = conversation(self._port, f"{request}Connection: close\r\n\r\n".encode())
+                answer = conversation(self._port, data)
             except OSError:
                 continue  # nobody listens, or nobody answers
             answered_at = time.time()

@@ -2,85 +2,45 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import sys
 import threading
 from collections import deque
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tests.support.posts import INGEST_PATH, Post, PostHandler, PostServer
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-PATH = "/api/v3/openmeter/events"
-
 
 @dataclass(frozen=True)
-class IngestRequest:
-    """One POST, as it came."""
+class IngestRequest(Post):
+    """One POST, and what it was answered."""
 
-    path: str
-    headers: dict[str, str]
-    body: bytes
     status: int
 
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        parsed = json.loads(self.body)
-        return parsed if isinstance(parsed, list) else [parsed]
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = -1
+class _Handler(PostHandler):
     server: _HTTPServer
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        status = self.server.ingest.take(self.path, dict(self.headers.items()), body)
-        self.send_response(status)
+    def answer(self, post: Post) -> None:
+        self.send_response(self.server.ingest.take(post))
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in http.server
-        pass
 
-
-class _HTTPServer(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
+class _HTTPServer(PostServer):
     def __init__(self, ingest: IngestServer) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.ingest = ingest
-        self._connections: set[socket.socket] = set()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self._connections.discard(request)
-        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say what went wrong here, but not that a plugin server was killed."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
-
-    def end_connections(self) -> None:
-        for connection in list(self._connections):
-            # Its own thread closes it, once it reads the end.
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
 
 
 class IngestServer:
@@ -91,23 +51,20 @@ class IngestServer:
         self._requests: list[IngestRequest] = []
         self._statuses: deque[int] = deque()
         self._http = _HTTPServer(self)
-        self._thread = threading.Thread(
-            target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, name="ingest server", daemon=True
-        )
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}{PATH}"
+        return f"http://127.0.0.1:{self._http.server_address[1]}{INGEST_PATH}"
 
     def answer_next(self, *statuses: int) -> None:
         """Answer the next requests with these statuses, one each."""
         with self._lock:
             self._statuses.extend(statuses)
 
-    def take(self, path: str, headers: dict[str, str], body: bytes) -> int:
+    def take(self, post: Post) -> int:
         with self._lock:
             status = self._statuses.popleft() if self._statuses else 202
-            self._requests.append(IngestRequest(path, headers, body, status))
+            self._requests.append(IngestRequest(post.path, post.headers, post.body, status))
             return status
 
     def requests(self) -> list[IngestRequest]:
@@ -128,14 +85,11 @@ class IngestServer:
             self._statuses.clear()
 
     def start(self) -> Self:
-        self._thread.start()
+        self._http.start()
         return self
 
     def stop(self) -> None:
-        self._http.shutdown()
-        self._thread.join()
-        self._http.server_close()
-        self._http.end_connections()
+        self._http.stop()
 
     def __enter__(self) -> Self:
         return self.start()

@@ -19,6 +19,7 @@ from kong_metering.stats import Skipped
 from tests.support.clock import FakeClock
 from tests.support.openmeter import valid_event
 from tests.support.records import DATA, STARTED_AT_RFC3339, log_record, recorded
+from tests.support.settings import BY_HEADER
 
 CASES = sorted((DATA / "ai").glob("*.json"))
 SUBJECT = {"x-tenant-id": "acme"}
@@ -32,7 +33,7 @@ def meter(**settings: Any) -> Meter:
         "ingest_endpoint": "https://openmeter.example/events",
         "api_token": "om_token",
         "meter_api_requests": False,
-        "subject": {"look_up_value_in": "header", "field": "x-tenant-id"},
+        "subject": BY_HEADER,
     }
     return Meter(parse_config(defaults | settings), FakeClock())
 

@@ -16,8 +16,8 @@ from kong_metering.stats import Skipped
 from tests.support.clock import FakeClock
 from tests.support.openmeter import valid_event
 from tests.support.records import DATA, answered_early, log_record
+from tests.support.settings import BY_HEADER, attribute
 
-BY_HEADER = {"look_up_value_in": "header", "field": "x-tenant-id"}
 BY_APPLICATION = {"look_up_value_in": "application"}
 ACME = {"x-tenant-id": "acme"}
 META = {"plugin_id": "6e7c40f6", "provider_name": "openai", "request_model": "gpt-4o-mini"}
@@ -30,10 +30,6 @@ PORTAL_FIELDS = (
     "control_plane_id",
     "portal_id",
 )
-
-
-def attribute(source: str, name: str, event_property_name: str) -> dict[str, str]:
-    return {"source": source, "look_up_value_in": name, "event_property_name": event_property_name}
 
 
 def meter(**settings: Any) -> Meter:

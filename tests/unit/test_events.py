@@ -37,10 +37,9 @@ from tests.support.records import (
     recorded,
     recorded_scenarios,
 )
+from tests.support.settings import BY_HEADER, DEPARTMENT, attribute
 
-BY_HEADER = {"look_up_value_in": "header", "field": "x-tenant-id"}
 ACME = {"x-tenant-id": "acme"}
-DEPARTMENT = {"source": "header", "look_up_value_in": "x-department", "event_property_name": "department"}
 
 
 def meter(clock: FakeClock | None = None, **settings: Any) -> Meter:
@@ -432,10 +431,6 @@ def test_api_requests_can_be_left_unmetered() -> None:
 
 
 # -- attributes ----------------------------------------------------------------------------------------------------
-
-
-def attribute(source: str, name: str, event_property_name: str) -> dict[str, str]:
-    return {"source": source, "look_up_value_in": name, "event_property_name": event_property_name}
 
 
 def test_a_header_attribute_is_the_captured_value() -> None:

@@ -17,6 +17,7 @@ from kong_metering.runtime import Runtime, make_runtime
 from tests.support.openmeter import valid_event
 from tests.support.pdk import FakeKong
 from tests.support.records import answered_early, log_record
+from tests.support.settings import BY_HEADER, DEPARTMENT, attribute
 
 if TYPE_CHECKING:
     from kong_metering.config import Entity, PluginConfig
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
     from tests.support.clock import FakeClock
 
 TENANT = "x-tenant-id"
-BY_HEADER = {"look_up_value_in": "header", "field": TENANT}
 BY_QUERY = {"look_up_value_in": "query", "field": "tenant"}
-DEPARTMENT = {"source": "header", "look_up_value_in": "x-department", "event_property_name": "department"}
 ALICE = {"id": "b32379d9", "username": "alice"}
 
 GET_SHARED = ("kong.ctx.shared.get", SHARED_KEY)
@@ -607,8 +606,7 @@ def test_a_foreign_host_gives_no_runtime(default: Callable[[], Gateway]) -> None
 def test_an_attribute_with_a_reserved_name_is_said_when_the_instance_starts(
     gateway: Gateway, said: list[logging.LogRecord]
 ) -> None:
-    attribute = {"source": "header", "look_up_value_in": "x-model", "event_property_name": "model"}
-    gateway.plugin(attributes=[attribute])
+    gateway.plugin(attributes=[attribute("header", "x-model", "model")])
     (line,) = said
     assert line.levelno == logging.WARNING
     assert "the attribute model is left out of kong.llm_request events" in line.getMessage()

@@ -86,23 +86,19 @@ def arrived(client: KongClient, ingest: IngestServer) -> list[dict[str, Any]]:
     return in_order(iter(ingest.events()))
 
 
-@pytest.mark.parametrize("scenario", WITH_EVENTS)
-def test_frames_cut_by_chance_give_the_same_events(
-    scenario: str, server: PluginServerProcess, instance: int, ingest: IngestServer
-) -> None:
-    client = KongClient(server.path, write=write_cut_by_chance)
-    for request in requests_of(scenario):
-        client.run_phases(instance, request, *request.phases)
-    assert arrived(KongClient(server.path), ingest) == expected(scenario)
-
-
 @pytest.mark.parametrize(
-    "scenario", ["latin1_subject_header_invalid_utf8", "consumer_key_auth_hidden_credentials", "no_route_404"]
+    ("write", "scenario"),
+    [
+        *((write_cut_by_chance, scenario) for scenario in WITH_EVENTS),
+        (write_byte_by_byte, "latin1_subject_header_invalid_utf8"),
+        (write_byte_by_byte, "consumer_key_auth_hidden_credentials"),
+        (write_byte_by_byte, "no_route_404"),
+    ],
 )
-def test_frames_cut_at_every_byte_give_the_same_events(
-    scenario: str, server: PluginServerProcess, instance: int, ingest: IngestServer
+def test_frames_that_are_cut_give_the_same_events(
+    write: Write, scenario: str, server: PluginServerProcess, instance: int, ingest: IngestServer
 ) -> None:
-    client = KongClient(server.path, write=write_byte_by_byte)
+    client = KongClient(server.path, write=write)
     for request in requests_of(scenario):
         client.run_phases(instance, request, *request.phases)
     assert arrived(KongClient(server.path), ingest) == expected(scenario)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from click.testing import CliRunner, Result
 
@@ -18,9 +18,7 @@ from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetter, DeadLetter
 from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.spool.log import EventLog
-
-if TYPE_CHECKING:
-    from tests.unit.delivery.ingest_server import Exchange
+from tests.unit.spool.helpers import segments
 
 REPOSITORY = Path(__file__).parents[3]
 PROGRAM = (sys.executable, "-c", "from kong_metering.commands.main import main; main()")
@@ -73,6 +71,25 @@ def waiting(root: Path, events: Sequence[bytes], queue: QueueIdentity = QUEUE, *
     held.log.append(events, accepted)
     spool.close()
     return held.log
+
+
+def damage(log: EventLog, *numbers: int) -> None:
+    """Make events that wait in a log unreadable."""
+    (segment,) = segments(log.directory)
+    data = segment.read_bytes()
+    for number in numbers:
+        data = data.replace(b"%08d:api" % number, b"%08d:apx" % number)
+    segment.write_bytes(data)
+
+
+def leave_damaged_file(root: Path) -> None:
+    """Leave a log that is done but for a damaged event."""
+    damage(waiting(root, [event(n) for n in range(3)]), 1)
+    spool = SpoolDirectory(root)
+    (held,) = spool.adopt(lambda _: True).logs
+    assert len(held.log.read(0, 10, 1 << 20)) == 2
+    held.log.done(3)
+    spool.close()
 
 
 def sent_at(root: Path, last: int, time_ms: int) -> None:
@@ -146,9 +163,3 @@ def holder(root: Path, queue: QueueIdentity = QUEUE) -> Iterator[int]:
     finally:
         process.kill()
         process.communicate()
-
-
-def body_events(exchange: Exchange) -> list[Any]:
-    """Give the events of the request that is being answered."""
-    found = json.loads(exchange.server.requests[-1].body)
-    return found if isinstance(found, list) else [found]

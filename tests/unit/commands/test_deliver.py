@@ -22,7 +22,7 @@ from tests.unit.commands.helpers import (
     HOUR,
     NOW,
     PLUGIN,
-    body_events,
+    damage,
     event,
     events_of,
     holder,
@@ -57,11 +57,7 @@ def deliver(token: Path) -> Deliver:
 
 def received(endpoint: IngestServer) -> list[bytes]:
     """All events in the order in which they came."""
-    found: list[bytes] = []
-    for request in endpoint.requests:
-        body = json.loads(request.body)
-        found += [json.dumps(each).encode() for each in (body if isinstance(body, list) else [body])]
-    return found
+    return [json.dumps(each).encode() for request in endpoint.requests for each in request.events]
 
 
 def letters(root: Path) -> Counter[str]:
@@ -73,7 +69,7 @@ def refuse(*numbers: int) -> Callable[[Exchange], None]:
     ids = {f"{number:08d}:api_request" for number in numbers}
 
     def react(exchange: Exchange) -> None:
-        bad = any(each["id"] in ids for each in body_events(exchange))
+        bad = any(each["id"] in ids for each in exchange.server.requests[-1].events)
         exchange.reply(400, b'{"detail": "bad event"}') if bad else exchange.reply(204)
 
     return react
@@ -130,7 +126,7 @@ def test_the_endpoint_names_the_bad_one(
     waiting(root, [event(n) for n in range(10)], queue)
 
     def react(exchange: Exchange) -> None:
-        found = [n for n, each in enumerate(body_events(exchange)) if each["id"].startswith("00000004")]
+        found = [n for n, each in enumerate(exchange.server.requests[-1].events) if each["id"].startswith("00000004")]
         body = json.dumps({"detail": f'Error at "/{found[0]}/subject"'}) if found else ""
         exchange.reply(400 if found else 204, body.encode())
 
@@ -281,11 +277,7 @@ def test_a_log_whose_position_is_lost_is_in_doubt(
 
 
 def test_damage_becomes_a_dead_letter(root: Path, queue: QueueIdentity, deliver: Deliver) -> None:
-    log = waiting(root, [event(n) for n in range(5)], queue)
-    segment = next(log.directory.glob("*.seg"))
-    segment.write_bytes(
-        segment.read_bytes().replace(b"00000004:api", b"00000004:apx").replace(b"00000001:a", b"00000001:b")
-    )
+    damage(waiting(root, [event(n) for n in range(5)], queue), 1, 4)
     result = run(root, *deliver())
     assert result.stdout == "3 events delivered.\nGiven up, and kept as dead letters: 2 unreadable.\n"
     assert letters(root) == {"unreadable": 2}

@@ -14,6 +14,7 @@ from tests.unit.commands.helpers import (
     OTHER,
     PLUGIN,
     QUEUE,
+    damage,
     dead_letters,
     event,
     event_ids,
@@ -150,9 +151,7 @@ def test_dead_letters_without_an_event_are_left_out_of_an_export_and_counted(roo
 
 def test_damage_is_left_out_of_an_export_and_counted(root: Path) -> None:
     log = waiting(root, [event(n) for n in range(3)])
-    segment = next(log.directory.glob("*.seg"))
-    data = segment.read_bytes()
-    segment.write_bytes(data.replace(b"00000001:api", b"00000001:apx"))
+    damage(log, 1)
     result = run(root, "export")
     assert event_ids(result.stdout.encode()) == [0, 2]
     assert result.stderr == "2 events exported.\n1 event left out: not to be read.\n"

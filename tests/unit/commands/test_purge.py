@@ -17,23 +17,12 @@ from tests.unit.commands.helpers import (
     event,
     events_of,
     holder,
+    leave_damaged_file,
     letter,
     run,
     run_json,
     waiting,
 )
-
-
-def damaged_log(root: Path) -> None:
-    """Leave a log that is done but for a damaged event."""
-    log = waiting(root, [event(n) for n in range(3)])
-    segment = next(log.directory.glob("*.seg"))
-    segment.write_bytes(segment.read_bytes().replace(b"00000001:api", b"00000001:apx"))
-    spool = SpoolDirectory(root)
-    (held,) = spool.adopt(lambda _: True).logs
-    held.log.read(0, 10, 1 << 20)
-    held.log.done(3)
-    spool.close()
 
 
 def test_dead_letters_go_after_a_yes(root: Path) -> None:
@@ -101,7 +90,7 @@ def test_what_a_server_took_over_after_the_question_is_told(root: Path, monkeypa
 
 
 def test_damaged_files_go_with_what_is_left_of_their_logs(root: Path) -> None:
-    damaged_log(root)
+    leave_damaged_file(root)
     assert run_json(root, "status")["damaged"]["files"] == 1
     (path,) = (root / "damaged").rglob("*.bytes")
     assert run(root, "purge", "--damaged", "--older-than", "1h", "-y").stdout == "There is nothing to remove.\n"

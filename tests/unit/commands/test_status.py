@@ -11,7 +11,6 @@ import pytest
 
 from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import FILES, QueueIdentity
-from kong_metering.spool.log import EventLog
 from tests.unit.commands.helpers import (
     HOUR,
     NOW,
@@ -20,6 +19,7 @@ from tests.unit.commands.helpers import (
     dead_letters,
     event,
     holder,
+    leave_damaged_file,
     letter,
     run,
     run_json,
@@ -27,6 +27,7 @@ from tests.unit.commands.helpers import (
     start,
     waiting,
 )
+from tests.unit.spool.helpers import segments
 
 HOSTILE = 'a\x1b[31mb\x07[bold]c[/bold]\u202ed\x9b2Je\\[/]"'
 
@@ -80,7 +81,7 @@ def test_a_log_beside_its_writer(root: Path) -> None:
 
 def test_a_log_of_a_newer_format_is_shown_as_one(root: Path) -> None:
     log = waiting(root, [event(1)])
-    segment = next(log.directory.glob("*.seg"))
+    (segment,) = segments(log.directory)
     data = bytearray(segment.read_bytes())
     data[8:12] = (9).to_bytes(4, "little")
     data[12:16] = crc32(data[:12]).to_bytes(4, "little")
@@ -115,16 +116,7 @@ def test_a_log_of_which_nobody_knows_whose_it_is(root: Path) -> None:
 
 
 def test_damaged_files_are_counted(root: Path) -> None:
-    log = waiting(root, [event(n) for n in range(3)])
-    segment = next(log.directory.glob("*.seg"))
-    data = bytearray(segment.read_bytes())
-    data[len(data) // 2] ^= 1
-    segment.write_bytes(data)
-    spool = SpoolDirectory(root)
-    (held,) = spool.adopt(lambda _: True).logs
-    assert len(held.log.read(0, 10, 1 << 20)) == 2
-    held.log.done(3)
-    spool.close()
+    leave_damaged_file(root)
     assert run_json(root, "status")["damaged"]["files"] == 1
     assert "1 damaged file" in run(root, "status").stdout
 
@@ -237,4 +229,3 @@ def test_a_log_that_vanishes_meanwhile_is_no_error(root: Path, monkeypatch: pyte
     log.directory.rmdir()
     monkeypatch.setattr("kong_metering.commands.logs.survey", lambda _: found)
     assert run_json(root, "status")["queues"] == []
-    assert isinstance(log, EventLog)
