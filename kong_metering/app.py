@@ -15,7 +15,7 @@ from kong_metering.schema import PLUGIN_NAME, plugin_info
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kong_metering.delivery.spooler import SpoolOptions
+    from kong_metering.delivery.spooloptions import SpoolOptions
 
 PHASES = ("access", "log")
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kong_metering import __version__, app
-from kong_metering.delivery.spooler import SpoolOptions, Sync
+from kong_metering.delivery.spooloptions import SpoolOptions, Sync
 from kong_metering.errors import StartupError
 from kong_metering.host.dispatch import Limits
 from kong_metering.host.server import ServerOptions

@@ -5,12 +5,16 @@ from __future__ import annotations
 import atexit
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kong_metering.clock import Clock, SystemClock
 from kong_metering.delivery.registry import Delivery
-from kong_metering.delivery.spooler import Spooler, SpoolOptions
+from kong_metering.delivery.spooler import Spooler
 from kong_metering.log import Relay, TroubleLog
 from kong_metering.stats import Stats
+
+if TYPE_CHECKING:
+    from kong_metering.delivery.spooloptions import SpoolOptions
 
 _EXIT_FLUSH_SECONDS = 5.0
 

@@ -1,7 +1,8 @@
 """What the spool may keep: so many bytes, and nothing older than so long; beyond it the oldest events are dropped.
 
-Contract: on the spool's thread. Events in logs and dead letters count (dead letters have a bound of their own within
-this one); what damage left in `damaged/` does not. What is dropped is counted and said by the one whose log it is.
+Contract: on the thread of the housekeeping. Events in logs and dead letters count (dead letters have a bound of their
+own within this one); what damage left in `damaged/` does not. What is dropped is counted and said by the one whose log
+it is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The logs on disk whose queue is not open in this process: nobody delivers them here, but somebody has to look.
 
-Contract: on the spool's thread, which borrows them for moments: meanwhile nobody else can take them. What is dropped of
-them goes through this process's account as adopted and dropped.
+Contract: on the thread of the housekeeping, which borrows them for moments: meanwhile nobody else can take them. What
+is dropped of them goes through this process's account as adopted and dropped.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ process ends stays on disk, and comes back when its queue is opened in another p
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +22,6 @@ from kong_metering.delivery.backlog import Backlog, MemoryBacklog
 from kong_metering.delivery.ingest import Endpoint, IngestClient, without_credentials
 from kong_metering.delivery.precedence import Configuration, Precedence
 from kong_metering.delivery.queue import EventQueue
-from kong_metering.delivery.spooled import SpooledBacklog
 from kong_metering.log import LOGGER
 from kong_metering.spool.identity import QueueIdentity
 
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Open:
+    """A queue; `let_go` is called when it has ended."""
+
     queue: EventQueue
-    backlog: Backlog
     precedence: Precedence
+    let_go: Callable[[], None]
     users: int = 0
 
 
@@ -123,20 +125,24 @@ class Delivery:
 
     def _close(self, opened: _Open, deadline: float) -> None:
         opened.queue.close(deadline)
-        if self._spooler is not None and isinstance(opened.backlog, SpooledBacklog):
-            self._spooler.release(opened.backlog)
+        opened.let_go()
 
     def _opened(self, identity: QueueIdentity, wanted: Configuration, sequence: int) -> _Open:
         account = QueueAccount(identity.name, self._stats, self._troubles)
-        backlog: Backlog
-        if self._spooler is None:
-            backlog = MemoryBacklog(wanted.settings, account)
-        else:
-            backlog = self._spooler.backlog(identity, wanted.settings, account)
+        backlog, let_go = self._backlog(identity, wanted, account)
         connect = self._connector(wanted.endpoint)
         queue = EventQueue(wanted.settings, connect, backlog, clock=self._clock, account=account)
         backlog.on_ready(queue.wake)
-        return _Open(queue, backlog, Precedence(wanted, sequence))
+        return _Open(queue, Precedence(wanted, sequence), let_go)
+
+    def _backlog(
+        self, identity: QueueIdentity, wanted: Configuration, account: QueueAccount
+    ) -> tuple[Backlog, Callable[[], None]]:
+        """Give the place where the events wait, and what is to be called when it is not needed any more."""
+        if self._spooler is None:
+            return MemoryBacklog(wanted.settings, account), lambda: None
+        spooled = self._spooler.backlog(identity, wanted.settings, account)
+        return spooled, functools.partial(self._spooler.release, spooled)
 
     def _connector(self, endpoint: Endpoint) -> Callable[[], IngestClient]:
         return lambda: IngestClient(endpoint, self._clock)

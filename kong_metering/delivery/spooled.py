@@ -167,7 +167,6 @@ class SpooledBacklog:
         self._is_failing = False
         self._has_said_failing = False
         self._is_blocked = False
-        self._is_over = False
         self._ended = False
 
     def on_ready(self, callback: Callable[[], None]) -> None:
@@ -336,12 +335,6 @@ class SpooledBacklog:
                 borrows = self._is_failing and not self._unread
                 return self._borrowed.lend(self._unwritten.take(limit)) if borrows else []
 
-    def unblock(self) -> None:
-        """Try again to read what could not be read."""
-        if self._is_blocked:
-            self._is_blocked = False
-            self._on_ready()
-
     def _logs(self) -> list[WaitingLog]:
         return [*self._adopted, self._own] if self._own else self._adopted
 
@@ -481,7 +474,7 @@ class SpooledBacklog:
         if lost:
             self._account.bury(Buried.UNREADABLE, lost, f"{lost} events on disk cannot be read")
 
-    # -- logs that come and go, called by the spool's thread ----------------------------------------------------------
+    # -- logs that come and go, called by the housekeeping ----------------------------------------------------------
 
     def adopt(self, log: WaitingLog) -> bool:
         """Take over a log of another process; False when this queue has ended meanwhile."""
@@ -557,6 +550,14 @@ class SpooledBacklog:
             with self._lock:
                 self._arrivals.clear()
         self._on_ready()
+
+    def try_again(self) -> None:
+        """Try again to write and to read what the disk refused."""
+        if self._is_blocked:
+            self._is_blocked = False
+            self._on_ready()
+        if self._is_failing or self._burials:
+            self.work()
 
     def flush(self) -> None:
         """Write what is not written yet, now."""

@@ -82,7 +82,7 @@ class SpoolDirectory:
     """The spool of this process."""
 
     def __init__(self, root: Path) -> None:
-        """Make the directory if need be; the part of this process is made with its first log.
+        """Make the directory if need be; the part of this process is made by `prepare`, or with its first log.
 
         Raises `SpoolError`, which tells why it cannot be and what to do.
         """
@@ -100,15 +100,23 @@ class SpoolDirectory:
         except OSError as error:
             raise unusable(root, error) from error
 
+    def prepare(self) -> None:
+        """Make the part of this process.
+
+        Raises `SpoolError`, which tells why it cannot be and what to do.
+        """
+        try:
+            self._part()
+        except OSError as error:
+            raise unusable(self.root, error) from error
+
     def log_for(self, identity: QueueIdentity) -> HeldLog:
         """Open this process's own log of a queue; the caller keeps it, and opens none twice.
 
         Raises `SpoolError`, which tells why it cannot be and what to do.
         """
         try:
-            if self._own is None:
-                self._own = self._new_part()
-            directory = self._own / identity.key
+            directory = self._part() / identity.key
             files.make_directory(directory)
             locks.reserve(directory)
             save_identity(directory, identity)
@@ -182,6 +190,15 @@ class SpoolDirectory:
         part = directory.parent
         sync_first = (*identity_files(directory), directory, part, *files.above(part), *files.above(self.root))
         return HeldLog(EventLog.open(directory, sync_first=sync_first), identity)
+
+    def _part(self) -> Path:
+        if self._own is not None and not self._own.is_dir():
+            # Somebody has cleared the directory up.
+            os.close(self._own_lock)
+            self._own = None
+        if self._own is None:
+            self._own = self._new_part()
+        return self._own
 
     def _new_part(self) -> Path:
         part = self.root / f"{PART}{os.getpid()}-{secrets.token_hex(4)}"

@@ -21,6 +21,7 @@ from tests.unit.delivery.fakes import (
     on_disk,
     take_all,
 )
+from tests.unit.delivery.ingest_server import IngestServer, running
 
 if TYPE_CHECKING:
     from tests.support.clock import FakeClock
@@ -38,6 +39,12 @@ def log() -> Iterator[LogLines]:
     yield lines
     LOGGER.removeHandler(lines)
     LOGGER.setLevel(level)
+
+
+@pytest.fixture
+def server() -> Iterator[IngestServer]:
+    with running(IngestServer()) as server:
+        yield server
 
 
 @pytest.fixture
@@ -78,7 +85,7 @@ def process(
     root: Path, log: LogLines, steered: SteeredClock, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ProcessMaker]:
     """Make processes; at the end of the test each one is closed, adds up, and what it left is on disk."""
-    monkeypatch.setattr("kong_metering.delivery.spooler._HOUSEKEEPING_SECONDS", 0.02)
+    monkeypatch.setattr("kong_metering.delivery.housekeeping._ROUND_SECONDS", 0.02)
     made: list[Process] = []
     at_start: dict[Path, int] = {}
 

@@ -18,7 +18,8 @@ from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.ingest import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.queue import EventQueue
-from kong_metering.delivery.spooler import Spooler, SpoolOptions
+from kong_metering.delivery.spooler import Spooler
+from kong_metering.delivery.spooloptions import SpoolOptions
 from kong_metering.log import LOGGER, TroubleLog
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
 from kong_metering.spool.directory import survey
@@ -156,6 +157,11 @@ class FakeSender:
 
     def close(self) -> None:
         self.closed = True
+
+
+def down(failure: Outcome = REFUSED) -> FakeEndpoint:
+    """Make an endpoint that takes nothing."""
+    return FakeEndpoint(lambda _: failure)
 
 
 class Refusing:
@@ -322,6 +328,18 @@ class Process:
         assert sum(it.queue.waiting for it in self.queues) == 0
         return self.account()
 
+    def look_at_free_logs(self) -> None:
+        """Have the logs looked at whose queues are not open here, as it happens each minute."""
+        house = self.spooler._house
+        house._free_logs_at = house._bounds_at = 0.0
+        wait_until(lambda: house._free_logs_at > 0, "free logs are looked at")
+
+    def wait_for_a_round(self) -> None:
+        """Wait until all that the housekeeping does was begun, and done, after this call."""
+        house = self.spooler._house
+        begun = house.rounds
+        wait_until(lambda: house.rounds > begun + 1, "a round of the housekeeping")
+
     def close(self, seconds: float = 0.0) -> Snapshot:
         if not self.is_closed:
             self.is_closed = True
@@ -374,6 +392,10 @@ class SpooledQueue:
             self.is_closed = True
             self.queue.close(self.process.clock.monotonic() + seconds)
             self.process.spooler.release(self.backlog)
+
+
+def numbered(count: int, first: int = 0) -> list[bytes]:
+    return [b"%d" % number for number in range(first, first + count)]
 
 
 def on_disk(root: Path) -> list[bytes]:

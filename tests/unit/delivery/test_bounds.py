@@ -14,7 +14,15 @@ from kong_metering.delivery.bounds import bytes_used, keep_age, keep_bytes
 from kong_metering.delivery.ingest import Delivered, Outcome, Rejected
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
-from tests.unit.delivery.fakes import DOWN, IDENTITY, REFUSED, FakeEndpoint, LogLines, SteeredClock, on_disk, take_all
+from tests.unit.delivery.fakes import (
+    DOWN,
+    IDENTITY,
+    LogLines,
+    SteeredClock,
+    down,
+    on_disk,
+    take_all,
+)
 
 if TYPE_CHECKING:
     from tests.unit.delivery.conftest import ProcessMaker
@@ -29,10 +37,6 @@ def large(count: int, first: int = 0) -> list[bytes]:
     return [b"%05d" % number + b"x" * 100_000 for number in range(first, first + count)]
 
 
-def down() -> FakeEndpoint:
-    return FakeEndpoint(lambda _: REFUSED)
-
-
 def put_one_by_one(it: SpooledQueue, events: list[bytes]) -> None:
     for start in range(0, len(events), 10):
         it.put_on_disk(*events[start : start + 10])
@@ -42,9 +46,7 @@ def dropped_down_to(process: Process, max_bytes: int) -> int:
     """Wait until the spool is within its bound, and what went is counted; tell how many events those were."""
     wait_until(lambda: bytes_used(process.root) <= max_bytes, "the spool is within its bound")
     # The round in which they go is over when another one is.
-    for _ in range(2):
-        rounds = process.spooler._housekeeping_at
-        wait_until(lambda rounds=rounds: process.spooler._housekeeping_at > rounds, "a round")  # type: ignore[misc]
+    process.wait_for_a_round()
     return process.account().dropped["spool_bytes_full"]
 
 
@@ -180,7 +182,7 @@ def test_events_whose_queue_is_not_open_are_bounded_as_well(
     own = looking.open()
     own.endpoint.hold()
     own.put_on_disk(*large(5, first=1000))
-    looking.spooler._free_logs_at = 0.0
+    looking.look_at_free_logs()
     wait_until(lambda: looking.account().dropped, "they are dropped")
     if "max_bytes" in options:
         dropped = dropped_down_to(looking, 10 * MIB)
@@ -203,12 +205,11 @@ def test_what_waits_for_an_instance_is_said_once_an_hour(
     looking = process()
     for _ in range(3):
         steered.advance(61)
-        looking.spooler._housekeep_soon()
-        wait_until(lambda: looking.spooler._free_logs_at > steered.monotonic(), "free logs are looked at")
+        looking.wait_for_a_round()
     said = "3 events wait on disk until an instance of the plugin starts"
     assert len(log.with_text(said)) == 1
     steered.advance(3600)
-    looking.spooler._housekeep_soon()
+    looking.wait_for_a_round()
     wait_until(lambda: len(log.with_text(said)) == 2, "it is said again")
     assert on_disk(root) == [b"1", b"2", b"3"]
     right = looking.open(identity=OTHER)

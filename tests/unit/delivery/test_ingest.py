@@ -25,7 +25,8 @@ from kong_metering import __version__
 from kong_metering.config import PluginConfig
 from kong_metering.delivery.ingest import Delivered, Endpoint, Failed, IngestClient, Outcome, Rejected
 from tests.support.clock import FakeClock
-from tests.unit.delivery.ingest_server import PATH, Exchange, IngestServer, Reaction, answer, running
+from tests.support.posts import INGEST_PATH
+from tests.unit.delivery.ingest_server import Exchange, IngestServer, Reaction, answer, broken_off, running
 
 if TYPE_CHECKING:
     from tests.unit.delivery.fakes import LogLines
@@ -37,12 +38,6 @@ SHORT = 0.3  # a timeout, in seconds, for tests that run into it
 BOUNDED = 5.0  # and what that may take on a busy machine
 
 ClientMaker = Callable[..., IngestClient]
-
-
-@pytest.fixture
-def server() -> Iterator[IngestServer]:
-    with running(IngestServer()) as server:
-        yield server
 
 
 @pytest.fixture
@@ -84,7 +79,7 @@ def rejected(outcome: Outcome) -> Rejected:
 def test_one_event_is_posted_as_it_is(server: IngestServer, client: ClientMaker) -> None:
     assert client().send([b'{"id":"1"}']) == Delivered()
     (request,) = server.requests
-    assert request.path == PATH
+    assert request.path == INGEST_PATH
     assert request.body == b'{"id":"1"}'
     assert request.headers == {
         "Host": server.url.split("/")[2],
@@ -133,7 +128,7 @@ def test_a_large_batch_arrives_whole(server: IngestServer, client: ClientMaker) 
 
 def test_the_path_and_query_of_the_url_are_kept(server: IngestServer, client: ClientMaker) -> None:
     client(server.url + "/?tenant=a%20b&x=%2F").send([b"{}"])
-    assert server.requests[0].path == PATH + "/?tenant=a%20b&x=%2F"
+    assert server.requests[0].path == INGEST_PATH + "/?tenant=a%20b&x=%2F"
 
 
 def test_credentials_in_the_url_do_not_replace_the_token_and_are_not_shown(
@@ -492,11 +487,7 @@ def test_a_connection_reset_after_the_request_was_read_is_a_failure(server: Inge
 
 
 def test_an_answer_that_breaks_off_counts_by_its_status(server: IngestServer, client: ClientMaker) -> None:
-    def breaks_off(exchange: Exchange) -> None:
-        exchange.raw(b"HTTP/1.1 400 X\r\nContent-Length: 100\r\n\r\nsome words")
-        exchange.close_connection = True
-
-    server.on_request = breaks_off
+    server.on_request = broken_off(b"HTTP/1.1 400 X\r\nContent-Length: 100\r\n\r\nsome words")
     assert "answered 400" in rejected(client().send([b"{}"])).reason
 
 
@@ -523,11 +514,7 @@ def test_an_answer_that_breaks_off_counts_by_its_status(server: IngestServer, cl
     ],
 )
 def test_garbage_instead_of_http_is_a_failure(server: IngestServer, client: ClientMaker, garbage: bytes) -> None:
-    def talk(exchange: Exchange) -> None:
-        exchange.raw(garbage)
-        exchange.close_connection = True
-
-    server.on_request = talk
+    server.on_request = broken_off(garbage)
     failure = failed(client().send([b"{}"]))
     assert server.url in failure.reason
     assert len(failure.reason) < 600
@@ -550,11 +537,7 @@ def test_garbage_instead_of_http_is_a_failure(server: IngestServer, client: Clie
 def test_a_status_with_garbage_around_it_still_counts(
     server: IngestServer, client: ClientMaker, garbage: bytes
 ) -> None:
-    def talk(exchange: Exchange) -> None:
-        exchange.raw(garbage)
-        exchange.close_connection = True
-
-    server.on_request = talk
+    server.on_request = broken_off(garbage)
     assert failed(client().send([b"{}"])).kind == "503"
 
 
@@ -573,11 +556,7 @@ def test_no_answer_at_all_makes_the_client_raise(server: IngestServer, client: C
     @given(garbage=answers)
     @settings(max_examples=200)
     def send(garbage: bytes) -> None:
-        def talk(exchange: Exchange) -> None:
-            exchange.raw(garbage)
-            exchange.close_connection = True
-
-        server.on_request = talk
+        server.on_request = broken_off(garbage)
         assert isinstance(sender.send([b"{}"]), Delivered | Failed | Rejected)
 
     send()

@@ -33,15 +33,12 @@ from tests.unit.delivery.fakes import (
     LogLines,
     Refusing,
     Rig,
+    numbered,
     take_all,
 )
 
 if TYPE_CHECKING:
     from tests.unit.delivery.conftest import RigMaker
-
-
-def numbered(count: int, first: int = 0) -> list[bytes]:
-    return [b"%d" % number for number in range(first, first + count)]
 
 
 def failing_times(times: int, failure: Failed) -> Callable[[list[bytes]], Outcome]:

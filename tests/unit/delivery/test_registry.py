@@ -26,12 +26,6 @@ OTHER = Entity("22222222-other", "other")
 
 
 @pytest.fixture
-def server() -> Iterator[IngestServer]:
-    with running(IngestServer()) as server:
-        yield server
-
-
-@pytest.fixture
 def other_server() -> Iterator[IngestServer]:
     with running(IngestServer()) as server:
         yield server

@@ -15,6 +15,7 @@ from kong_metering.spool.directory import survey
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import IDENTITY, REFUSED, FakeEndpoint, LogLines, letters, on_disk, take_all
+from tests.unit.spool.helpers import overwrite
 
 if TYPE_CHECKING:
     from tests.unit.delivery.conftest import ProcessMaker
@@ -36,16 +37,10 @@ def segment(root: Path) -> Path:
     return path
 
 
-def change(path: Path, offset: int, data: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)
-
-
 def flip(path: Path, within: bytes) -> None:
     data = path.read_bytes()
     at = data.index(within) + 3
-    change(path, at, bytes([data[at] ^ 1]))
+    overwrite(path, at, bytes([data[at] ^ 1]))
 
 
 def take_over(process: ProcessMaker, delivered: int) -> SpooledQueue:
@@ -99,7 +94,7 @@ def test_a_queue_whose_only_event_is_damaged_comes_to_an_end(process: ProcessMak
     left(process, EVENTS[:2])
     flip(segment(root), EVENTS[0])
     it = process().open(FakeEndpoint(lambda _: REFUSED), max_batch_size=1)
-    it.process.spooler._keep_house()
+    it.process.wait_for_a_round()
     wait_until(lambda: it.process.account().dead_letters == {"unreadable": 1}, "it is counted")
     assert it.queue.waiting == it.process.account().waiting == 1
 
@@ -116,7 +111,7 @@ def test_a_torn_tail_costs_nothing(process: ProcessMaker, root: Path) -> None:
 
 def test_a_zeroed_header_costs_nothing_but_is_told_of(process: ProcessMaker, root: Path, log: LogLines) -> None:
     left(process)
-    change(segment(root), 0, bytes(32))
+    overwrite(segment(root), 0, bytes(32))
     it = take_over(process, 100)
     assert it.endpoint.delivered == EVENTS
     assert log.with_text("found in the spool")
@@ -156,7 +151,7 @@ def test_garbage_in_the_spool_is_left_alone_and_in_nobodys_way(process: ProcessM
 
 def newer_segment(path: Path) -> None:
     start = path.read_bytes()[:8] + struct.pack("<I", 7)
-    change(path, 0, start + struct.pack("<I", crc32(start)))
+    overwrite(path, 0, start + struct.pack("<I", crc32(start)))
 
 
 def newer_position(path: Path) -> None:
@@ -164,7 +159,7 @@ def newer_position(path: Path) -> None:
     start = position.read_bytes()[:8]
     start = (start if start.strip(b"\0") else position.read_bytes()[4096:4104]) + struct.pack("<I", 7)
     for offset in (0, 4096):
-        change(position, offset, start + struct.pack("<I", crc32(start)))
+        overwrite(position, offset, start + struct.pack("<I", crc32(start)))
 
 
 def newer_identity(path: Path) -> None:
@@ -191,7 +186,7 @@ def test_a_newer_format_is_left_untouched_and_said(
         it.settle()
     wait_until(lambda: log.with_text("they cannot be read"), "it is said")
     for _ in range(3):
-        it.spooler._keep_house()
+        it.wait_for_a_round()
     it.close()
     assert {path: path.read_bytes() for path in bytes_before} == bytes_before
     assert len(log.with_text("update")) == 1
@@ -202,7 +197,7 @@ def test_a_newer_format_is_left_untouched_and_said(
 
 def test_a_damaged_position_delivers_again_rather_than_losing(process: ProcessMaker, root: Path) -> None:
     left(process)
-    change(segment(root).with_name("position"), 0, b"\xff" * 8192)
+    overwrite(segment(root).with_name("position"), 0, b"\xff" * 8192)
     it = take_over(process, 100)
     assert it.endpoint.delivered == EVENTS
 
@@ -217,7 +212,6 @@ def test_damage_to_the_owners_name_is_survived_once(process: ProcessMaker, root:
         return
     it = process()
     it.open()
-    it.spooler._free_logs_at = 0.0
-    wait_until(lambda: it.spooler._free_logs_at > 0, "free logs are looked at")
+    it.look_at_free_logs()
     assert on_disk(root) == EVENTS
     assert [found.identity for found in survey(root)] == [None]

@@ -23,7 +23,9 @@ from tests.unit.delivery.fakes import (
     LogLines,
     Refusing,
     SpooledQueue,
+    down,
     letters,
+    numbered,
     on_disk,
     take_all,
 )
@@ -33,10 +35,6 @@ if TYPE_CHECKING:
     from tests.unit.delivery.conftest import ProcessMaker
 
 CANNOT = "EVENTS CANNOT BE WRITTEN TO DISK and wait in memory"
-
-
-def numbered(count: int, first: int = 0) -> list[bytes]:
-    return [b"%d" % number for number in range(first, first + count)]
 
 
 @contextlib.contextmanager
@@ -53,10 +51,6 @@ def broken_disk(error: int = errno.ENOSPC) -> Iterator[None]:
             for where, name in ((os, "ftruncate"), (Path, "unlink"), (Path, "rmdir"), (Path, "replace")):
                 patches.enter_context(mock.patch.object(where, name, fail))
         yield
-
-
-def down() -> FakeEndpoint:
-    return FakeEndpoint(lambda _: REFUSED)
 
 
 def wait_for_memory(it: SpooledQueue) -> None:
@@ -287,6 +281,17 @@ def test_a_directory_that_is_removed_while_in_use_is_made_anew(
     assert account.delivered + account.dead_letters.get("unreadable", 0) == account.accepted == 50
     assert it.endpoint.delivered[-20:] == numbered(20, first=30)
     assert len(log.with_text("was removed while it was in use")) == 1
+
+
+def test_a_directory_that_is_emptied_before_the_first_event_is_used_all_the_same(
+    process: ProcessMaker, root: Path
+) -> None:
+    it = process().open(down())
+    wait_until(lambda: list(root.glob("proc-*/lock")), "the process has its part")
+    for path in root.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    it.put_on_disk(b"1", b"2")
+    assert on_disk(root) == [b"1", b"2"]
 
 
 def test_events_on_disk_that_cannot_be_read_for_a_while_wait(process: ProcessMaker, log: LogLines) -> None:

@@ -21,15 +21,12 @@ from tests.unit.delivery.fakes import (
     LogLines,
     Refusing,
     letters,
+    numbered,
     on_disk,
 )
 
 if TYPE_CHECKING:
     from tests.unit.delivery.conftest import ProcessMaker
-
-
-def numbered(count: int, first: int = 0) -> list[bytes]:
-    return [b"%d" % number for number in range(first, first + count)]
 
 
 def files_in(root: Path) -> list[Path]:

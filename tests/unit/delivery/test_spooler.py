@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering.delivery.ingest import Delivered, Failed, Outcome, Rejected
-from kong_metering.delivery.spooler import Sync
+from kong_metering.delivery.spooloptions import Sync
 from kong_metering.spool.directory import survey
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
@@ -33,7 +33,9 @@ from tests.unit.delivery.fakes import (
     SpooledQueue,
     SteeredClock,
     crashed,
+    down,
     letters,
+    numbered,
     on_disk,
 )
 
@@ -43,14 +45,6 @@ if TYPE_CHECKING:
 
 DAY = 86_400
 REJECTED = Rejected("https://ingest.test answered 400: no subject", (0,))
-
-
-def numbered(count: int, first: int = 0) -> list[bytes]:
-    return [b"%d" % number for number in range(first, first + count)]
-
-
-def down(failure: Outcome = DOWN) -> FakeEndpoint:
-    return FakeEndpoint(lambda _: failure)
 
 
 # -- the end, and the next process -------------------------------------------------------------------------------------
@@ -80,7 +74,7 @@ def test_events_that_wait_for_a_batch_to_fill_up_are_sent_at_the_end(process: Pr
 
 
 def test_an_event_that_is_put_right_before_the_end_is_on_disk(process: ProcessMaker, root: Path) -> None:
-    it = process().open(down())
+    it = process().open(down(DOWN))
     it.put(b"last")
     it.process.close(0)
     assert on_disk(root) == [b"last"]
@@ -230,7 +224,7 @@ def test_what_several_processes_left_is_delivered_in_the_order_in_which_it_came(
 def test_events_are_not_taken_over_for_another_entity_or_endpoint(
     process: ProcessMaker, root: Path, other: QueueIdentity
 ) -> None:
-    it = process().open(down())
+    it = process().open(down(DOWN))
     it.put(*numbered(5))
     it.process.close()
     following = process()
@@ -407,7 +401,7 @@ def test_a_clock_that_is_set_makes_nothing_ambiguous_or_old(
     it.put_on_disk(*numbered(6, first=6))
     it.endpoint.wait_for_request(10)
     for _ in range(3):
-        it.process.spooler._keep_house()
+        it.process.wait_for_a_round()
     it.endpoint.decide = lambda _: Delivered()
     assert it.process.settle() == Snapshot(accepted=12, delivered=12)
     assert it.endpoint.delivered == numbered(12)
@@ -425,8 +419,7 @@ def test_a_lost_position_makes_old_events_ambiguous_and_not_young_ones(
         steered.advance(passed)
         # Another process looks at it first, for the bounds, whose queue it is not.
         looking = process()
-        looking.spooler._free_logs_at = 0.0
-        wait_until(lambda looking=looking: looking.spooler._free_logs_at > 0, "it was looked at")  # type: ignore[misc]
+        looking.look_at_free_logs()
         looking.close()
         following = process().open()
         assert following.process.settle(adopted=5).dead_letters == expected
@@ -447,7 +440,7 @@ def test_an_unreadable_log_does_not_keep_others_from_being_taken_over(
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return 0
 
-    monkeypatch.setattr("kong_metering.delivery.spooler.WaitingLog.since_ms", fail_once)
+    monkeypatch.setattr("kong_metering.delivery.housekeeping.WaitingLog.since_ms", fail_once)
     following = process().open()
     assert following.process.settle(adopted=3) == Snapshot(adopted=3, delivered=3)
     assert len(log.with_text("cannot be read, for now")) == 1

@@ -57,6 +57,12 @@ def segments(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.seg"))
 
 
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
 def kept(directory: Path) -> bytes:
     """All bytes that were set aside."""
     return b"".join(path.read_bytes() for path in sorted((directory / "damaged").glob("*")))

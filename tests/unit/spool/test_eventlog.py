@@ -19,6 +19,7 @@ from tests.unit.spool.helpers import (
     failing_writes,
     filled,
     kept,
+    overwrite,
     payload,
     payloads,
     read_all,
@@ -902,9 +903,3 @@ def damage_payload(path: Path, number: int) -> None:
     """Change the last byte of event `number`, which has to be in this segment."""
     offset = path.read_bytes().index(payload(number)) + len(payload(number)) - 1
     overwrite(path, offset, bytes([path.read_bytes()[offset] ^ 1]))
-
-
-def overwrite(path: Path, offset: int, data: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)

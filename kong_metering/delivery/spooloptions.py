@@ -1,0 +1,26 @@
+"""How the spool is kept, as the command line says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+
+class Sync(str, Enum):
+    """When what was written is made to survive a power cut as well."""
+
+    COMMIT = "commit"
+    SECOND = "second"
+    OFF = "off"
+
+
+@dataclass(frozen=True)
+class SpoolOptions:
+    """How the spool is kept; sizes in bytes, times in seconds."""
+
+    directory: Path
+    sync: Sync = Sync.SECOND
+    max_bytes: int = 1024**3
+    max_age: float = 30 * 86_400
+    dedupe_window: float = 86_400
