@@ -123,7 +123,7 @@ def _comparison(directory: Path, requests: int, rounds: int) -> None:
             runner.send(_WARM_UP, _IN_FLIGHT)
         for number in range(rounds):
             say_progress(f"round {number + 1} of {rounds}")
-            for taken, sample in zip(samples, _round(runners, requests), strict=True):
+            for taken, sample in zip(samples, _round(runners, requests, number % len(runners)), strict=True):
                 taken.append(sample)
         for runner in runners:
             runner.wait_for_delivery()
@@ -133,18 +133,19 @@ def _comparison(directory: Path, requests: int, rounds: int) -> None:
     _say_targets(samples)
 
 
-def _round(runners: Sequence[_Runner], requests: int) -> list[Sample]:
-    """Let the servers take turns."""
+def _round(runners: Sequence[_Runner], requests: int, first: int) -> list[Sample]:
+    """Let the servers take turns; who comes first finds a rested machine, so each round it is another one."""
+    turns = [*range(first, len(runners)), *range(first)]
     for runner in runners:
         runner.wait_for_delivery()
     used = [runner.cpu_seconds() for runner in runners]
-    speeds = [requests / runner.send(requests, _IN_FLIGHT).whole for runner in runners]
+    speeds = {turn: requests / runners[turn].send(requests, _IN_FLIGHT).whole for turn in turns}
     for runner in runners:
         runner.wait_for_delivery()  # delivery is part of the work
     used = [runner.cpu_seconds() - before for runner, before in zip(runners, used, strict=True)]
 
-    modest = [runner.send(requests // 2, _MODEST).access for runner in runners]
-    alone = [runner.send(requests // 2, 1).access for runner in runners]
+    modest = {turn: runners[turn].send(requests // 2, _MODEST).access for turn in turns}
+    alone = {turn: runners[turn].send(requests // 2, 1).access for turn in turns}
     return [
         Sample(
             per_second=speeds[number],

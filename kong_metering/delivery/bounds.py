@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,9 @@ from kong_metering.delivery.spooled import DISK_ERRORS
 
 # A clock that says less has not been set since the machine started; what was accepted then has no known age.
 _PLAUSIBLE_MS = 1_577_836_800_000  # 2020-01-01
+# Of some 1,000 events each, in one log and one round.
+_MAX_PIECES = 50
+_BETWEEN_PIECES_SECONDS = 0.001
 
 
 class BoundedLog(Protocol):
@@ -34,8 +38,8 @@ class BoundedLog(Protocol):
         """Drop the oldest segment."""
         ...
 
-    def drop_older_than(self, time_ms: int) -> None:
-        """Drop the events that were accepted before this time."""
+    def drop_older_than(self, time_ms: int) -> int:
+        """Drop the oldest events that were accepted before this time, some of them; tell how many."""
         ...
 
 
@@ -67,7 +71,15 @@ def keep_age(logs: Sequence[BoundedLog], time_ms: int) -> None:
         with contextlib.suppress(*DISK_ERRORS):
             oldest_ms = log.oldest_ms()
             if oldest_ms is not None and _PLAUSIBLE_MS < oldest_ms < time_ms:
-                log.drop_older_than(time_ms)
+                _drop_piece_by_piece(log, time_ms)
+
+
+def _drop_piece_by_piece(log: BoundedLog, time_ms: int) -> None:
+    for _ in range(_MAX_PIECES):
+        if not log.drop_older_than(time_ms):
+            return
+        # The log is locked for a piece; whoever writes to it comes first now.
+        time.sleep(_BETWEEN_PIECES_SECONDS)
 
 
 def _age_key(log: BoundedLog) -> float:

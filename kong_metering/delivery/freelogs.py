@@ -44,9 +44,11 @@ class FreeLog:
         """Drop the oldest segment."""
         self._count(Dropped.SPOOL_BYTES_FULL, self._log.drop_segment())
 
-    def drop_older_than(self, time_ms: int) -> None:
-        """Drop the events that were accepted before this time."""
-        self._count(Dropped.SPOOL_AGE_EXCEEDED, self._log.drop_older_than(time_ms))
+    def drop_older_than(self, time_ms: int) -> int:
+        """Drop the oldest events that were accepted before this time, some of them; tell how many."""
+        dropped = self._log.drop_older_than(time_ms)
+        self._count(Dropped.SPOOL_AGE_EXCEEDED, dropped)
+        return dropped
 
     def _count(self, reason: Dropped, dropped: int) -> None:
         if dropped:

@@ -524,16 +524,17 @@ class SpooledBacklog:
             message = f"{dropped} events, the oldest, were dropped: the spool is at --spool-max-bytes"
             self._account.drop(Dropped.SPOOL_BYTES_FULL, dropped, message)
 
-    def drop_older_than(self, log: WaitingLog, time_ms: int) -> None:
-        """Drop the events of a log that were accepted before this time."""
+    def drop_older_than(self, log: WaitingLog, time_ms: int) -> int:
+        """Drop the oldest events of a log that were accepted before this time, some of them; tell how many."""
         with self._disk:
             if self._ended:
-                return
+                return 0
             dropped = log.drop_older_than(time_ms)
             self._look_after(log)
         if dropped:
             message = f"{dropped} events were dropped: they are older than --spool-max-age"
             self._account.drop(Dropped.SPOOL_AGE_EXCEEDED, dropped, message)
+        return dropped
 
     @property
     def is_own_log_there(self) -> bool:
@@ -620,8 +621,8 @@ class _BoundedLog:
     def drop_segment(self) -> None:
         self.backlog.drop_segment(self.log)
 
-    def drop_older_than(self, time_ms: int) -> None:
-        self.backlog.drop_older_than(self.log, time_ms)
+    def drop_older_than(self, time_ms: int) -> int:
+        return self.backlog.drop_older_than(self.log, time_ms)
 
 
 def _logs_of(entries: Sequence[Entry]) -> set[WaitingLog]:

@@ -57,18 +57,22 @@ def take_over(path: Path) -> Inheritance | None:
     return None
 
 
-def hand_over(new: socket.socket, listener: int, connections: Sequence[tuple[int, bytes]]) -> None:
+def hand_over(new: socket.socket, listener: int, connections: Sequence[tuple[int, bytes]]) -> bool:
     """Give sockets, by their descriptors, to the one at the other end of `new`; they are to be closed here then.
 
-    Raises the system's `OSError`; it is not known how many have arrived then.
+    False when it broke off, and nobody can tell how many have arrived. Raises the system's `OSError` when none has.
     """
     new.settimeout(_PATIENCE_SECONDS)
     new.sendall(_MAGIC + _COUNT.pack(len(connections)))
-    for descriptor, unread in ((listener, b""), *connections):
-        # The descriptor goes with the first byte. The other one may be gone once it has the last.
-        socket.send_fds(new, [_COUNT.pack(len(unread))], [descriptor])
-        if unread:
-            new.sendall(unread)
+    try:
+        for descriptor, unread in ((listener, b""), *connections):
+            # The descriptor goes with the first byte. The other one may be gone once it has the last.
+            socket.send_fds(new, [_COUNT.pack(len(unread))], [descriptor])
+            if unread:
+                new.sendall(unread)
+    except OSError:
+        return False
+    return True
 
 
 def process_of(connection: socket.socket) -> int:

@@ -200,13 +200,18 @@ class _Server:
             if self._listener is None:
                 raise ConnectionAbortedError("this process is ending")
             with socket.socket(fileno=to.descriptor()) as new:
-                handover.hand_over(new, self._listener[0], list(given.values()))
-                LOGGER.info("handed over to process %d, with %d connections", handover.process_of(new), len(given))
+                is_whole = handover.hand_over(new, self._listener[0], list(given.values()))
+                process = handover.process_of(new)
         except OSError as error:
             LOGGER.warning("could not hand over to the next process: %s", cause_of(error))
             for connection in given:
                 connection.go_on()
         else:
+            if is_whole:
+                LOGGER.info("handed over to process %d, with %d connections", process, len(given))
+            else:
+                LOGGER.warning("broke off handing %d connections over to process %d", len(given), process)
+            # Whatever has arrived: two processes must not read from one socket. Kong connects again, to the next one.
             self.stop_listening()
             for connection in given:
                 connection.abort()

@@ -56,7 +56,7 @@ SEGMENT_BYTES = 4 * 1024 * 1024
 
 _NO_END = 1 << 63
 # What `last_older_than` reads at a time: mostly one of the first events decides.
-_SCAN_EVENTS = (1, 20, 100, *[500] * 20)
+_SCAN_EVENTS = (1, 20, 100, 500, 500)
 _SCAN_BYTES = 1024 * 1024
 
 
@@ -251,7 +251,7 @@ class EventLog:
 
         Looks at the times in the order of the events and stops at the first that is not older, so that a clock that
         was set back hides what comes behind. What is done or damaged is passed as if it were older. Looks at some
-        10,000 events, or 20 MB, at most: when there may be more, call again with what it gave. Raises what `read`
+        1,000 events, or 5 MB, at most: when there may be more, call again with what it gave. Raises what `read`
         raises.
         """
         after = max(after, self._done)

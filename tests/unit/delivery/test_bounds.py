@@ -71,8 +71,10 @@ class FakeLog:
         if not self.is_stuck and self.times:
             self.dropped.append(self.times.pop(0))
 
-    def drop_older_than(self, time_ms: int) -> None:
-        self.times = [time for time in self.times if time >= time_ms]
+    def drop_older_than(self, time_ms: int) -> int:
+        piece = [time for time in self.times if time < time_ms][:2]
+        self.times = self.times[len(piece) :]
+        return len(piece)
 
 
 def test_the_oldest_segments_of_all_logs_go_first() -> None:
@@ -95,7 +97,11 @@ def test_a_log_that_cannot_be_read_or_frees_nothing_does_not_keep_others_from_it
 
 
 def test_only_what_is_older_than_the_age_is_dropped() -> None:
-    logs = [FakeLog([NOW_MS - 2, NOW_MS, NOW_MS + 2]), FakeLog([NOW_MS - 5], is_readable=False), FakeLog([])]
+    logs = [
+        FakeLog([*range(NOW_MS - 5, NOW_MS), NOW_MS, NOW_MS + 2]),
+        FakeLog([NOW_MS - 5], is_readable=False),
+        FakeLog([]),
+    ]
     keep_age(logs, NOW_MS)
     assert [log.times for log in logs] == [[NOW_MS, NOW_MS + 2], [NOW_MS - 5], []]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,6 +166,22 @@ def test_a_connection_amid_a_frame_stays_where_it_is(launch: Launch) -> None:
         assert connection.receive().result["Pid"] == old.pid
     assert old.stop() == 0
     assert new.stop() == 0
+
+
+def test_nobody_reads_from_a_connection_that_may_have_been_handed_over(launch: Launch) -> None:
+    old = launch().start()
+    with ExitStack() as stack:
+        # More than fit into the socket of one who asks for them and does not take them.
+        connections = [stack.enter_context(Connection(old.path)) for _ in range(400)]
+        assert pid_over(connections[-1]) == old.pid
+        other = stack.enter_context(Connection(old.path))
+        other.send(request_frame(1, "HandOver", None).data)
+        old.wait_for_log("broke off handing 400 connections over")
+        # Those that had arrived there end with it.
+        other.close()
+        for connection in connections:
+            assert connection.is_ended()
+    assert old.stop() == 0
 
 
 def answer_nothing(connection: socket.socket) -> None:
