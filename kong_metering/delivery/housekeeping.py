@@ -1,7 +1,7 @@
 """What has to be done about the spool besides writing events: it may take its time, and no event waits for it.
 
-Contract: all of it happens on the thread `metering spool house`, once a second and when a queue comes or goes; the rest
-may be called from any thread. Logs that dead processes left are taken over, for the queues that are open here; logs
+Contract: all of it happens on the thread `metering spool house`, once a second and when a queue goes; the rest may be
+called from any thread. Logs that dead processes left are taken over, for the queues that are open here; logs
 that are done with are removed; what the disk refused is tried again; the bounds are kept.
 
 Logs of queues that are not open here stay free, for another process or `kong-metering spool deliver`; they are counted
@@ -90,10 +90,12 @@ class Housekeeping:
             return list(self._backlogs.values())
 
     def look_after(self, backlog: SpooledBacklog) -> None:
-        """Take charge of one that was opened; what waits on disk for it from before comes in soon."""
+        """Take charge of one that was opened.
+
+        What waits on disk for it from before comes in with the next round, and not at once, when its first events come.
+        """
         with self._lock:
             self._backlogs[backlog.identity.key] = backlog
-        self._wanted.set()
 
     def release(self, backlog: SpooledBacklog) -> None:
         """Close what a queue that has ended has on disk; what waits there stays."""
@@ -145,10 +147,8 @@ class Housekeeping:
     def _leave_what_is_gone(self) -> None:
         """Begin anew when somebody has removed the directory from under us."""
         gone = [backlog for backlog in self.backlogs() if not backlog.is_own_log_there]
-        if not gone and self._root.is_dir():
-            return
-        were_in_use = [logs.leave() for logs in (self._own_logs, self._adopted_logs)]
-        if any(were_in_use):
+        were_left = [logs.leave(is_gone=bool(gone)) for logs in (self._own_logs, self._adopted_logs)]
+        if any(were_left):
             self._troubles.report("spool gone", f"{self._root} was removed while it was in use")
         for backlog in gone:
             backlog.renounce_own_log()

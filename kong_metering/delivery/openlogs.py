@@ -63,12 +63,13 @@ class OpenLogs:
                 if held.identity and self._own.get(held.identity.key) is held:
                     del self._own[held.identity.key]
 
-    def leave(self) -> bool:
-        """Begin anew, since somebody has removed the directory from under us; False when it was not in use."""
+    def leave(self, *, is_gone: bool) -> bool:
+        """Begin anew if the directory that is in use is not there any more, or `is_gone` says so; tell whether."""
         with self._lock:
-            was_in_use = self._directory is not None
+            if self._directory is None or not (is_gone or not self._root.is_dir()):
+                return False
             self._begin_anew()
-        return was_in_use
+        return True
 
     def close(self) -> None:
         """Close everything, for others to take over at once."""

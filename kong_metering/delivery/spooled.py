@@ -150,6 +150,7 @@ class SpooledBacklog:
         self._disk = threading.Lock()
         self._own: WaitingLog | None = None
         self._adopted: list[WaitingLog] = []
+        self.is_ready = threading.Event()
         # Held for the few fields below, by `add` too.
         self._lock = threading.Lock()
         self._unwritten = _Unwritten()
@@ -551,6 +552,15 @@ class SpooledBacklog:
             with self._lock:
                 self._arrivals.clear()
         self._on_ready()
+
+    def prepare(self) -> None:
+        """Open the log before the first event comes. Raises one of `DISK_ERRORS`."""
+        try:
+            with self._disk:
+                if not (self._own or self._ended):
+                    self._open_own()
+        finally:
+            self.is_ready.set()
 
     def try_again(self) -> None:
         """Try again to write and to read what the disk refused."""

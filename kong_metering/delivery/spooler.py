@@ -1,9 +1,10 @@
 """The spool of a process: the one thread that writes what all queues accept, and another one that syncs it.
 
 Contract: `backlog` gives a queue its place on disk and may be called from any thread, as `wake`, `release` and `close`.
-An event is written within `ROUND_SECONDS` and the time of one round. The thread `metering spool` does nothing else but
-that and to write dead letters: what may take longer is left to `housekeeping`, and to the thread that syncs, so that a
-slow disk does not keep events from being written.
+It waits until the place is ready, for `_READY_SECONDS` at most: the first event comes at once, and has to be written as
+soon as any other. An event is written within `ROUND_SECONDS` and the time of one round. The thread `metering spool` has
+nothing else to do but that, to make places and to write dead letters: what may take longer is left to `housekeeping`,
+and to the thread that syncs, so that a slow disk does not keep events from being written.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 # Kong is answered before; what comes meanwhile is written together.
 ROUND_SECONDS = 0.006
+_READY_SECONDS = 0.02
 _SYNC_SECONDS = 1.0
 _ENDING_SECONDS = 1.0
 
@@ -71,6 +73,9 @@ class Spooler:
         self._letters = DeadLetters(options.directory / DEAD_LETTERS, max_bytes=options.max_bytes // 4)
         self._letters_lock = threading.Lock()
         self._dirty: deque[SpooledBacklog] = deque()
+        self._new: deque[SpooledBacklog] = deque()
+        # Whether the last place was ready in time; a disk that hangs holds nobody up twice.
+        self._is_quick = True
         self._awake = _Alarm()
         self._ending = threading.Event()
         self._threads = [
@@ -93,6 +98,10 @@ class Spooler:
         """Give a queue its place; what waits on disk for it from before comes in soon."""
         backlog = SpooledBacklog(identity, settings, self, account)
         self._house.look_after(backlog)
+        self._new.append(backlog)
+        self._awake.ring()
+        if self._is_quick:
+            self._is_quick = backlog.is_ready.wait(_READY_SECONDS)
         return backlog
 
     def release(self, backlog: SpooledBacklog) -> None:
@@ -158,9 +167,15 @@ class Spooler:
             # Under load the alarm is not even asked: each time that a thread waits costs the loop's thread as well.
             if not is_busy:
                 self._awake.wait()
+            self._prepare_new()
             time.sleep(ROUND_SECONDS)
             is_busy = bool(self._dirty)
             guarded(self._write_dirty, self._troubles)
+
+    def _prepare_new(self) -> None:
+        while self._new:
+            guarded(self._new.popleft().prepare, self._troubles)
+            self._is_quick = True
 
     def _write_dirty(self) -> None:
         dirty = dict.fromkeys(self._dirty.popleft() for _ in range(len(self._dirty)))

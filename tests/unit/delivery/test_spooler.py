@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import pytest
 
 from kong_metering.delivery.ingest import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.spooloptions import Sync
-from kong_metering.spool.directory import survey
+from kong_metering.spool.directory import Adoption, HeldLog, SpoolDirectory, survey
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
@@ -37,6 +38,7 @@ from tests.unit.delivery.fakes import (
     letters,
     numbered,
     on_disk,
+    take_all,
 )
 
 if TYPE_CHECKING:
@@ -424,6 +426,52 @@ def test_a_lost_position_makes_old_events_ambiguous_and_not_young_ones(
         following = process().open()
         assert following.process.settle(adopted=5).dead_letters == expected
         following.process.close()
+
+
+def test_a_queue_that_was_opened_has_its_place_on_disk(process: ProcessMaker, root: Path) -> None:
+    process().open()
+    assert [found.identity for found in survey(root)] == [IDENTITY]
+
+
+def test_a_disk_that_hangs_does_not_keep_a_queue_from_being_opened(
+    process: ProcessMaker, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+    log_for = SpoolDirectory.log_for
+
+    def hanging(directory: SpoolDirectory, identity: QueueIdentity) -> HeldLog:
+        goes_on.wait(30)
+        return log_for(directory, identity)
+
+    monkeypatch.setattr(SpoolDirectory, "log_for", hanging)
+    it = process().open(down())
+    it.put(b"1")
+    assert on_disk(root) == []
+    goes_on.set()
+    wait_until(lambda: on_disk(root) == [b"1"], "it is on disk")
+
+
+def test_events_are_written_while_it_takes_long_to_take_over_what_a_dead_process_left(
+    process: ProcessMaker, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = process().open(down())
+    dead.put_on_disk(b"old")
+    dead.process.close()
+    goes_on = threading.Event()
+    adopt = SpoolDirectory.adopt
+
+    def slowly(directory: SpoolDirectory, is_wanted: Callable[[QueueIdentity | None], bool]) -> Adoption:
+        goes_on.wait(30)
+        return adopt(directory, is_wanted)
+
+    monkeypatch.setattr(SpoolDirectory, "adopt", slowly)
+    it = process().open(down())
+    it.put_on_disk(b"new")
+    assert sorted(on_disk(root)) == [b"new", b"old"]
+    goes_on.set()
+    it.endpoint.decide = take_all
+    it.process.settle(adopted=1)
+    assert sorted(it.endpoint.delivered) == [b"new", b"old"]
 
 
 def test_an_unreadable_log_does_not_keep_others_from_being_taken_over(
