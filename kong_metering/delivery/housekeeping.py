@@ -92,7 +92,8 @@ class Housekeeping:
     def look_after(self, backlog: SpooledBacklog) -> None:
         """Take charge of one that was opened.
 
-        What waits on disk for it from before comes in with the next round, and not at once, when its first events come.
+        What waits on disk for it from before comes in with the next round, and not at once, when its first events have
+        to be written; they are not sent before.
         """
         with self._lock:
             self._backlogs[backlog.identity.key] = backlog
@@ -164,10 +165,14 @@ class Housekeeping:
     def _adopt(self) -> None:
         with self._lock:
             open_here = dict(self._backlogs)
-        adoption = self._adopted_logs.adopt(lambda identity: identity is not None and identity.key in open_here)
-        for log in self._looked_into(adoption.logs):
-            self._take_over(log, open_here)
-        self._say_troubles(adoption)
+        try:
+            adoption = self._adopted_logs.adopt(lambda identity: identity is not None and identity.key in open_here)
+            for log in self._looked_into(adoption.logs):
+                self._take_over(log, open_here)
+            self._say_troubles(adoption)
+        finally:
+            for backlog in open_here.values():
+                backlog.begin()
 
     def _say_troubles(self, adoption: Adoption) -> None:
         for refused in adoption.refused:

@@ -168,6 +168,8 @@ class SpooledBacklog:
         self._is_failing = False
         self._has_said_failing = False
         self._is_blocked = False
+        # Whether what dead processes left has been looked for: it goes before what is accepted here.
+        self._has_adopted = False
         self._ended = False
 
     def on_ready(self, callback: Callable[[], None]) -> None:
@@ -194,7 +196,7 @@ class SpooledBacklog:
     @property
     def ready(self) -> int:
         """How many events can be taken now: what is in the logs, and what is in memory while the disk fails."""
-        if self._is_blocked:
+        if self._is_blocked or not self._has_adopted:
             return 0
         return self._unread + (len(self._unwritten.entries) if self._is_failing else 0)
 
@@ -487,6 +489,12 @@ class SpooledBacklog:
             self._look_after(log)
         self._on_ready()
         return True
+
+    def begin(self) -> None:
+        """Let events be taken: all that dead processes left for this queue until now was adopted."""
+        if not self._has_adopted:
+            self._has_adopted = True
+            self._on_ready()
 
     def take_finished(self) -> list[HeldLog]:
         """Give the adopted logs in which nothing waits any more."""

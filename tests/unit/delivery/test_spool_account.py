@@ -215,6 +215,7 @@ def test_one_who_looks_while_a_write_is_tried_is_woken_afterwards(
     spool = ModelSpool(tmp_path / "spool", 1)
     account = QueueAccount("model", Stats(), TroubleLog(SteeredClock()))
     backlog = SpooledBacklog(IDENTITY, Queue(max_batch_size=batch), spool, account)
+    backlog.begin()
     woken: list[int] = []
     backlog.on_ready(lambda: woken.append(backlog.ready))
     disk_works = iter([False, False, True])
@@ -262,6 +263,7 @@ class BacklogAgainstModel(RuleBasedStateMachine):
             self.spool,
             QueueAccount("model", self.stats, TroubleLog(SteeredClock())),
         )
+        self.backlog.begin()
 
     @rule(count=st.integers(min_value=1, max_value=8))
     def put(self, count: int) -> None:

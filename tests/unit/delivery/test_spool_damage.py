@@ -214,4 +214,4 @@ def test_damage_to_the_owners_name_is_survived_once(process: ProcessMaker, root:
     it.open()
     it.look_at_free_logs()
     assert on_disk(root) == EVENTS
-    assert [found.identity for found in survey(root) if found.holder is None] == [None]
+    wait_until(lambda: [one.identity for one in survey(root) if one.holder is None] == [None], "it is free again")
