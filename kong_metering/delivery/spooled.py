@@ -579,8 +579,9 @@ class SpooledBacklog:
             self.work()
 
     def flush(self) -> None:
-        """Write what is not written yet, now."""
+        """Write what is not written yet, now, and let it be taken: the process ends, and looks for nothing any more."""
         self.work()
+        self.begin()
 
     def end(self) -> None:
         """Leave what waits on disk; what is only in memory is dropped. The logs are `take_all`'s to close."""
