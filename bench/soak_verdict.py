@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from soak_traffic import Asked
 
 GRACE_SECONDS = 0.010
+_READ_LATE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,10 @@ def judge(evidence: Evidence) -> Verdict:
     """Compare what was answered with what arrived."""
     due = [answered for answered in evidence.answered if _is_due(evidence, answered)]
     found = {event.number for event in (*evidence.collected, *evidence.letters)}
-    killed = {kill.pid: kill.at for kill in evidence.killed}
-    before = {answered: _seconds_before(answered, killed) for answered in due}
+    killed = defaultdict(list)
+    for kill in evidence.killed:
+        killed[kill.pid].append(kill.at)
+    before = {answered: _seconds_before(answered, killed[answered.pid]) for answered in due}
     missing = [Missing(answered, before[answered]) for answered in due if answered.number not in found]
     return Verdict(
         due=len(due),
@@ -142,12 +145,13 @@ def _is_due(evidence: Evidence, answered: Answered) -> bool:
     return asked is not None and asked.subject is not None
 
 
-def _seconds_before(answered: Answered, killed: Mapping[int, float]) -> float:
-    """Tell how long before its process's SIGKILL, if it got one, a request was answered.
+def _seconds_before(answered: Answered, kills: Sequence[float]) -> float:
+    """Tell how long before its process's SIGKILL, if it got one, a request was answered; `kills` are those of its id.
 
-    Below zero: it had been answered before, and was read afterwards.
+    Below zero: it had been answered before, and was read afterwards. Further below it is another process's kill, which
+    had the same id.
     """
-    return killed.get(answered.pid, float("inf")) - answered.at
+    return min((at - answered.at for at in kills if at - answered.at > -_READ_LATE_SECONDS), default=float("inf"))
 
 
 def _violations(evidence: Evidence) -> Iterable[str]:

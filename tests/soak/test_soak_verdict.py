@@ -76,6 +76,13 @@ def test_the_kill_of_another_process_excuses_nothing() -> None:
     assert [one.answered for one in verdict.lost] == [late[1]]
 
 
+def test_the_kill_of_an_earlier_process_with_the_same_id_excuses_nothing() -> None:
+    late = [answered(0), answered(1, KILLED_AT + 60), answered(2)]
+    again = [Killed(PID, KILLED_AT), Killed(PID, KILLED_AT + 90)]
+    verdict = judged(answered=late, collected=[event(0), event(2)], letters=[], killed=again)
+    assert [(one.answered, one.seconds_before_kill) for one in verdict.lost] == [(late[1], 30.0)]
+
+
 def test_an_event_that_arrived_although_it_might_have_been_lost_is_counted() -> None:
     verdict = judged(killed=[Killed(PID, 10.001)])
     assert (verdict.holds, verdict.in_grace, verdict.excused) == (True, 4, ())
