@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 
 DEADLINE = 15.0
 PROGRAM = f"{sys.executable} {Path(fake_plugin_server.__file__)}"
+# A metered route that answers by itself. The tests send no subject, so no endpoint is needed; the phases run all the
+# same.
+METERED_ECHO = """
+_format_version: "3.0"
+routes:
+- {name: echo, paths: [/echo]}
+plugins:
+- {name: request-termination, config: {status_code: 200, message: hello}}
+- name: metering-and-billing
+  config: {ingest_endpoint: "http://127.0.0.1:1", api_token: t, subject: {look_up_value_in: header, field: x-tenant-id}}
+"""
 DUMP_COMMAND = f"{sys.executable} {Path(fake_plugin_server.__file__)} --dump"
 
 

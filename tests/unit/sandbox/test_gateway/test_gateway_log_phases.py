@@ -23,18 +23,7 @@ from kong_metering.sandbox.gateways import StandIn
 from tests.support.plugin_server import PluginServerProcess
 from tests.support.waiting import wait_until
 
-from .fakes import get, running_gateway
-
-# Without a subject there is no event, and so no endpoint is needed; the phases run all the same.
-CONFIG = """
-_format_version: "3.0"
-routes:
-- {name: echo, paths: [/echo]}
-plugins:
-- {name: request-termination, config: {status_code: 200, message: hello}}
-- name: metering-and-billing
-  config: {ingest_endpoint: "http://127.0.0.1:1", api_token: t, subject: {look_up_value_in: header, field: x-tenant-id}}
-"""
+from .fakes import METERED_ECHO, get, running_gateway
 
 
 class Noting:
@@ -47,7 +36,7 @@ class Noting:
             "nginx_worker_processes": "1",
             "standin_log_phases": str(self._file),
         }
-        self.gateway = StandIn(directory / "gateway", CONFIG, settings=settings)
+        self.gateway = StandIn(directory / "gateway", METERED_ECHO, settings=settings)
         self._numbers = itertools.count()
 
     def plugin_server(self) -> PluginServerProcess:
@@ -98,7 +87,7 @@ def test_the_next_process_is_named_after_one_was_killed(noting: Noting) -> None:
 
 
 def test_without_notes_the_plugin_server_is_asked_nothing_that_kong_does_not_ask(tmp_path: Path) -> None:
-    with running_gateway(tmp_path, CONFIG) as gateway:
+    with running_gateway(tmp_path, METERED_ECHO) as gateway:
         get(gateway, "/echo")
         gateway.wait_for_log_events()
         methods = {call[2].decode() for call in gateway.calls()}

@@ -14,25 +14,16 @@ import pytest
 
 from kong_metering.sandbox.gateway import READY_FILE, command
 
-from .fakes import DEADLINE, Gateway, get, running_gateway, serves, wait_for, write_conf
+from .fakes import DEADLINE, METERED_ECHO, Gateway, get, running_gateway, serves, wait_for, write_conf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-CONFIG = """
-_format_version: "3.0"
-routes:
-- {name: echo, paths: [/echo]}
-plugins:
-- {name: request-termination, config: {status_code: 200, message: hello}}
-- {name: metering-and-billing, config: {ingest_endpoint: http://x, api_token: t}}
-"""
-
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Gateway]:
-    with running_gateway(tmp_path, CONFIG, nginx_worker_processes="1", standin_reload_linger="2") as gateway:
+    with running_gateway(tmp_path, METERED_ECHO, nginx_worker_processes="1", standin_reload_linger="2") as gateway:
         yield gateway
 
 
@@ -103,7 +94,7 @@ def test_an_instance_that_cannot_be_started_makes_a_500(gateway: Gateway) -> Non
 
 
 def test_concurrent_first_requests_share_one_instance_per_worker(tmp_path: Path) -> None:
-    with running_gateway(tmp_path, CONFIG, nginx_worker_processes="3") as gateway:
+    with running_gateway(tmp_path, METERED_ECHO, nginx_worker_processes="3") as gateway:
         threads = [threading.Thread(target=get, args=(gateway, "/echo")) for _ in range(12)]
         for thread in threads:
             thread.start()
