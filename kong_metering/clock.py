@@ -26,17 +26,18 @@ class SystemClock:
 
 
 class EpochClock:
-    """The time since 1970 in milliseconds, as it is written to disk."""
+    """A clock that tells the time since 1970 in milliseconds too, as it is written to disk."""
 
     def __init__(self, clock: Clock) -> None:
         """Take the moment for the one that the wall clock shows now."""
-        self._clock = clock
+        self.monotonic = clock.monotonic
+        self._wall = clock.wall
         self._epoch = clock.wall() - clock.monotonic()
 
     def now_ms(self) -> int:
         """Tell it by the clock that nobody sets: right for two events of one process, whatever the wall's shows."""
-        return int((self._epoch + self._clock.monotonic()) * 1000)
+        return int((self._epoch + self.monotonic()) * 1000)
 
     def wall_ms(self) -> int:
         """Tell it as the machine knows it."""
-        return int(self._clock.wall() * 1000)
+        return int(self._wall() * 1000)

@@ -1,8 +1,9 @@
 """What has to be done about the spool besides writing events: it may take its time, and no event waits for it.
 
 Contract: all of it happens on the thread `metering spool house`, once a second and when a queue goes; the rest may be
-called from any thread. Logs that dead processes left are taken over, for the queues that are open here; logs
-that are done with are removed; what the disk refused is tried again; the bounds are kept.
+called from any thread. Logs that dead processes left are taken over, for the queues that are open here, and a queue
+sends nothing before they were looked for once (`look_for_others` does so at once: a process that ends may not have got
+that far). Logs that are done with are removed; what the disk refused is tried again; the bounds are kept.
 
 Logs of queues that are not open here stay free, for another process or `kong-metering spool deliver`; they are counted
 in the log, and bounded as all others.
@@ -10,6 +11,7 @@ in the log, and bounded as all others.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -18,7 +20,6 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from kong_metering.clock import EpochClock
 from kong_metering.delivery.bounds import bytes_used, keep_age, keep_bytes
 from kong_metering.delivery.freelogs import FreeLog, FreeLogsReport
 from kong_metering.delivery.openlogs import OpenLogs
@@ -28,7 +29,7 @@ from kong_metering.errors import SpoolError
 from kong_metering.log import LOGGER, cause_of
 
 if TYPE_CHECKING:
-    from kong_metering.clock import Clock
+    from kong_metering.clock import EpochClock
     from kong_metering.delivery.spooloptions import SpoolOptions
     from kong_metering.log import TroubleLog
     from kong_metering.spool.directory import Adoption, HeldLog
@@ -56,7 +57,7 @@ class Housekeeping:
     """The backlogs that are open in this process, and all that is theirs on disk."""
 
     def __init__(
-        self, options: SpoolOptions, own_logs: OpenLogs, *, clock: Clock, stats: Stats, troubles: TroubleLog
+        self, options: SpoolOptions, own_logs: OpenLogs, *, clock: EpochClock, stats: Stats, troubles: TroubleLog
     ) -> None:
         """Take the logs that are written; those that are taken over are opened apart from them."""
         self._root = options.directory
@@ -65,9 +66,10 @@ class Housekeeping:
         self._own_logs = own_logs
         self._adopted_logs = OpenLogs(options.directory)
         self._clock = clock
-        self._epoch = EpochClock(clock)
         self._stats = stats
         self._troubles = troubles
+        # Held while logs are taken over; taken before `_lock`.
+        self._adopting = threading.Lock()
         self._lock = threading.Lock()
         self._backlogs: dict[str, SpooledBacklog] = {}
         self._released: deque[SpooledBacklog] = deque()
@@ -114,6 +116,15 @@ class Housekeeping:
         for backlog in released:
             self._retire(backlog.take_all())
 
+    def look_for_others(self) -> None:
+        """Take over what dead processes left, now, and let the queues that are open send."""
+        with self._adopting:
+            with self._lock:
+                open_here = dict(self._backlogs)
+            guarded(functools.partial(self._adopt, open_here), self._troubles)
+            for backlog in open_here.values():
+                backlog.begin()
+
     def close(self) -> None:
         """End, and close everything, for others to take over at once."""
         self._is_ending = True
@@ -137,9 +148,8 @@ class Housekeeping:
         for step in (
             self._leave_what_is_gone,
             self.retire_released,
-            self._own_logs.prepare,
             self._retire_finished,
-            self._adopt,
+            self.look_for_others,
             self._try_again,
             self._keep_bounds,
         ):
@@ -162,17 +172,11 @@ class Housekeeping:
         for backlog in self.backlogs():
             self._retire(backlog.take_finished())
 
-    def _adopt(self) -> None:
-        with self._lock:
-            open_here = dict(self._backlogs)
-        try:
-            adoption = self._adopted_logs.adopt(lambda identity: identity is not None and identity.key in open_here)
-            for log in self._looked_into(adoption.logs):
-                self._take_over(log, open_here)
-            self._say_troubles(adoption)
-        finally:
-            for backlog in open_here.values():
-                backlog.begin()
+    def _adopt(self, open_here: dict[str, SpooledBacklog]) -> None:
+        adoption = self._adopted_logs.adopt(lambda identity: identity is not None and identity.key in open_here)
+        for log in self._looked_into(adoption.logs):
+            self._take_over(log, open_here)
+        self._say_troubles(adoption)
 
     def _say_troubles(self, adoption: Adoption) -> None:
         for refused in adoption.refused:
@@ -226,7 +230,7 @@ class Housekeeping:
         try:
             logs = [*free, *(log for backlog in self.backlogs() for log in backlog.bounded_logs())]
             # By the clock that shows less: when it was set, what was accepted between would look older than it is.
-            keep_age(logs, int(min(self._epoch.now_ms(), self._epoch.wall_ms()) - self._max_age * 1000))
+            keep_age(logs, int(min(self._clock.now_ms(), self._clock.wall_ms()) - self._max_age * 1000))
             keep_bytes(logs, excess)
             if is_due:
                 self._free_logs_at = now + _FREE_LOGS_SECONDS

@@ -28,11 +28,6 @@ class OpenLogs:
         self._homes: dict[HeldLog, SpoolDirectory] = {}
         self._own: dict[str, HeldLog] = {}
 
-    def prepare(self) -> None:
-        """Make a place for the logs of this process, so that its first event need not wait. Raises `SpoolError`."""
-        with self._lock:
-            self._opened().prepare()
-
     def own(self, identity: QueueIdentity) -> HeldLog:
         """Open this process's own log of a queue. Raises `SpoolError`."""
         with self._lock:

@@ -85,6 +85,10 @@ class Spool(Protocol):
         """Open this process's own log of a queue."""
         ...
 
+    def look_for_others(self) -> None:
+        """Have what dead processes left adopted now; never raises."""
+        ...
+
     def keep_letters(self, letters: Sequence[DeadLetter]) -> None:
         """Write dead letters, all or none; raises one of `DISK_ERRORS`."""
         ...
@@ -150,7 +154,7 @@ class SpooledBacklog:
         self._disk = threading.Lock()
         self._own: WaitingLog | None = None
         self._adopted: list[WaitingLog] = []
-        self.is_ready = threading.Event()
+        self.is_prepared = threading.Event()
         # Held for the few fields below, by `add` too.
         self._lock = threading.Lock()
         self._unwritten = _Unwritten()
@@ -477,7 +481,7 @@ class SpooledBacklog:
         if lost:
             self._account.bury(Buried.UNREADABLE, lost, f"{lost} events on disk cannot be read")
 
-    # -- logs that come and go, called by the housekeeping ----------------------------------------------------------
+    # -- logs that come and go, called by the housekeeping ------------------------------------------------------------
 
     def adopt(self, log: WaitingLog) -> bool:
         """Take over a log of another process; False when this queue has ended meanwhile."""
@@ -568,7 +572,7 @@ class SpooledBacklog:
                 if not (self._own or self._ended):
                     self._open_own()
         finally:
-            self.is_ready.set()
+            self.is_prepared.set()
 
     def try_again(self) -> None:
         """Try again to write and to read what the disk refused."""
@@ -579,9 +583,10 @@ class SpooledBacklog:
             self.work()
 
     def flush(self) -> None:
-        """Write what is not written yet, now, and let it be taken: the process ends, and looks for nothing any more."""
+        """Write what is not written yet, now, and see to it that it can be taken: the process ends."""
         self.work()
-        self.begin()
+        if not self._has_adopted:
+            self._spool.look_for_others()
 
     def end(self) -> None:
         """Leave what waits on disk; what is only in memory is dropped. The logs are `take_all`'s to close."""

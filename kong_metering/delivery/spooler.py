@@ -1,10 +1,10 @@
 """The spool of a process: the one thread that writes what all queues accept, and another one that syncs it.
 
 Contract: `backlog` gives a queue its place on disk and may be called from any thread, as `wake`, `release` and `close`.
-It waits until the place is ready, for `_READY_SECONDS` at most: the first event comes at once, and has to be written as
-soon as any other. An event is written within `ROUND_SECONDS` and the time of one round. The thread `metering spool` has
-nothing else to do but that, to make places and to write dead letters: what may take longer is left to `housekeeping`,
-and to the thread that syncs, so that a slow disk does not keep events from being written.
+It waits for the place, `_PREPARING_SECONDS` at most: the first event comes at once, and has to be written as soon as
+any other. An event is written within `ROUND_SECONDS` and the time of one round. The thread `metering spool` has nothing
+else to do but that, to make places and to write dead letters: what may take longer is left to `housekeeping`, and to
+the thread that syncs, so that a slow disk does not keep events from being written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # Kong is answered before; what comes meanwhile is written together.
 ROUND_SECONDS = 0.006
-_READY_SECONDS = 0.02
+_PREPARING_SECONDS = 0.02
 _SYNC_SECONDS = 1.0
 _ENDING_SECONDS = 1.0
 
@@ -67,9 +67,9 @@ class Spooler:
     def __init__(self, options: SpoolOptions, *, clock: Clock, stats: Stats, troubles: TroubleLog) -> None:
         self._options = options
         self._troubles = troubles
-        self._epoch = EpochClock(clock)
+        self._clock = EpochClock(clock)
         self._logs = OpenLogs(options.directory)
-        self._house = Housekeeping(options, self._logs, clock=clock, stats=stats, troubles=troubles)
+        self._house = Housekeeping(options, self._logs, clock=self._clock, stats=stats, troubles=troubles)
         self._letters = DeadLetters(options.directory / DEAD_LETTERS, max_bytes=options.max_bytes // 4)
         self._letters_lock = threading.Lock()
         self._dirty: deque[SpooledBacklog] = deque()
@@ -101,7 +101,7 @@ class Spooler:
         self._new.append(backlog)
         self._awake.ring()
         if self._is_quick:
-            self._is_quick = backlog.is_ready.wait(_READY_SECONDS)
+            self._is_quick = backlog.is_prepared.wait(_PREPARING_SECONDS)
         return backlog
 
     def release(self, backlog: SpooledBacklog) -> None:
@@ -131,11 +131,11 @@ class Spooler:
 
     def now_ms(self) -> int:
         """Tell the time since 1970 in milliseconds; nobody sets it while the process lives."""
-        return self._epoch.now_ms()
+        return self._clock.now_ms()
 
     def wall_ms(self) -> int:
         """Tell the time since 1970 in milliseconds, as the machine knows it."""
-        return self._epoch.wall_ms()
+        return self._clock.wall_ms()
 
     def wake(self, backlog: SpooledBacklog) -> None:
         """Have a backlog written soon."""
@@ -146,6 +146,10 @@ class Spooler:
         """Open this process's own log of a queue. Raises `SpoolError`."""
         self._house.retire_released()
         return self._logs.own(identity)
+
+    def look_for_others(self) -> None:
+        """Have what dead processes left adopted now; never raises."""
+        self._house.look_for_others()
 
     def keep_letters(self, letters: Sequence[DeadLetter]) -> None:
         """Write dead letters, all or none; raises one of `DISK_ERRORS`."""

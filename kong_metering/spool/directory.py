@@ -82,7 +82,7 @@ class SpoolDirectory:
     """The spool of this process."""
 
     def __init__(self, root: Path) -> None:
-        """Make the directory if need be; the part of this process is made by `prepare`, or with its first log.
+        """Make the directory if need be; the part of this process is made with its first log.
 
         Raises `SpoolError`, which tells why it cannot be and what to do.
         """
@@ -99,16 +99,6 @@ class SpoolDirectory:
                 pass
         except OSError as error:
             raise unusable(root, error) from error
-
-    def prepare(self) -> None:
-        """Make the part of this process.
-
-        Raises `SpoolError`, which tells why it cannot be and what to do.
-        """
-        try:
-            self._part()
-        except OSError as error:
-            raise unusable(self.root, error) from error
 
     def log_for(self, identity: QueueIdentity) -> HeldLog:
         """Open this process's own log of a queue; the caller keeps it, and opens none twice.

@@ -191,6 +191,9 @@ class ModelSpool:
     def open_log(self, identity: QueueIdentity) -> HeldLog:
         return self.directory.log_for(identity)
 
+    def look_for_others(self) -> None:
+        pass
+
     def keep_letters(self, letters: Any) -> None:
         if self.fails:
             raise OSError(28, "No space left on device")

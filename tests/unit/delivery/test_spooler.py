@@ -473,6 +473,21 @@ def test_events_are_written_while_it_takes_long_to_take_over_what_a_dead_process
     assert it.endpoint.delivered == [b"old", b"new"]
 
 
+def test_what_a_dead_process_left_goes_first_also_in_one_that_ends_at_once(
+    process: ProcessMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = process().open(down())
+    dead.put_on_disk(*numbered(3))
+    dead.process.close()
+    monkeypatch.setattr("kong_metering.delivery.housekeeping._ROUND_SECONDS", 3600)
+    it = process()
+    wait_until(lambda: it.spooler._house.rounds, "the next look would be in an hour")
+    queue = it.open()
+    queue.put(*numbered(3, first=3))
+    assert it.close(20) == Snapshot(accepted=3, adopted=3, delivered=6)
+    assert queue.endpoint.delivered == numbered(6)
+
+
 def test_an_unreadable_log_does_not_keep_others_from_being_taken_over(
     process: ProcessMaker, log: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
