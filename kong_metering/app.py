@@ -62,7 +62,12 @@ def _definition(runtime: Runtime) -> PluginDefinition:
 
     def status() -> dict[str, Any]:
         account = runtime.stats.snapshot()
-        return {**asdict(account), "waiting": account.waiting, "queues": runtime.delivery.waiting()}
+        return {
+            **asdict(account),
+            "waiting": account.waiting,
+            "queues": runtime.delivery.waiting(),
+            "waiting_for_instances": runtime.delivery.waiting_for_instances(),
+        }
 
     return PluginDefinition(PLUGIN_NAME, PHASES, create, plugin_information(), status)
 

@@ -69,6 +69,11 @@ class FreeLogsReport:
         self._said: Counter[str] = Counter()
         self._said_at = 0.0
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """How many events there were in them at the last look, by their queue and its endpoint."""
+        return dict(self._said)
+
     def say(self, logs: Sequence[HeldLog], now: float) -> None:
         """Look at the free logs there are now; `now` is monotonic."""
         waiting: Counter[str] = Counter()

@@ -116,6 +116,10 @@ class Housekeeping:
         for backlog in released:
             self._retire(backlog.take_all())
 
+    def waiting_for_instances(self) -> dict[str, int]:
+        """Tell how many events waited on disk, within the last minute, for queues that are not open here."""
+        return self._report.waiting
+
     def look_for_others(self) -> None:
         """Take over what dead processes left, now, and let the queues that are open send."""
         with self._adopting:

@@ -123,6 +123,10 @@ class Delivery:
                 waiting[opened.queue.name] += opened.queue.waiting
         return dict(waiting)
 
+    def waiting_for_instances(self) -> dict[str, int]:
+        """Tell how many events waited on disk, within the last minute, until an instance opens their queue."""
+        return {} if self._spooler is None else self._spooler.waiting_for_instances()
+
     def _close(self, opened: _Open, deadline: float) -> None:
         opened.queue.close(deadline)
         opened.let_go()

@@ -108,6 +108,10 @@ class Spooler:
         """Close what a queue that has ended has on disk; what waits there stays."""
         self._house.release(backlog)
 
+    def waiting_for_instances(self) -> dict[str, int]:
+        """Tell how many events waited on disk, within the last minute, for queues that are not open in any process."""
+        return self._house.waiting_for_instances()
+
     def close(self) -> None:
         """Close everything, for others to take over at once. All queues have ended."""
         self._ending.set()

@@ -214,6 +214,7 @@ def test_what_waits_for_an_instance_is_said_once_an_hour(
         looking.wait_for_a_round()
     said = "3 events wait on disk until an instance of the plugin starts"
     assert len(log.with_text(said)) == 1
+    assert looking.spooler.waiting_for_instances() == {"other for https://ingest.test/events": 3}
     steered.advance(3600)
     looking.wait_for_a_round()
     wait_until(lambda: len(log.with_text(said)) == 2, "it is said again")
@@ -221,6 +222,8 @@ def test_what_waits_for_an_instance_is_said_once_an_hour(
     right = looking.open(identity=OTHER)
     assert looking.settle(adopted=3) == Snapshot(adopted=3, delivered=3)
     assert right.endpoint.delivered == [b"1", b"2", b"3"]
+    looking.look_at_free_logs()
+    assert looking.spooler.waiting_for_instances() == {}
 
 
 def test_bounds_are_kept_while_the_queue_delivers(process: ProcessMaker, root: Path) -> None:

@@ -44,6 +44,7 @@ def delivery(stats: Stats, log: LogLines) -> Iterator[Delivery]:
     delivery.close(0)
     assert stats.snapshot().waiting == 0
     assert delivery.waiting() == {}
+    assert delivery.waiting_for_instances() == {}
     assert log.with_text("delivery failed") == []
     assert log.with_text("token-") == []
 
