@@ -42,10 +42,11 @@ from kong_metering.spool.identity import QueueIdentity
 
 _EVENT_BYTES = 700
 _UNDER_WAY = 20_000
-_BATCHES = (1, 100, 500, 1000)
 _BATCH = 500
 _BURST = 10_000
 _PLENTY = 1 << 40
+_WANTED_PER_SECOND = 40_000
+_WANTED_WITH_WAITING = 0.9
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def main() -> int:
         sys.stdout.write(json.dumps(_work(json.loads(options.worker))) + "\n")
         return 0
     waiting = [int(count) for count in options.waiting.split(",")]
-    cases = [Case(batch, has_spool) for batch in _BATCHES for has_spool in (False, True)]
+    batches = sorted({_BATCH, *map(int, options.batches.split(","))})
+    cases = [Case(batch, has_spool) for batch in batches for has_spool in (False, True)]
     cases += [Case(_BATCH, has_spool=True, waiting=count) for count in waiting if count]
     with tempfile.TemporaryDirectory(prefix="bench-spool-", dir=options.directory) as directory:
         _throughput(Path(directory), cases, options.seconds, options.rounds)
@@ -95,6 +97,7 @@ def _options() -> argparse.Namespace:
     parser = argument_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=5, help="for each line in each round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", default="1,100,500,1000", help=f"sizes of batches, {_BATCH} in any case")
     parser.add_argument("--waiting", default="0,1000000,10000000", help="events that wait on disk, several counts")
     parser.add_argument("--directory", default=None, help="where to make the spools; 10 million events take 7.3 GB")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -107,11 +110,14 @@ def _options() -> argparse.Namespace:
 def _throughput(directory: Path, cases: list[Case], seconds: float, rounds: int) -> None:
     samples: dict[Case, list[Sample]] = {case: [] for case in cases}
     for number in range(rounds):
-        for case in cases:
+        first = number % len(cases)
+        # Who comes behind one that wrote gigabytes finds a busy machine, so each round that is another one.
+        for case in (*cases[first:], *cases[:first]):
             say_progress(f"round {number + 1} of {rounds}: batches of {case.batch}, {case.name}")
             samples[case].append(_measured(directory / "spool", case, seconds))
     CONSOLE.print(f"{rounds} rounds of {seconds:g} s each; all events that were put arrived")
     CONSOLE.print(_table(samples))
+    _say_targets(samples)
 
 
 def _measured(root: Path, case: Case, seconds: float) -> Sample:
@@ -146,6 +152,21 @@ def _table(samples: dict[Case, list[Sample]]) -> Table:
         if case.has_spool and case.batch != _BATCH:
             table.add_section()
     return table
+
+
+def _say_targets(samples: dict[Case, list[Sample]]) -> None:
+    plain = samples[Case(_BATCH, has_spool=True)]
+    speed = median(one.per_second for one in plain)
+    _say_target(f"events/s at batch {_BATCH}", speed, _WANTED_PER_SECOND, ",.0f")
+    for case, taken in samples.items():
+        if case.waiting:
+            ratio = median(one.per_second / other.per_second for one, other in zip(taken, plain, strict=True))
+            _say_target(f"with {case.waiting:,} waiting / with none", ratio, _WANTED_WITH_WAITING, ".2f")
+
+
+def _say_target(what: str, figure: float, wanted: float, form: str) -> None:
+    is_met = "met" if figure >= wanted else "MISSED"
+    CONSOLE.print(f"{what}: {figure:{form}}, wanted at least {wanted:{form}}: {is_met}")
 
 
 def _work(order: dict[str, object]) -> dict[str, float]:
