@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import time
 from collections import Counter
@@ -63,9 +64,13 @@ class Choice:
 
 @dataclass
 class Replayed:
-    """What came of it: how many are back in the queue, and what stopped it before the end."""
+    """What came of it: how many letters are gone, and what stopped it before the end.
+
+    Of the letters that are gone, `repeated` had an event that is back in the queue for another one's sake.
+    """
 
     count: int = 0
+    repeated: int = 0
     problem: str | None = None
     exit: click.exceptions.Exit | None = None
 
@@ -180,11 +185,14 @@ def _replay(root: Path, dead_letters: DeadLetters, ids: Sequence[int]) -> Replay
     done = Replayed()
     spool = SpoolDirectory(root)
     logs: dict[QueueIdentity, HeldLog] = {}
+    seen: set[bytes] = set()
     with Interruption() as interruption, progress("replaying", len(ids)) as advance:
         try:
             for group in _groups(dead_letters, set(ids)):
                 interruption.check()
-                _put_back(spool, logs, group)
+                once = _once(group, seen)
+                _put_back(spool, logs, once)
+                done.repeated += len(group) - len(once)
                 done.count += dead_letters.remove([stored.id for stored in group])
                 advance(len(group))
         except Interrupted:
@@ -211,6 +219,17 @@ def _groups(dead_letters: DeadLetters, ids: Collection[int]) -> Iterator[list[St
             group, size = [], 0
     if group:
         yield group
+
+
+def _once(group: Sequence[StoredLetter], seen: set[bytes]) -> list[StoredLetter]:
+    """Leave out the letters whose event was in another letter of the same queue: a crash can make two of one event."""
+    once: list[StoredLetter] = []
+    for stored in group:
+        digest = hashlib.sha256(stored.letter.queue.key.encode() + stored.letter.event).digest()
+        if digest not in seen:
+            seen.add(digest)
+            once.append(stored)
+    return once
 
 
 def _put_back(spool: SpoolDirectory, logs: dict[QueueIdentity, HeldLog], group: Sequence[StoredLetter]) -> None:
@@ -240,7 +259,9 @@ def _tell(options: ReplayOptions, choice: Choice, replayed: Replayed) -> None:
 
 
 def _tell_people(choice: Choice, replayed: Replayed, left: int) -> None:
-    tell(f"{words.events(replayed.count)} back in the queue.")
+    tell(f"{words.events(replayed.count - replayed.repeated)} back in the queue.")
+    if replayed.repeated:
+        note(f"{words.letters(replayed.repeated)} removed as well: the same event was in another one.")
     if replayed.count:
         tell(
             "A running server that has an instance of the plugin takes them up within seconds. Without one they wait "
@@ -252,7 +273,8 @@ def _tell_people(choice: Choice, replayed: Replayed, left: int) -> None:
 
 def _as_json(choice: Choice, replayed: Replayed) -> dict[str, Any]:
     return {
-        "replayed": replayed.count,
+        "replayed": replayed.count - replayed.repeated,
+        "repeated": replayed.repeated,
         "left": len(choice.letters.ids) - replayed.count,
         "ambiguous_left": choice.ambiguous_left,
         "unreadable": choice.unreadable,

@@ -48,6 +48,25 @@ def test_it_can_be_adopted_at_once(root: Path) -> None:
     assert held.log.waiting == 2500
 
 
+def test_two_letters_of_one_event_put_it_back_once(root: Path) -> None:
+    """A process that was killed left the first one, the next process wrote the second one."""
+    large = [event(n) + b" " * 300_000 for n in range(6)]
+    letters = [letter("rejected", one) for one in (large[0], *large, event(7), event(7))]
+    kept = dead_letters(root, *letters, letter("rejected", large[0], OTHER))
+    told = run_json(root, "replay", "--all", "--yes")
+    assert (told["replayed"], told["repeated"], told["left"]) == (8, 2, 0)
+    assert events_of(root) == [*large, event(7)]
+    assert events_of(root, OTHER) == [large[0]]
+    assert list(kept.letters()) == []
+
+
+def test_people_are_told_of_letters_of_one_event(root: Path) -> None:
+    dead_letters(root, letter("rejected", event(1)), letter("rejected", event(1)))
+    result = run(root, "replay", "--all", "--yes")
+    assert result.stdout.startswith("1 event back in the queue.\n")
+    assert "1 dead letter removed as well: the same event was in another one." in result.stderr
+
+
 def test_all_leaves_ambiguous_and_unreadable_ones(root: Path) -> None:
     kept = dead_letters(root, letter("rejected", event(1)), letter("ambiguous", event(2)), letter("unreadable", b""))
     result = run(root, "replay", "--all", "--yes")
