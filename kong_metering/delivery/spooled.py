@@ -583,9 +583,10 @@ class SpooledBacklog:
             self.work()
 
     def flush(self) -> None:
-        """Write what is not written yet, now, and see to it that it can be taken: the process ends."""
+        """Write what is not written yet, now, and see to it that it can be taken: the queue ends."""
         self.work()
-        if not self._has_adopted:
+        # With nothing to send there is nothing to come first; an empty queue ends on the thread that serves Kong.
+        if self.waiting and not self._has_adopted:
             self._spool.look_for_others()
 
     def end(self) -> None:

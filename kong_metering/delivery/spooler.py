@@ -109,7 +109,7 @@ class Spooler:
         self._house.release(backlog)
 
     def waiting_for_instances(self) -> dict[str, int]:
-        """Tell how many events waited on disk, within the last minute, for queues that are not open in any process."""
+        """Tell how many events waited on disk, within the last minute, for queues that are not open here."""
         return self._house.waiting_for_instances()
 
     def close(self) -> None:

@@ -450,12 +450,8 @@ def test_a_disk_that_hangs_does_not_keep_a_queue_from_being_opened(
     wait_until(lambda: on_disk(root) == [b"1"], "it is on disk")
 
 
-def test_events_are_written_while_it_takes_long_to_take_over_what_a_dead_process_left(
-    process: ProcessMaker, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dead = process().open(down())
-    dead.put_on_disk(b"old")
-    dead.process.close()
+def slow_adoption(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Have nothing taken over before the event that this gives is set."""
     goes_on = threading.Event()
     adopt = SpoolDirectory.adopt
 
@@ -464,6 +460,16 @@ def test_events_are_written_while_it_takes_long_to_take_over_what_a_dead_process
         return adopt(directory, is_wanted)
 
     monkeypatch.setattr(SpoolDirectory, "adopt", slowly)
+    return goes_on
+
+
+def test_events_are_written_while_it_takes_long_to_take_over_what_a_dead_process_left(
+    process: ProcessMaker, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = process().open(down())
+    dead.put_on_disk(b"old")
+    dead.process.close()
+    goes_on = slow_adoption(monkeypatch)
     it = process().open()
     it.put_on_disk(b"new")
     # It is not sent before that, but behind the old one.
@@ -486,6 +492,21 @@ def test_what_a_dead_process_left_goes_first_also_in_one_that_ends_at_once(
     queue.put(*numbered(3, first=3))
     assert it.close(20) == Snapshot(accepted=3, adopted=3, delivered=6)
     assert queue.endpoint.delivered == numbered(6)
+
+
+def test_an_empty_queue_ends_without_waiting_for_a_slow_look_at_what_others_left(
+    process: ProcessMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a queue ends on the thread that serves Kong."""
+    goes_on = slow_adoption(monkeypatch)
+    it = process().open()
+    ending = threading.Thread(target=it.close)
+    ending.start()
+    ending.join(5)
+    is_over = not ending.is_alive()
+    goes_on.set()
+    ending.join()
+    assert is_over
 
 
 def test_an_unreadable_log_does_not_keep_others_from_being_taken_over(
