@@ -232,7 +232,9 @@ class Dispatcher:
         return answer if answer is _RETURN else {"EventId": event_id, **answer}
 
     def _unknown_phase(self, argument: Any) -> RPCError:
-        self._instance(_member(argument, "InstanceId"))
+        # When two configurations of an entity meet, Kong 3.9 sends the event without `InstanceId`; these words make it
+        # start one and send the event again, any others make it drop the event (measured).
+        self._instance(_member(argument, "InstanceId", required=False))
         return RPCError(f"{self._plugin.name} has no phase {printable(str(_member(argument, 'EventName')))}")
 
     def _step(self, argument: Any) -> object:

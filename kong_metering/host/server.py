@@ -21,20 +21,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from kong_metering.errors import StartupError
 from kong_metering.host import handover
-from kong_metering.host.codec import AnswerWriter, FrameReader, ProtocolError
+from kong_metering.host.codec import AnswerWriter
+from kong_metering.host.connection import Connection
 from kong_metering.host.dispatch import Dispatcher, RPCError
 from kong_metering.log import LOGGER, cause_of, printable
 
 if TYPE_CHECKING:
     from kong_metering.log import TroubleLog
 
-_MAX_UNREAD_BYTES = 1024 * 1024
 _MAX_PATH_BYTES = 107
 _HOUSEKEEPING_SECONDS = 1.0
 _DRAIN_SECONDS = 0.01
@@ -44,8 +44,6 @@ _SWITCH_SECONDS = 0.0005
 # How long the events that are under way may take to end before sockets are handed over; Kong goes on at once.
 _QUIET_SECONDS = 0.25
 _QUIET_POLL_SECONDS = 0.0005
-_GO_ON = b"plugin.Step"
-_METHOD_WITHIN = 64
 
 
 @dataclass(frozen=True)
@@ -60,103 +58,14 @@ class ServerOptions:
     parent: int | None = None
 
 
-class _Connection(asyncio.Protocol):
-    """One connection from Kong: bytes in, answers out."""
-
-    def __init__(self, server: _Server) -> None:
-        self._server = server
-        self._reader = FrameReader()
-        self._transport: asyncio.Transport | None = None
-        # What came while new events had to wait.
-        self._held = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=_MAX_UNREAD_BYTES)
-        self._server.connections.add(self)
-
-    def data_received(self, data: bytes) -> None:
-        transport = self._transport
-        if transport is None:
-            return
-        if self._server.handing_over is not None and self._begins_something(data):
-            self._held += data
-            return
-        try:
-            for request_id, method, argument in self._reader.feed(data):
-                if method == handover.METHOD:
-                    self._server.begin_to_hand_over(self)
-                    return
-                transport.write(self._server.answer(request_id, method, argument))
-        except ProtocolError as error:
-            self._server.troubles.report(
-                "protocol", f"a connection was closed, it did not speak the protocol: {printable(str(error))}"
-            )
-            self.abort()
-
-    def _begins_something(self, data: bytes) -> bool:
-        """Whether this is no step of an event that is under way; Kong has one RPC at a time on a connection."""
-        return bool(self._held) or not (self._reader.is_amid_frame or _GO_ON in data[:_METHOD_WITHIN])
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether all answers are written, and no frame has begun."""
-        transport = self._transport
-        return transport is None or not (self._reader.is_amid_frame or transport.get_write_buffer_size())
-
-    def detach(self) -> tuple[int, bytes] | None:
-        """Read no more, and give a descriptor of the socket, with the bytes that have to be looked at yet.
-
-        None when somebody else could not go on where this one is.
-        """
-        if self._transport is None or not self.is_quiet:
-            return None
-        self._transport.pause_reading()
-        return self.descriptor(), self._held
-
-    def descriptor(self) -> int:
-        """Give another descriptor of the socket. Raises `OSError`."""
-        if self._transport is None:
-            raise ConnectionError("the connection has ended")
-        return os.dup(self._transport.get_extra_info("socket").fileno())
-
-    def go_on(self) -> None:
-        """Read again, and look at what had to wait."""
-        if self._transport is not None:
-            self._transport.resume_reading()
-            held, self._held = self._held, b""
-            if held:
-                self.data_received(held)
-
-    def pause_writing(self) -> None:
-        """End the connection: whoever sends so many requests and reads no answers is not Kong."""
-        self._server.troubles.report("unread", "a connection was closed, it did not read its answers")
-        self.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's signature
-        self._transport = None
-        self._server.connections.discard(self)
-
-    def abort(self) -> None:
-        """Close the connection without waiting for anything."""
-        if self._transport is not None:
-            self._transport.abort()
-            self._transport = None
-
-    def close(self) -> None:
-        """Close the connection once its answers are written."""
-        if self._transport is not None:
-            self._transport.close()
-
-
 class _Server:
     """What the connections share."""
 
     def __init__(self, dispatcher: Dispatcher, troubles: TroubleLog) -> None:
         self.troubles = troubles
-        self.connections: set[_Connection] = set()
+        self.connections: set[Connection] = set()
         # The connection to the next process, while it waits for our sockets.
-        self.handing_over: _Connection | None = None
+        self.handing_over: Connection | None = None
         self._listener: tuple[int, Callable[[], None]] | None = None
         self._dispatcher = dispatcher
         self._writer = AnswerWriter()
@@ -173,7 +82,7 @@ class _Server:
             close()
             os.close(descriptor)
 
-    def begin_to_hand_over(self, to: _Connection) -> None:
+    def begin_to_hand_over(self, to: Connection) -> None:
         """Let the events that are under way end, and none begin; then give all sockets to the next process."""
         if self._listener is None or self.handing_over is not None:
             to.abort()
@@ -191,8 +100,8 @@ class _Server:
         if to is not None:
             self._hand_over(to)
 
-    def _hand_over(self, to: _Connection) -> None:
-        given: dict[_Connection, tuple[int, bytes]] = {}
+    def _hand_over(self, to: Connection) -> None:
+        given: dict[Connection, tuple[int, bytes]] = {}
         for connection in self.connections - {to}:
             if (detached := connection.detach()) is not None:
                 given[connection] = detached
@@ -282,13 +191,13 @@ async def _serve(dispatcher: Dispatcher, options: ServerOptions, troubles: Troub
     descriptor = os.dup(listener.fileno())
     for accepted, unread in inherited.connections if inherited else ():
         accepted.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        _, connection = await loop.connect_accepted_socket(lambda: _Connection(shared), accepted)
+        _, connection = await loop.connect_accepted_socket(lambda: Connection(shared), accepted)
         if unread:
             connection.data_received(unread)
-    server = await loop.create_unix_server(lambda: _Connection(shared), sock=listener, backlog=options.backlog)
+    server = await loop.create_unix_server(lambda: Connection(shared), sock=listener, backlog=options.backlog)
     shared.listen_with(descriptor, server.close)
     # Nobody can connect to it any more; but somebody may have, and wait.
-    former = inherited and await loop.create_unix_server(lambda: _Connection(shared), sock=inherited.listener)
+    former = inherited and await loop.create_unix_server(lambda: Connection(shared), sock=inherited.listener)
     LOGGER.info("serving on %s%s", options.path, ", taken over from the process before" if inherited else "")
     keeper = loop.create_task(_keep_house(end, options.parent, dispatcher, hooks.housekeeping))
     why = await ended
