@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from kong_metering.host.dispatch import Dispatcher, Limits, PluginDefinition
+from kong_metering.host.dispatch import Dispatcher, Limits
+from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.server import Hooks, ServerOptions, serve
 from kong_metering.log import LOGGER, Relay
 from kong_metering.plugin import Plugin
@@ -21,8 +22,17 @@ PHASES = ("access", "log")
 
 
 def plugin_information() -> dict[str, Any]:
-    """Give what Kong's query command wants to know of the plugin."""
+    """Give what Kong wants to know of the plugin."""
     return plugin_info(PHASES)
+
+
+def dump(protocol: Literal["protobuf", "msgpack"]) -> object:
+    """Give what Kong's query command is to print; Kong speaks the protocol that it names, MessagePack if it names none.
+
+    The plugin server understands both, on the same socket.
+    """
+    plugins = [plugin_information()]
+    return plugins if protocol == "msgpack" else {"Protocol": "ProtoBuf:1", "Plugins": plugins}
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ def run(server: ServerOptions, limits: Limits, delivery: DeliveryOptions, relay:
 
     def housekeeping() -> None:
         runtime.delivery.sweep()
+        runtime.captured.sweep()
         runtime.troubles.summarise()
 
     try:

@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the plugin server, or print what it was asked to print; returns the exit status."""
     options = _parser(os.environ).parse_args(arguments)
     if options.dump:
-        sys.stdout.write(json.dumps([app.plugin_information()]) + "\n")
+        sys.stdout.write(json.dumps(app.dump(options.protocol)) + "\n")
         return 0
     os.umask(0o077)
     os.closerange(_FIRST_INHERITED, _MOST_DESCRIPTORS)
@@ -200,6 +200,13 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         default=environment.get(ENVIRONMENT_PREFIX + "NO_SPOOL", "") not in ("", "0", "false", "no"),
         help="keep events in memory only, as Kong's own queue does: they are lost when this process ends, and dropped "
         f"when delivery fails for long [{ENVIRONMENT_PREFIX}NO_SPOOL]",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=("protobuf", "msgpack"),
+        default=environment.get(ENVIRONMENT_PREFIX + "PROTOCOL", "protobuf"),
+        help="with --dump: what Kong is to speak with the plugin server, which understands both (default: protobuf) "
+        f"[{ENVIRONMENT_PREFIX}PROTOCOL]",
     )
     parser.add_argument("--dump", "-dump", action="store_true", help="print the plugin information that Kong wants")
     parser.add_argument("-v", "--verbose", action="count", default=1, help="log more")

@@ -4,29 +4,30 @@ access: reads the headers that the events need, before another plugin can change
 log: works out who pays, builds the events and hands them to the queue. Neither phase does I/O or raises: whatever goes
 wrong here is said in the log and counted, and the request goes on.
 
-It runs under kong-pdk's server; in this package's own host it runs in steps (`steps.py`), which cost less.
+It runs under kong-pdk's server; in this package's own host it runs in steps or, where Kong's protocol allows it, asks
+all at once (`steps.py`), which costs less.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kong_pdk.exception import PDKException
 
 from kong_metering import __version__
-from kong_metering.capture import capture_headers, piecewise_record
+from kong_metering.capture import GET_REQUEST_ID, capture_headers, header_calls, headers_in, piecewise_record
 from kong_metering.config import parse_config, parse_entity
 from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
 from kong_metering.log import LOGGER, cause_of, printable
-from kong_metering.record import Record, parse_record
+from kong_metering.record import Record, parse_record, section, text
 from kong_metering.request import NO_HEADERS, FinishedRequest
 from kong_metering.runtime import Runtime, default_runtime
 from kong_metering.schema import PRIORITY, config_fields
 from kong_metering.stats import Skipped
-from kong_metering.steps import Steps, call, run_steps
+from kong_metering.steps import AtOnce, Steps, call, run_steps
 
 # The names that kong-pdk's server looks for in a plugin's module.
 Schema = config_fields()
@@ -34,8 +35,11 @@ version = __version__
 priority = PRIORITY
 
 SHARED_KEY = "metering-and-billing"
-_GET_CAPTURED = call("kong.ctx.shared.get", SHARED_KEY)
+_GET_SHARED = call("kong.ctx.shared.get", SHARED_KEY)
 _SERIALIZE = call("kong.log.serialize")
+_NOTHING_TO_DO = AtOnce((), lambda _: None)
+# How long headers are asked for step by step after some that could not be told for certain otherwise.
+_WARY_SECONDS = 60.0
 
 
 class Plugin:
@@ -44,6 +48,9 @@ class Plugin:
     def __init__(self, config: Mapping[str, Any], runtime: Runtime | None = None) -> None:
         self._runtime = runtime or default_runtime()
         self._entity = parse_entity(config)
+        self._headers: tuple[str, ...] = ()
+        self._wary_until = 0.0
+        self._has_met_unserialisable = False
         try:
             settings = parse_config(config)
         except ConfigError as error:
@@ -51,7 +58,6 @@ class Plugin:
                 "plugin %s: THIS CONFIGURATION CANNOT BE USED, NOTHING IS METERED with it: %s", self._entity.name, error
             )
             self._meter = None
-            self._headers: tuple[str, ...] = ()
             return
         self._meter = Meter(settings, self._runtime.clock)
         for name, event_types in self._meter.reserved_attributes.items():
@@ -62,6 +68,8 @@ class Plugin:
                 " and ".join(event_types),
             )
         self._headers = self._meter.header_names
+        self._ask_headers = AtOnce((*header_calls(self._headers), GET_REQUEST_ID), self._keep_answers)
+        self._ask_record = AtOnce((_SERIALIZE,), self._meter_answer, self._miss_answer)
         self._queue = self._runtime.delivery.open(self._entity, settings)
 
     def access(self, kong: Any) -> None:
@@ -72,44 +80,102 @@ class Plugin:
         """Meter the finished request."""
         run_steps(self.log_steps(), kong)
 
+    # -- access ---------------------------------------------------------------------------------------------------
+
     def access_steps(self) -> Steps[None]:
         """Do what `access` does, in steps."""
         if not self._headers:
             return
         try:
-            captured = yield from capture_headers(self._headers)
-            yield call("kong.ctx.shared.set", SHARED_KEY, captured or NO_HEADERS)
+            headers = (yield from capture_headers(self._headers)) or NO_HEADERS
+            request_id = yield GET_REQUEST_ID
+            if not self._runtime.captured.keep(request_id, headers):
+                yield call("kong.ctx.shared.set", SHARED_KEY, headers)
         except Exception as error:  # noqa: BLE001 - metering fails open
             self._report("access", error)
+
+    def access_at_once(self) -> AtOnce | None:
+        """Tell what `access` asks, where all of that is known beforehand."""
+        if not self._headers:
+            return _NOTHING_TO_DO
+        is_wary = self._runtime.clock.monotonic() < self._wary_until
+        return None if is_wary or not self._runtime.captured.are_identified else self._ask_headers
+
+    def _keep_answers(self, answers: Sequence[Any]) -> None:
+        try:
+            headers, are_certain = headers_in(self._headers, answers[:-1])
+            if not are_certain:
+                self._wary_until = self._runtime.clock.monotonic() + _WARY_SECONDS
+            self._runtime.captured.keep(answers[-1], headers or NO_HEADERS)
+        except Exception as error:  # noqa: BLE001 - metering fails open
+            self._report("access", error)
+
+    # -- log ------------------------------------------------------------------------------------------------------
 
     def log_steps(self) -> Steps[None]:
         """Do what `log` does, in steps."""
         try:
             yield from self._meter_request()
         except Exception as error:  # noqa: BLE001 - metering fails open
-            self._runtime.stats.skip(Skipped.ERROR)
-            self._report("log", error)
+            self._fail(error)
         try:
             if self._runtime.relay.holds_any:
                 yield from self._relay_troubles()
         except Exception as error:  # noqa: BLE001 - what could not be said here is in our own log
             self._runtime.troubles.report("relay", f"warnings could not be said through Kong: {cause_of(error)}")
 
+    def log_at_once(self) -> AtOnce | None:
+        """Tell what `log` asks, where all of that is known beforehand."""
+        if self._runtime.relay.holds_any or self._has_met_unserialisable:
+            return None
+        if not self._meters_anything:
+            return _NOTHING_TO_DO
+        return None if self._headers and not self._runtime.captured.are_identified else self._ask_record
+
+    def _meter_answer(self, answers: Sequence[Any]) -> None:
+        try:
+            record = parse_record(answers[0])
+            if record is None:
+                # Kong has gone on: for the next one of this kind there will be other questions.
+                self._has_met_unserialisable = True
+                raise ValueError("Kong could not serialise the log record")  # noqa: TRY301 - counted like any failure
+            self._queue_events(record, self._captured(record))
+        except Exception as error:  # noqa: BLE001 - metering fails open
+            self._fail(error)
+
+    def _miss_answer(self) -> None:
+        self._fail(ConnectionError("Kong's connection ended before the log record came"))
+
     def _meter_request(self) -> Steps[None]:
-        if self._meter is None or not self._meter.meters_anything:
+        if not self._meters_anything:
             return
-        captured = None
-        if self._headers:
-            try:
-                captured = yield _GET_CAPTURED
-            except PDKException as error:  # the record's headers have to do
-                self._report("access", error)
         try:
             record = parse_record((yield _SERIALIZE))
         except PDKException:
             record = None
         if record is None:
             record = yield from self._piecewise_record()
+        captured = self._captured(record)
+        if captured is None and self._headers and not self._runtime.captured.are_identified:
+            # The access phase kept them in the only other place, if it ran.
+            try:
+                captured = yield _GET_SHARED
+            except PDKException as error:  # the record's headers have to do
+                self._report("access", error)
+        self._queue_events(record, captured)
+
+    @property
+    def _meters_anything(self) -> bool:
+        return self._meter is not None and self._meter.meters_anything
+
+    def _captured(self, record: Record) -> object:
+        """Take what the access phase of this request kept in this process."""
+        request_id = text(section(record, "request").get("id"))
+        return self._runtime.captured.take(request_id) if self._headers and request_id else None
+
+    def _queue_events(self, record: Record, captured: object) -> None:
+        if self._meter is None:
+            return
         events = self._meter.events(FinishedRequest(record, captured))
         if isinstance(events, Skipped):
             self._runtime.stats.skip(events)
@@ -132,6 +198,8 @@ class Plugin:
             level, message = kept
             yield call("kong.log.err" if level >= logging.ERROR else "kong.log.warn", message)
 
+    # -- its life -------------------------------------------------------------------------------------------------
+
     @property
     def busy(self) -> bool:
         """Whether events of this instance still wait, so that the host must not close it yet."""
@@ -141,6 +209,10 @@ class Plugin:
         """Let go of the queue; the host calls it when Kong does not need this instance any more."""
         if self._meter is not None:
             self._runtime.delivery.release(self._queue)
+
+    def _fail(self, error: Exception) -> None:
+        self._runtime.stats.skip(Skipped.ERROR)
+        self._report("log", error)
 
     def _report(self, phase: str, error: Exception) -> None:
         loss = "a request was not metered" if phase == "log" else "a request's headers were not read"

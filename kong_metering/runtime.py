@@ -7,6 +7,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kong_metering.captured import CapturedHeaders
 from kong_metering.clock import Clock, SystemClock
 from kong_metering.delivery.registry import Delivery
 from kong_metering.delivery.spooler import Spooler
@@ -28,6 +29,7 @@ class Runtime:
     troubles: TroubleLog
     delivery: Delivery
     relay: Relay
+    captured: CapturedHeaders
 
 
 def make_runtime(
@@ -48,7 +50,7 @@ def make_runtime(
         spooler = Spooler(spool, clock=clock, stats=stats, troubles=troubles)
         spooler.start()
     delivery = Delivery(clock=clock, stats=stats, troubles=troubles, ca_bundle=ca_bundle, spooler=spooler)
-    return Runtime(clock, stats, troubles, delivery, relay)
+    return Runtime(clock, stats, troubles, delivery, relay, CapturedHeaders(clock, troubles))
 
 
 @functools.cache

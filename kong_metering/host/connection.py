@@ -12,30 +12,27 @@ import os
 from typing import TYPE_CHECKING, Protocol, cast
 
 from kong_metering.host import handover
-from kong_metering.host.codec import FrameReader, ProtocolError
-from kong_metering.log import printable
+from kong_metering.host.conversation import FIRST_BYTES
+from kong_metering.host.errors import ConnectionEnd, ProtocolError
+from kong_metering.log import cause_of, printable
 
 if TYPE_CHECKING:
+    from kong_metering.host.conversation import Conversation, Conversations
     from kong_metering.log import TroubleLog
 
 _MAX_UNREAD_BYTES = 1024 * 1024
-_GO_ON = b"plugin.Step"
-_METHOD_WITHIN = 64
 
 
 class ConnectionServer(Protocol):
     """What a connection needs of the server that it belongs to."""
 
     troubles: TroubleLog
+    conversations: Conversations
     connections: set[Connection]
     handing_over: Connection | None
 
     def begin_to_hand_over(self, to: Connection) -> None:
         """Give all sockets to the next process, at the other end of `to`."""
-        ...
-
-    def answer(self, request_id: int, method: str, argument: object) -> bytes:
-        """Give the bytes that answer one RPC."""
         ...
 
 
@@ -44,9 +41,9 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: ConnectionServer) -> None:
         self._server = server
-        self._reader = FrameReader()
+        self._conversation: Conversation | None = None
         self._transport: asyncio.Transport | None = None
-        # What came while new events had to wait.
+        # What came while new events had to wait, or while it was too little to tell the protocol.
         self._held = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -56,34 +53,48 @@ class Connection(asyncio.Protocol):
         self._server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Answer the requests that these bytes complete: the event loop's call."""
-        transport = self._transport
+        """Answer what these bytes complete: the event loop's call."""
+        transport, conversation = self._transport, self._conversation
         if transport is None:
             return
         if self._server.handing_over is not None and self._begins_something(data):
             self._held += data
             return
+        if conversation is None:
+            data, self._held = self._held + data, b""
+            if len(data) < FIRST_BYTES:
+                self._held = data
+                return
+            own = {handover.METHOD: lambda: self._server.begin_to_hand_over(self)}
+            conversation = self._conversation = self._server.conversations.begin(data[:FIRST_BYTES], own)
         try:
-            for request_id, method, argument in self._reader.feed(data):
-                if method == handover.METHOD:
-                    self._server.begin_to_hand_over(self)
-                    return
-                transport.write(self._server.answer(request_id, method, argument))
+            written = conversation.receive(data)
+        except ConnectionEnd:
+            self.close()
         except ProtocolError as error:
             self._server.troubles.report(
                 "protocol", f"a connection was closed, it did not speak the protocol: {printable(str(error))}"
             )
             self.abort()
+        except Exception as error:  # noqa: BLE001 - the next bytes would be taken for others than they are
+            self._server.troubles.report(
+                f"connection:{type(error).__name__}", f"a connection was closed, it caused an error: {cause_of(error)}"
+            )
+            self.abort()
+        else:
+            if written:
+                transport.write(written)
 
     def _begins_something(self, data: bytes) -> bool:
-        """Whether this is no step of an event that is under way; Kong has one RPC at a time on a connection."""
-        return bool(self._held) or not (self._reader.is_amid_frame or _GO_ON in data[:_METHOD_WITHIN])
+        return bool(self._held) or self._conversation is None or self._conversation.begins_something(data)
 
     @property
     def is_quiet(self) -> bool:
-        """Whether all answers are written, and no frame has begun."""
-        transport = self._transport
-        return transport is None or not (self._reader.is_amid_frame or transport.get_write_buffer_size())
+        """Whether all answers are written, and nothing is under way."""
+        transport, conversation = self._transport, self._conversation
+        return transport is None or not (
+            transport.get_write_buffer_size() or (conversation is not None and not conversation.is_quiet)
+        )
 
     def detach(self) -> tuple[int, bytes] | None:
         """Read no more, and give a descriptor of the socket, with the bytes that have to be looked at yet.
@@ -118,14 +129,21 @@ class Connection(asyncio.Protocol):
         """End: the event loop's call."""
         self._transport = None
         self._server.connections.discard(self)
+        self._lose()
 
     def abort(self) -> None:
         """Close the connection without waiting for anything."""
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
+            self._lose()
 
     def close(self) -> None:
         """Close the connection once its answers are written."""
         if self._transport is not None:
             self._transport.close()
+
+    def _lose(self) -> None:
+        conversation, self._conversation = self._conversation, None
+        if conversation is not None:
+            conversation.lose()

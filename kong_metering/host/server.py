@@ -27,12 +27,12 @@ import uvloop
 
 from kong_metering.errors import StartupError
 from kong_metering.host import handover
-from kong_metering.host.codec import AnswerWriter
 from kong_metering.host.connection import Connection
-from kong_metering.host.dispatch import Dispatcher, RPCError
+from kong_metering.host.conversation import Conversations
 from kong_metering.log import LOGGER, cause_of, printable
 
 if TYPE_CHECKING:
+    from kong_metering.host.dispatch import Dispatcher
     from kong_metering.log import TroubleLog
 
 _MAX_PATH_BYTES = 107
@@ -68,7 +68,7 @@ class _Server:
         self.handing_over: Connection | None = None
         self._listener: tuple[int, Callable[[], None]] | None = None
         self._dispatcher = dispatcher
-        self._writer = AnswerWriter()
+        self.conversations = Conversations(dispatcher, troubles)
 
     def listen_with(self, listener: int, close: Callable[[], None]) -> None:
         """Learn the descriptor of the socket that listens, and how to end that; from now on it can be handed over."""
@@ -81,6 +81,11 @@ class _Server:
             self._listener = None
             close()
             os.close(descriptor)
+
+    def sweep(self) -> None:
+        """Forget what Kong has forgotten; to be called every few seconds."""
+        self._dispatcher.sweep()
+        self.conversations.sweep()
 
     def begin_to_hand_over(self, to: Connection) -> None:
         """Let the events that are under way end, and none begin; then give all sockets to the next process."""
@@ -128,20 +133,6 @@ class _Server:
             for descriptor, _ in given.values():
                 os.close(descriptor)
             to.abort()
-
-    def answer(self, request_id: int, method: str, argument: object) -> bytes:
-        """Give the bytes that answer one RPC, whatever happens in it."""
-        try:
-            result = self._dispatcher.answer(method, argument)
-        except RPCError as error:
-            return self._writer.error(request_id, str(error))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - Kong gets an answer within the call
-            self.troubles.report(f"rpc:{type(error).__name__}", f"an RPC failed: {cause_of(error)}")
-            return self._writer.error(request_id, f"{type(error).__name__} in the plugin server, see its log")
-        try:
-            return self._writer.result(request_id, result)
-        except (TypeError, ValueError, OverflowError) as error:
-            return self._writer.result(request_id, self._dispatcher.unsayable(argument, result, error))
 
 
 @dataclass(frozen=True)
@@ -199,7 +190,7 @@ async def _serve(dispatcher: Dispatcher, options: ServerOptions, troubles: Troub
     # Nobody can connect to it any more; but somebody may have, and wait.
     former = inherited and await loop.create_unix_server(lambda: Connection(shared), sock=inherited.listener)
     LOGGER.info("serving on %s%s", options.path, ", taken over from the process before" if inherited else "")
-    keeper = loop.create_task(_keep_house(end, options.parent, dispatcher, hooks.housekeeping))
+    keeper = loop.create_task(_keep_house(end, options.parent, shared.sweep, hooks.housekeeping))
     why = await ended
     hooks.ending()
     LOGGER.info("ending: %s", why)
@@ -222,14 +213,14 @@ def _report_loop_trouble(troubles: TroubleLog, context: dict[str, Any]) -> None:
 
 
 async def _keep_house(
-    end: Callable[[str], None], parent: int | None, dispatcher: Dispatcher, housekeeping: Callable[[], None]
+    end: Callable[[str], None], parent: int | None, sweep: Callable[[], None], housekeeping: Callable[[], None]
 ) -> None:
     while True:
         await asyncio.sleep(_HOUSEKEEPING_SECONDS)
         if parent is not None and os.getppid() != parent:
             end("the process that started this one is gone")
         try:
-            dispatcher.sweep()
+            sweep()
             housekeeping()
         except Exception as error:  # noqa: BLE001 - housekeeping must go on
             LOGGER.error("housekeeping failed: %s", cause_of(error))

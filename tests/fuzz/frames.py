@@ -12,9 +12,11 @@ import msgpack
 from hypothesis import strategies as st
 
 from kong_metering.app import PHASES, plugin_information
-from kong_metering.host.codec import FrameReader, ProtocolError
-from kong_metering.host.dispatch import Dispatcher, PluginDefinition
-from kong_metering.host.server import _Server
+from kong_metering.host.dispatch import Dispatcher
+from kong_metering.host.errors import ProtocolError
+from kong_metering.host.instances import PluginDefinition
+from kong_metering.host.mp_codec import FrameReader
+from kong_metering.host.mp_rpc import Answers
 from kong_metering.log import LOGGER
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
@@ -69,7 +71,7 @@ class _Kong:
         )
         self.dispatcher = Dispatcher(definition, clock=runtime.clock, troubles=runtime.troubles)
         self.errors: list[str] = []
-        self._server = _Server(self.dispatcher, runtime.troubles)
+        self._answers = Answers(self.dispatcher, runtime.troubles)
         self._reader = FrameReader()
         self._instance: object = 1
         self._event: object = 2
@@ -98,7 +100,7 @@ class _Kong:
         """Let the host read bytes; a connection that does not speak the protocol is replaced, as Kong would."""
         try:
             for request_id, method, argument in self._reader.feed(data):
-                self._take(self._server.answer(request_id, method, argument), request_id)
+                self._take(self._answers.answer(request_id, method, argument), request_id)
         except ProtocolError:
             self._reader = FrameReader()
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kong_metering.clock import SystemClock
-from kong_metering.host.dispatch import Dispatcher, PluginDefinition
+from kong_metering.host.dispatch import Dispatcher
+from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.server import Hooks, ServerOptions, serve
 from kong_metering.log import Relay, TroubleLog, configure
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from kong_metering.host.dispatch import Dispatcher, Limits, PluginDefinition
-from kong_metering.host.server import _Server
+from kong_metering.host.dispatch import Dispatcher, Limits
+from kong_metering.host.instances import PluginDefinition
+from kong_metering.host.mp_rpc import Answers
 from kong_metering.log import TroubleLog
 from tests.support.rpc import Answer, RPCFailedError
 
@@ -50,13 +51,13 @@ class Host:
         self.trouble_log = TroubleLog(clock, logger=logger)
         definition = PluginDefinition(NAME, ("access", "log"), create, {"Name": NAME, "Priority": 1}, status)
         self.dispatcher = Dispatcher(definition, clock=clock, troubles=self.trouble_log, limits=limits)
-        self._server = _Server(self.dispatcher, self.trouble_log)
+        self._answers = Answers(self.dispatcher, self.trouble_log)
         self._numbers = itertools.count(1)
 
     def answer(self, method: str, argument: object = None) -> Answer:
         """Do an RPC; `method` is the whole name."""
         number = next(self._numbers)
-        packed = self._server.answer(number, method, argument)
+        packed = self._answers.answer(number, method, argument)
         kind, answered, error, result = msgpack.unpackb(packed, unicode_errors="surrogateescape", strict_map_key=False)
         assert (kind, answered) == (1, number)
         return Answer(answered, error, result)

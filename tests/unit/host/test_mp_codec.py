@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kong_metering.host.codec import MAX_FRAME_BYTES, AnswerWriter, FrameReader, ProtocolError, Request
+from kong_metering.host.errors import ProtocolError
+from kong_metering.host.mp_codec import MAX_FRAME_BYTES, AnswerWriter, FrameReader, Request
 from tests.support.rpc import pack
 
 CHUNK = 64 * 1024

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgpack
 
+from kong_metering.host.errors import ProtocolError
+
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 # A header of 5 bytes can announce 4 billion elements, for which memory would be set aside at once.
 _MAX_ELEMENTS = 4096
@@ -19,10 +21,6 @@ _REQUEST, _ANSWER = 0, 1
 _REQUEST_PARTS = 4
 _BYTES = "surrogateescape"
 _unpackb = msgpack.unpackb
-
-
-class ProtocolError(Exception):
-    """Bytes that are not the protocol; whoever sent them loses the connection."""
 
 
 # One RPC from Kong: its id, its method, and the only argument that any of them has. A plain tuple, for it is made for

@@ -1,0 +1,183 @@
+"""Plugin instances: started and closed by Kong, kept while their events run, closed when Kong has forgotten them.
+
+Contract: one `Instances` for a process, used from the event loop's thread only, whichever protocol Kong speaks. Ids
+begin at a random number and go up, so that no id is used twice by a process, and an id that Kong still has from a
+process that is gone means nothing to the next one. They fit into 31 bits, all that `ProtoBuf:1` has for them. An
+instance that Kong does not use for `ttl` seconds is closed once it is not busy: Kong never closes the instances of a
+deleted plugin.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from kong_metering.host.errors import RPCError
+from kong_metering.host.pdk import Greenlets
+from kong_metering.log import LOGGER, cause_of, printable
+
+if TYPE_CHECKING:
+    from kong_metering.clock import Clock
+    from kong_metering.log import TroubleLog
+    from kong_metering.steps import AtOnce, Steps
+
+_LARGEST_ID = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class PluginDefinition:
+    """The plugin that is hosted.
+
+    `create` makes an instance from the configuration that Kong sent. An instance has a method for each phase, such as
+    `access(kong)`, or the phase in steps, as `access_steps()`, or both. It may have `access_at_once()`, which gives the
+    phase as an `AtOnce` when it knows beforehand what it will ask, and None otherwise; `busy` (it must not be closed
+    yet) and `close()`. `info` is what `plugin.GetPluginInfo` answers; `status` gives figures of the plugin's own for
+    `plugin.GetStatus`.
+    """
+
+    name: str
+    phases: tuple[str, ...]
+    create: Callable[[Mapping[str, Any]], object]
+    info: Mapping[str, Any]
+    status: Callable[[], Mapping[str, Any]] = dict
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of one instance, in steps, and at once where it can be."""
+
+    name: str
+    steps: Callable[[], Steps[None]]
+    at_once: Callable[[], AtOnce | None]
+
+
+@dataclass(eq=False)
+class Instance:
+    """A plugin instance; `events` are those under way, `started_at` is wall clock, `used_at` monotonic."""
+
+    plugin: object
+    phases: Mapping[str, Phase]
+    started_at: float
+    used_at: float
+    events: int = 0
+    is_closed: bool = False
+
+
+@dataclass
+class Times:
+    """When (wall clock) the plugin was loaded, and an instance of it last started and closed; 0: never."""
+
+    loaded: float
+    last_start: float = 0
+    last_close: float = 0
+
+
+@dataclass
+class Instances:
+    """All instances of the process."""
+
+    plugin: PluginDefinition
+    clock: Clock
+    troubles: TroubleLog
+    ttl: float
+    times: Times = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.times = Times(loaded=self.clock.wall())
+        self._by_id: dict[int, Instance] = {}
+        self._last_id = secrets.randbelow(_LARGEST_ID)
+        self._greenlets = Greenlets()
+
+    def __contains__(self, instance_id: object) -> bool:
+        return instance_id in self._by_id
+
+    def get(self, instance_id: object) -> Instance | None:
+        """Return an instance, None where there is none of that id."""
+        return self._by_id.get(instance_id) if type(instance_id) is int else None
+
+    def all(self) -> dict[int, Instance]:
+        """Return all instances by their ids."""
+        return dict(self._by_id)
+
+    def start(self, name: object, config: object) -> int:
+        """Start an instance with a configuration, in JSON, and return its id.
+
+        Raises `RPCError` for another plugin's name, and whatever the plugin raises.
+        """
+        if name != self.plugin.name:
+            raise RPCError(f"plugin {printable(str(name))} is not served here, only {self.plugin.name} is")
+        plugin = self.plugin.create(_parsed(config))
+        phases = {phase: self._phase_of(plugin, phase) for phase in self.plugin.phases}
+        now = self.times.last_start = self.clock.wall()
+        instance_id = self._next_id()
+        self._by_id[instance_id] = Instance(plugin, phases, now, self.clock.monotonic())
+        LOGGER.debug("instance %d started", instance_id)
+        return instance_id
+
+    def close(self, instance_id: int) -> None:
+        """Close an instance that is there, as Kong wants."""
+        self._close(instance_id)
+        self.times.last_close = self.clock.wall()
+        LOGGER.debug("instance %d closed", instance_id)
+
+    def close_unused(self) -> None:
+        """Close the instances that Kong has not used for long."""
+        now = self.clock.monotonic()
+        unused = [
+            instance_id
+            for instance_id, instance in self._by_id.items()
+            if now - instance.used_at >= self.ttl and not getattr(instance.plugin, "busy", False)
+        ]
+        for instance_id in unused:
+            LOGGER.info("instance %d was not used for a long time and is closed", instance_id)
+            self._close(instance_id)
+
+    def close_all(self) -> None:
+        """Close all instances; the process ends."""
+        for instance_id in list(self._by_id):
+            self._close(instance_id)
+
+    def enter(self, instance: Instance) -> None:
+        """Count an event that begins in an instance."""
+        instance.used_at = self.clock.monotonic()
+        instance.events += 1
+
+    def leave(self, instance: Instance) -> None:
+        """Count an event as over; a closed instance waited for the last one."""
+        instance.events -= 1
+        if instance.is_closed and instance.events == 0:
+            self._close_plugin(instance)
+
+    def _close(self, instance_id: int) -> None:
+        """Close an instance, once its last event is over: Kong may close it while a phase still runs."""
+        instance = self._by_id.pop(instance_id)
+        instance.is_closed = True
+        if instance.events == 0:
+            self._close_plugin(instance)
+
+    def _close_plugin(self, instance: Instance) -> None:
+        try:
+            getattr(instance.plugin, "close", lambda: None)()
+        except Exception as error:  # noqa: BLE001 - whatever a plugin does when it is closed
+            self.troubles.report("close", f"an instance failed while it was closed: {cause_of(error)}")
+
+    def _phase_of(self, plugin: object, name: str) -> Phase:
+        steps = getattr(plugin, f"{name}_steps", None) or partial(self._greenlets.steps, getattr(plugin, name))
+        return Phase(name, steps, getattr(plugin, f"{name}_at_once", lambda: None))
+
+    def _next_id(self) -> int:
+        self._last_id = self._last_id % _LARGEST_ID + 1
+        return self._last_id
+
+
+def _parsed(config: object) -> Mapping[str, Any]:
+    """Read the configuration that Kong sent; an unreadable one counts as empty, which the plugin refuses loudly."""
+    try:
+        parsed = json.loads(config)  # type: ignore[arg-type] # that it is text is found out here
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}

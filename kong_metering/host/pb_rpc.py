@@ -1,0 +1,370 @@
+"""One connection of Kong's that speaks `ProtoBuf:1`: its events, one after another. No sockets here.
+
+Kong sends a call and then, for an event, answers PDK calls on the same connection until an empty name ends them; what
+follows is what the call returns. It reads these frames as they are there: where a phase knows beforehand what it asks
+(`AtOnce`), all of them, the end and the return go out in one write, Kong runs through them without waiting, and its
+answers arrive afterwards. A phase in steps is asked and answered one PDK call at a time.
+
+Contract: `receive` takes what came and gives what is to be written; it never waits. `lose` is called when the
+connection ends: an event whose answers are not all there yet is given up. The protocol has no place for an error: an
+instance that is not there, or that cannot be started, is answered by closing the connection (`ConnectionEnd`). Kong
+then forgets its instances of the plugin, starts one, and sends the event again (measured on 3.9.3).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from kong_pdk.exception import PDKException
+
+from kong_metering.host import pb_messages
+from kong_metering.host.errors import ConnectionEnd, ProtocolError, RPCError
+from kong_metering.host.pb_codec import LENGTH, MAX_FRAME_BYTES, frame, read_varint, varint
+from kong_metering.host.pdk import TERMINAL_METHODS
+from kong_metering.log import cause_of, printable
+
+if TYPE_CHECKING:
+    from kong_metering.host.instances import Instance, Instances, Phase
+    from kong_metering.log import TroubleLog
+    from kong_metering.steps import AtOnce, PDKCall, Steps
+
+_HEADER = LENGTH.size
+_END = frame(b"")
+_unpack_length = LENGTH.unpack_from
+_HANDLE_EVENT_TAG = b"\xa2\x02"
+_HANDLE_EVENT_HEAD = 3  # the tag, and a length below 128
+_VARINT_MORE = 0x80
+_STRING_TAG = 0x0A
+# What arguments of a plugin raise that the message of a PDK function cannot hold.
+_UNSAYABLE = (TypeError, ValueError, IndexError, OverflowError, AttributeError)
+_STRING_FUNCTIONS = frozenset({"kong.request.get_header", "kong.nginx.get_var", "kong.log.serialize"})
+
+
+@dataclass(eq=False)
+class _Known:
+    """A phase of an instance, found by the very bytes with which Kong asks for it."""
+
+    instance: Instance
+    phase: Phase
+    plan: AtOnce | None = None
+    frames: bytes = b""
+    results: tuple[Callable[[bytes], Any], ...] = ()
+
+    def use(self, plan: AtOnce) -> None:
+        """Keep a plan and the frames of its calls: it is nearly always the same one."""
+        self.frames = b"".join(_call_frames(call) for call in plan.calls) + _END
+        self.results = tuple(_reader_of(call.method) for call in plan.calls)
+        self.plan = plan
+
+
+@dataclass
+class KnownPhases:
+    """What the connections share: the instances, and their phases by the bytes that name them in a call."""
+
+    instances: Instances
+    troubles: TroubleLog
+    by_bytes: dict[bytes, _Known] = field(default_factory=dict)
+
+    def forget_closed(self) -> None:
+        """Let go of the instances that have been closed; to be called every few seconds."""
+        closed = [key for key, known in self.by_bytes.items() if known.instance.is_closed]
+        for key in closed:
+            del self.by_bytes[key]
+
+
+class PBConversation:
+    """What Kong and the host say to each other on one connection."""
+
+    def __init__(self, shared: KnownPhases) -> None:
+        self._shared = shared
+        self._parts: list[bytes] = []
+        self._held = 0
+        self._needed = _HEADER
+        # The event under way: at once (what it is, and the answers that have come) or in steps.
+        self._asked: _Known | None = None
+        self._due = 0
+        self._answers: list[bytes] = []
+        self._event: _SteppedEvent | None = None
+
+    @property
+    def is_quiet(self) -> bool:
+        """True if no event is under way, and no frame has begun."""
+        return not (self._held or self._due or self._event)
+
+    def begins_something(self, data: bytes) -> bool:  # noqa: ARG002 - the other protocol has to look
+        """Tell whether what comes next is no part of an event that is under way."""
+        return self.is_quiet
+
+    def receive(self, data: bytes) -> bytes:
+        """Take bytes and return what is to be written.
+
+        Raises `ProtocolError` for bytes that are not the protocol, `ConnectionEnd` when Kong is to begin anew.
+        """
+        if self._held:
+            self._parts.append(data)
+            self._held += len(data)
+            if self._held < self._needed:
+                return b""
+            data = b"".join(self._parts)
+            self._parts, self._held = [], 0
+        position, size, written = 0, len(data), b""
+        while size - position >= _HEADER:
+            (length,) = _unpack_length(data, position)
+            end = position + _HEADER + length
+            if end > size:
+                if length > MAX_FRAME_BYTES:
+                    raise ProtocolError(f"a frame of more than {MAX_FRAME_BYTES} bytes")
+                self._hold(data[position:], _HEADER + length)
+                return written
+            written += self._take(data[position + _HEADER : end])
+            position = end
+        if position < size:
+            self._hold(data[position:], _HEADER)
+        return written
+
+    def lose(self) -> None:
+        """Give up the event that is under way; the connection has ended."""
+        asked, event = self._asked, self._event
+        self._asked = self._event = None
+        if asked is not None and asked.plan is not None:
+            self._due = 0
+            self._shared.instances.leave(asked.instance)
+            self._run(asked.phase, asked.plan.give_up)
+        if event is not None:
+            self._end(event)
+
+    def _hold(self, rest: bytes, needed: int) -> None:
+        self._parts, self._held, self._needed = [rest], len(rest), needed
+
+    def _take(self, message: bytes) -> bytes:
+        if self._due:
+            return self._take_answer(message)
+        if self._event is not None:
+            return self._go_on(self._event, message)
+        # A call is its sequence number and the rest; the rest is the same for each event of an instance's phase.
+        sequence, rest = _cut(message)
+        known = self._shared.by_bytes.get(rest)
+        if known is None or known.instance.is_closed:
+            return self._take_call(message, rest)
+        return self._begin(known, sequence)
+
+    # -- events at once -----------------------------------------------------------------------------------------------
+
+    def _begin(self, known: _Known, sequence: bytes) -> bytes:
+        phase, instances = known.phase, self._shared.instances
+        instances.enter(known.instance)
+        plan = self._plan_of(phase)
+        if plan is None:
+            self._event = _SteppedEvent(known.instance, phase, phase.steps(), sequence)
+            return self._go_on(self._event, None)
+        if plan is not known.plan:
+            known.use(plan)
+        if plan.calls:
+            self._asked, self._due = known, len(plan.calls)
+        else:
+            instances.leave(known.instance)
+            self._run(phase, plan.finish, ())
+        return known.frames + LENGTH.pack(len(sequence)) + sequence
+
+    def _plan_of(self, phase: Phase) -> AtOnce | None:
+        try:
+            return phase.at_once()
+        except Exception as error:  # noqa: BLE001 - whatever a plugin does
+            self._report(phase, error)
+            return None
+
+    def _take_answer(self, message: bytes) -> bytes:
+        self._answers.append(message)
+        self._due -= 1
+        asked = self._asked
+        if not self._due and asked is not None and asked.plan is not None:
+            answers, self._answers, self._asked = self._answers, [], None
+            self._shared.instances.leave(asked.instance)
+            try:
+                results = [read(answer) for read, answer in zip(asked.results, answers, strict=True)]
+            except ProtocolError:
+                self._run(asked.phase, asked.plan.give_up)
+                raise
+            self._run(asked.phase, asked.plan.finish, results)
+        return b""
+
+    def _run(self, phase: Phase, function: Callable[..., None], *arguments: object) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever a plugin does
+            self._report(phase, error)
+
+    def _report(self, phase: Phase, error: BaseException) -> None:
+        self._shared.troubles.report(
+            f"phase:{phase.name}:{type(error).__name__}",
+            f"the {phase.name} phase failed, the request goes on: {cause_of(error)}",
+        )
+
+    # -- events in steps ----------------------------------------------------------------------------------------------
+
+    def _go_on(self, event: _SteppedEvent, answer: bytes | None) -> bytes:
+        """Let a phase go on with an answer; ask what it wants next, or end it."""
+        value: object = None if answer is None else pb_messages.result_of(event.method, answer)
+        error: PDKException | None = None
+        while True:
+            try:
+                call = event.steps.send(value) if error is None else event.steps.throw(error)
+            except StopIteration:
+                break
+            except BaseException as raised:  # noqa: BLE001 - sys.exit() in a plugin must not end the host
+                self._report(event.phase, raised)
+                break
+            try:
+                frames = _call_frames(call)
+            except _UNSAYABLE as unsayable:
+                error = _refused(call, unsayable)
+                continue
+            event.method = call.method
+            if call.method in TERMINAL_METHODS:
+                # Kong ends the request, and with it this conversation.
+                self._event = None
+                self._end(event)
+            return frames
+        self._event = None
+        self._shared.instances.leave(event.instance)
+        return _END + frame(event.sequence)
+
+    def _end(self, event: _SteppedEvent) -> None:
+        """End a phase where it stands."""
+        try:
+            event.steps.close()
+        except BaseException as error:  # noqa: BLE001 - whatever a phase does when it is ended
+            self._report(event.phase, error)
+        self._shared.instances.leave(event.instance)
+
+    # -- other calls --------------------------------------------------------------------------------------------------
+
+    def _take_call(self, message: bytes, rest: bytes) -> bytes:
+        call = pb_messages.CALL.decode(message)
+        sequence = b"\x08" + varint(call.get("sequence", 0))
+        if "handle_event" in call:
+            known = self._found(call["handle_event"])
+            self._shared.by_bytes[rest] = known
+            return self._begin(known, sequence)
+        return frame(sequence + pb_messages.RETURN.encode(self._returned(call)))
+
+    def _found(self, event: Mapping[str, Any]) -> _Known:
+        instance = self._shared.instances.get(event.get("instance_id"))
+        if instance is None:
+            raise ConnectionEnd
+        phase = instance.phases.get(event.get("event_name", ""))
+        if phase is None:
+            raise ProtocolError(f"an event of the phase {printable(event.get('event_name', ''))}")
+        return _Known(instance, phase)
+
+    def _returned(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        instances = self._shared.instances
+        if "start_instance" in call:
+            return {"instance_status": self._started(call["start_instance"])}
+        if "close_instance" in call:
+            instance_id = call["close_instance"].get("instance_id", 0)
+            if instance_id in instances:
+                instances.close(instance_id)
+            return {}
+        if "get_instance_status" in call:
+            instance_id = call["get_instance_status"].get("instance_id", 0)
+            instance = instances.get(instance_id)
+            if instance is None:
+                raise ConnectionEnd
+            return {"instance_status": _status(instances.plugin.name, instance_id, instance.started_at)}
+        if "get_plugin_names" in call:
+            return {"plugin_names": {"names": [instances.plugin.name]}}
+        if "get_plugin_info" in call:
+            return {"plugin_info": _plugin_info(instances)}
+        raise ProtocolError("a call of an unknown kind")
+
+    def _started(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        instances, name = self._shared.instances, wanted.get("name", "")
+        try:
+            instance_id = instances.start(name, wanted.get("config", ""))
+        except RPCError as error:
+            self._shared.troubles.report("start", str(error))
+            raise ConnectionEnd from None
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - Kong must not wait for an answer that does not come
+            self._shared.troubles.report(
+                f"rpc:{type(error).__name__}", f"an instance cannot be started: {cause_of(error)}"
+            )
+            raise ConnectionEnd from None
+        return _status(name, instance_id, instances.times.last_start)
+
+
+@dataclass(eq=False)
+class _SteppedEvent:
+    """A phase in steps: the PDK function that it waits for, and the return that it will end with."""
+
+    instance: Instance
+    phase: Phase
+    steps: Steps[None]
+    sequence: bytes
+    method: str = ""
+
+
+def _refused(call: PDKCall, error: Exception) -> PDKException:
+    return PDKException(f"exception from {call.method}: cannot be sent to Kong: {error}")
+
+
+def _cut(message: bytes) -> tuple[bytes, bytes]:
+    """Cut a call into its sequence number, tag included, and the rest; Kong's encoder puts either first."""
+    if message[:1] == b"\x08":
+        end = 1
+        while end < len(message) and message[end] & _VARINT_MORE:
+            end += 1
+        return message[: end + 1], message[end + 1 :]
+    if message[:2] == _HANDLE_EVENT_TAG and len(message) > _HANDLE_EVENT_HEAD:
+        end = _HANDLE_EVENT_HEAD + message[2]
+        if message[end : end + 1] == b"\x08":
+            return message[end:], message[:end]
+    return b"", message
+
+
+def _call_frames(call: PDKCall) -> bytes:
+    """Return the two frames that ask for a PDK function. Raises `_UNSAYABLE` when it cannot be asked for."""
+    if not pb_messages.knows(call.method):
+        raise ValueError("ProtoBuf:1 has no such function")
+    arguments = pb_messages.arguments_of(call.method, call.arguments)
+    return frame(call.method.encode("ascii")) + frame(arguments)
+
+
+def _reader_of(method: str) -> Callable[[bytes], Any]:
+    if method in _STRING_FUNCTIONS:
+        return _string
+    return partial(pb_messages.result_of, method)
+
+
+def _string(answer: bytes) -> str | None:
+    """Return the string in an answer, None if it is empty: what most answers are, without going through tables."""
+    if not answer:
+        return None
+    length, start = answer[1], 2
+    if length & _VARINT_MORE:
+        length, start = read_varint(answer, 1)
+    if answer[0] != _STRING_TAG or start + length != len(answer):
+        raise ProtocolError("an answer that is no string")
+    return answer[start:].decode("utf-8", "surrogateescape")
+
+
+def _status(name: str, instance_id: int, started_at: float) -> dict[str, Any]:
+    # The configuration is not given back: it holds the token, and Kong does not read it.
+    return {"name": name, "instance_id": instance_id, "started_at": int(started_at)}
+
+
+def _plugin_info(instances: Instances) -> dict[str, Any]:
+    info, loaded = instances.plugin.info, int(instances.times.loaded)
+    return {
+        "name": info.get("Name"),
+        "updated_at": loaded,
+        "loaded_at": loaded,
+        "phases": info.get("Phases", ()),
+        "version": info.get("Version"),
+        "priority": info.get("Priority"),
+        "schema": json.dumps(info.get("Schema")),
+    }
