@@ -9,13 +9,14 @@ twice as long at most, as long as there is room. A log phase that finds none goe
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from kong_metering.log import LOGGER
+from kong_metering.log import LOGGER, cause_of
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
@@ -28,7 +29,6 @@ _ENTRY_BYTES = 320
 
 # The headers by name, or what stands for none of them (`request.NO_HEADERS`).
 Headers: TypeAlias = "Mapping[str, str] | str"
-_DECODER = msgspec.msgpack.Decoder(dict[str, dict[str, str] | str])
 
 
 def _bytes_of(headers: Headers) -> int:
@@ -87,14 +87,15 @@ class CapturedHeaders:
 
     def pack(self) -> bytes:
         """Give all that is kept, for the process that goes on in the place of this one."""
-        return msgspec.msgpack.encode({**self._old, **self._young})
+        # The standard library's JSON holds bytes that are not UTF-8 as well.
+        return json.dumps({**self._old, **self._young}).encode("ascii")
 
     def unpack(self, packed: bytes) -> None:
         """Keep what the process before this one had; nothing of what is not in that form."""
         try:
-            kept = _DECODER.decode(packed)
-        except (msgspec.DecodeError, UnicodeError) as error:
-            LOGGER.warning("what the process before kept of requests under way cannot be read: %s", error)
+            kept = msgspec.convert(json.loads(packed), dict[str, dict[str, str] | str])
+        except ValueError as error:
+            LOGGER.warning("what the process before kept of requests under way cannot be read: %s", cause_of(error))
             return
         for request_id, headers in kept.items():
             self.keep(request_id, headers)

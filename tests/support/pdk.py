@@ -8,6 +8,8 @@ from typing import Any
 
 from kong_pdk.pdk import Kong
 
+from tests.support.records import REQUEST_ID
+
 _LUA_DEFAULT_HEADERS = 100
 
 
@@ -16,7 +18,7 @@ class FakeKong:
 
     `headers` are the client's, in order. `record` is what `kong.log.serialize` gives, as data or as text. `failing`
     names the functions that Kong answers with an error. `lua_style` is that of kong-pdk's server: pairs of a value
-    and an error instead of exceptions.
+    and an error instead of exceptions. `request_id` may be set to None, for Kongs before 3.5.
     """
 
     def __init__(
@@ -35,8 +37,14 @@ class FakeKong:
         self.answers = dict(answers or {})
         self._headers = [(name.lower(), value) for name, value in headers]
         self._record = record
+        self.request_id: str | None = REQUEST_ID
         self._answer: tuple[object, str | None] = (None, None)
         self.kong: Any = Kong(self, lua_style).kong
+
+    def answer(self, method: str, arguments: tuple[object, ...]) -> tuple[object, str | None]:
+        """Take a call and answer it: its value, or the error that Kong gives."""
+        self.put({"Method": method, "Args": arguments})
+        return self.get()
 
     def put(self, request: Mapping[str, Any]) -> None:
         """Take a call, as the channel of kong-pdk's PDK objects."""
@@ -60,7 +68,7 @@ class FakeKong:
         functions: dict[str, Callable[..., object]] = {
             "kong.request.get_header": self._get_header,
             "kong.request.get_headers": self._get_headers,
-            "kong.nginx.get_var": lambda name: self._nginx_header(name.removeprefix("http_")),
+            "kong.nginx.get_var": self._get_var,
             "kong.ctx.shared.set": self.shared.__setitem__,
             "kong.ctx.shared.get": self.shared.get,
             "kong.log.serialize": self._serialize,
@@ -79,6 +87,9 @@ class FakeKong:
             return value
         found = self._get_headers().get(name.lower().replace("_", "-"))
         return found[0] if found else None
+
+    def _get_var(self, name: str) -> str | None:
+        return self.request_id if name == "kong_request_id" else self._nginx_header(name.removeprefix("http_"))
 
     def _get_headers(self, limit: int = _LUA_DEFAULT_HEADERS) -> dict[str, list[str]]:
         table: dict[str, list[str]] = {}

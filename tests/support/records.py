@@ -7,6 +7,7 @@ from typing import Any
 
 DATA = Path(__file__).parents[1] / "data"
 
+REQUEST_ID = "f37e446f27097b739946db19e1f6e447"
 STARTED_AT = 1_795_359_970_019
 STARTED_AT_RFC3339 = "2026-11-22T15:06:10.019Z"
 
@@ -16,7 +17,7 @@ def log_record(*, request: dict[str, Any] | None = None, **changes: Any) -> dict
     record: dict[str, Any] = {
         "client_ip": "192.0.2.7",
         "request": {
-            "id": "f37e446f27097b739946db19e1f6e447",
+            "id": REQUEST_ID,
             "method": "GET",
             "uri": "/anything",
             "url": "http://gateway.example:8000/anything",

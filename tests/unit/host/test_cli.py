@@ -72,11 +72,18 @@ def test_the_dump_is_json_and_nothing_else(command: list[str]) -> None:
     """In an empty environment, as Kong runs it; the prefix need not be there."""
     answer = output_of(*command)
     assert (answer.returncode, answer.stderr) == (0, "")
-    (information,) = json.loads(answer.stdout)
+    dump = json.loads(answer.stdout)
+    assert dump["Protocol"] == "ProtoBuf:1"
+    (information,) = dump["Plugins"]
     assert information == json.loads(json.dumps(app.plugin_information()))
     assert sorted(information) == ["Name", "Phases", "Priority", "Schema", "Version"]
     assert (information["Name"], information["Priority"]) == (PLUGIN, 850)
     assert (information["Phases"], information["Version"]) == (["access", "log"], __version__)
+
+
+def test_the_dump_names_no_protocol_where_kong_is_to_speak_messagepack(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--dump", "--protocol", "msgpack"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps([app.plugin_information()]))
 
 
 def test_the_dump_is_the_same_whatever_else_is_asked_for_or_set(capsys: pytest.CaptureFixture[str]) -> None:
