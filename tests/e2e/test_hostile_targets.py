@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.sandbox.gateways import free_port
+from kong_metering.sandbox.ports import port_of, reserve_port
 from tests.e2e.declarative import document, metering_at_once, service
 from tests.e2e.hostile import ACME, CHUNKED, TENANT, Till, open_till
 from tests.e2e.traffic import request
@@ -372,9 +372,9 @@ def modern_till(
     shared_collector: CollectorProcess,
 ) -> Iterator[Till]:
     """Speak HTTP/2 as well, on the same port; and be the gRPC upstream oneself, under another host name."""
-    port = free_port()
     answer = {"status_code": 200, "content_type": "application/grpc", "body": "x"}
-    with Echo().running() as echo:
+    with reserve_port() as reserved, Echo().running() as echo:
+        port = port_of(reserved)
         plugin = metering_at_once(shared_collector.ingest_v1)
         called = service(
             f"grpc://127.0.0.1:{port}",
