@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -278,15 +278,28 @@ class World:
     def _kill(self) -> int:
         """Kill the newest plugin server, and wait for the next one."""
         with self._gateway_calm:
-            pid = self.gateway.plugin_server_pids()[-1]
+            before = self._plugin_servers()
+            pid = before[-1]
             at = time.monotonic()
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
             self.killed.append(Killed(pid, at))
-            # Until it is gone for good, its socket may still take a connection.
-            wait_for(lambda: pid not in self.gateway.plugin_server_pids(), f"process {pid} has died")
+            # A process that dies gives up its command line first, and then its socket: until it is gone for good, it is
+            # not listed any more, and its socket takes connections that nobody answers.
+            wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} has died")
+            wait_for(lambda: set(self.gateway.plugin_server_pids()) - set(before), f"another one follows process {pid}")
             self.gateway.wait_for_plugin_server()
         return pid
+
+    def _plugin_servers(self) -> list[int]:
+        """List the plugin servers, the oldest first; if there is none, wait until the gateway has started one."""
+        found: list[int] = []
+
+        def any_found() -> bool:
+            found[:] = self.gateway.plugin_server_pids()
+            return bool(found)
+
+        wait_for(any_found, "there is a plugin server")
+        return found
 
     def _stop_and_start(self, seconds: float, _chance: random.Random) -> str:
         with self._gateway_calm:
@@ -297,8 +310,8 @@ class World:
         return f"process {', '.join(map(str, pids))}"
 
     def _reload(self, _seconds: float, chance: random.Random) -> str:
-        old = self.gateway.plugin_server_pids()[-1]
         with self._gateway_calm:
+            old = self._plugin_servers()[-1]
             self.gateway.reload()
         overlap = self.settings.overlap
         detail = f"process {old} lives on for {overlap:g} s"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support.clock import FakeClock
 
-# Whether an example takes long says more of the machine than of the code.
-settings.register_profile("kong-metering", deadline=None, print_blob=True)
+# Whether an example takes long, or long to make, says more of the machine than of the code.
+settings.register_profile("kong-metering", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kong-metering")
 
 

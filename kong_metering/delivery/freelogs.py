@@ -52,13 +52,13 @@ class FreeLog:
 
     def _count(self, reason: Dropped, dropped: int) -> None:
         if dropped:
-            self._stats.adopt(dropped)
-            self._stats.drop(reason, dropped)
             name = _name(self.held.identity)
             self._troubles.report(
                 f"dropped:{reason.value}:{name}",
                 f"queue {name}: {dropped} events, the oldest, were dropped from disk: {reason.value}",
             )
+            self._stats.adopt(dropped)
+            self._stats.drop(reason, dropped)
 
 
 class FreeLogsReport:

@@ -182,17 +182,21 @@ def _wait_for_delivery(collector: CollectorClient, expected: int) -> None:
 
 
 def plugin_status(gateway: Gateway) -> Mapping[str, Any]:
-    """Ask the plugin server itself for its account, with an RPC of Kong's protocol."""
+    """Ask the plugin server itself for its account, with an RPC of Kong's protocol.
+
+    Raises `ConnectionError` when it ends the connection instead, as one that dies does.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(10)
         connection.connect(str(gateway.socket_path))
         connection.sendall(msgpack.packb([0, 1, "plugin.GetStatus", [None]]))
         unpacker = msgpack.Unpacker()
-        while True:
-            unpacker.feed(connection.recv(65536))
+        while data := connection.recv(65536):
+            unpacker.feed(data)
             for answer in unpacker:
                 status: Mapping[str, Any] = answer[3]["Plugins"][PLUGIN_NAME]["Status"]
                 return status
+    raise ConnectionError("the plugin server ended the connection before it told its account")
 
 
 def _difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, int]:

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from kong_metering.sandbox.gateways import free_port, wait_for
+from kong_metering.sandbox.gateways import wait_for
+from kong_metering.sandbox.ports import port_of, reserve_port
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -16,12 +17,13 @@ _STOP_SECONDS = 10.0
 
 
 class UpstreamProcess:
-    """A context manager around one upstream on a free loopback port."""
+    """A context manager around one upstream on a free loopback port; `port` and `url` are there once it is entered."""
 
-    def __init__(self) -> None:
-        self.port = free_port()
+    port: int
 
     def __enter__(self) -> Self:
+        self._reserved = reserve_port()
+        self.port = port_of(self._reserved)
         command = [sys.executable, "-m", "kong_metering.sandbox.upstream", "--port", str(self.port)]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(self._listens, "the upstream listens")
@@ -30,6 +32,7 @@ class UpstreamProcess:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait(_STOP_SECONDS)
+        self._reserved.close()
 
     @property
     def url(self) -> str:

@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.sandbox.gateways import free_port
+from kong_metering.sandbox.ports import port_of, reserve_port
 from tests.e2e.declarative import document, metering_at_once, service
 from tests.e2e.hostile import ACME, CHUNKED, TENANT, Till, open_till
 from tests.e2e.traffic import request
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
@@ -234,10 +236,22 @@ def leave(port: int, data: bytes, *, after: float = 0.2, reset: bool = False, re
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as connection:
         connection.sendall(data)
         received = connection.recv(read) if read else b""
-        time.sleep(after)  # so that nginx has read what was sent: a reset takes unread bytes with it
+        time.sleep(after)  # so that what is asked for is under way
         if reset:
+            # A reset takes with it what was not read.
+            wait_until(lambda: unread_behind(connection) == 0, "the gateway reads")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return received
+
+
+def unread_behind(connection: socket.socket) -> int:
+    """Tell how many bytes wait in the socket at the other end, which is one of this machine."""
+    ends = connection.getpeername()[1], connection.getsockname()[1]
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        if (int(local.rpartition(":")[2], 16), int(remote.rpartition(":")[2], 16)) == ends:
+            return int(queues.rpartition(":")[2], 16)
+    return 0
 
 
 def half_close(port: int, data: bytes) -> bytes:
@@ -372,9 +386,9 @@ def modern_till(
     shared_collector: CollectorProcess,
 ) -> Iterator[Till]:
     """Speak HTTP/2 as well, on the same port; and be the gRPC upstream oneself, under another host name."""
-    port = free_port()
     answer = {"status_code": 200, "content_type": "application/grpc", "body": "x"}
-    with Echo().running() as echo:
+    with reserve_port() as reserved, Echo().running() as echo:
+        port = port_of(reserved)
         plugin = metering_at_once(shared_collector.ingest_v1)
         called = service(
             f"grpc://127.0.0.1:{port}",

@@ -13,10 +13,11 @@ from kong_metering.sandbox.collector.faults import FaultRule
 from kong_metering.sandbox.gateways import wait_for
 from tests.e2e.balance import bill, own_lines
 from tests.e2e.declarative import document, metering, route, service
-from tests.e2e.traffic import get
+from tests.e2e.traffic import Header, get
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
+    from kong_metering.sandbox.collector.records import StoredEvent
     from kong_metering.sandbox.gateways import Gateway
     from kong_metering.sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
@@ -28,7 +29,7 @@ def counts(collector: CollectorProcess) -> dict[str, int]:
     return {usage.subject: usage.count for usage in collector.client.usage()}
 
 
-def meter_until_billed(gateway: Gateway, collector: CollectorProcess, path: str, *headers: tuple[str, str]) -> None:
+def meter_until_billed(gateway: Gateway, collector: CollectorProcess, path: str, *headers: Header) -> None:
     """Ask until one request was metered: right after a restart, a worker may still meet the old process."""
     before = collector.client.stats().unique
 
@@ -38,6 +39,19 @@ def meter_until_billed(gateway: Gateway, collector: CollectorProcess, path: str,
         return collector.client.stats().unique > before
 
     wait_for(billed, "a request is metered again", lambda: gateway.error_log[-3000:])
+
+
+def metered(gateway: Gateway, collector: CollectorProcess, path: str, *headers: Header) -> list[StoredEvent]:
+    """Send ten requests, and give their events, without those of requests before them, which may still arrive."""
+    targets = [f"{path}/afterwards/{number}" for number in range(10)]
+    for target in targets:
+        assert get(gateway.proxy_port, target, *headers) == 200
+
+    def arrived() -> list[StoredEvent]:
+        return [event for event in collector.client.events() if (event.data or {})["request_uri"] in targets]
+
+    wait_for(lambda: len(arrived()) >= len(targets), "all of them are metered", lambda: own_lines(gateway))
+    return arrived()
 
 
 def test_after_a_killed_plugin_server_each_route_runs_with_its_own_configuration(
@@ -58,12 +72,9 @@ def test_after_a_killed_plugin_server_each_route_runs_with_its_own_configuration
     # The other way round, so that ids handed out again from the start would give each route the other's instance.
     meter_until_billed(gateway, collector, "/b", *both)
     meter_until_billed(gateway, collector, "/a", *both)
-    collector.client.reset()
-    for _ in range(10):
-        assert get(gateway.proxy_port, "/b", *both) == 200
-    collector.client.wait_for_events(10)
-    assert counts(collector) == {"subject-b": 10}
-    assert {(event.data or {})["route_name"] for event in collector.client.events()} == {"b"}
+    events = metered(gateway, collector, "/b", *both)
+    assert [event.subject for event in events] == ["subject-b"] * 10
+    assert {(event.data or {})["route_name"] for event in events} == {"b"}
 
 
 def test_traffic_goes_on_while_the_plugin_server_is_dead(
@@ -98,11 +109,7 @@ def test_a_reload_meters_with_the_new_configuration_and_loses_nothing(
     assert answered == len(asked)
     meter_until_billed(gateway, collector, "/echo", *both)
     collector.client.wait_for_events(answered + 1)
-    collector.client.reset()
-    for _ in range(20):
-        assert get(gateway.proxy_port, "/echo", *both) == 200
-    collector.client.wait_for_events(20)
-    assert counts(collector) == {"new": 20}
+    assert [event.subject for event in metered(gateway, collector, "/echo", *both)] == ["new"] * 10
 
 
 def test_events_wait_while_the_endpoint_is_down_and_arrive_once_it_is_back(
@@ -179,7 +186,7 @@ def test_what_a_stop_does_not_deliver_the_next_start_does(
     for number in range(20):
         assert get(gateway.proxy_port, f"/echo/{number}", ("X-Tenant-Id", "acme")) == 200
     gateway.stop()
-    assert gateway.plugin_server_pids() == []
+    wait_for(lambda: gateway.plugin_server_pids() == [], "the plugin server has ended")
     gateway.start()
     # With the first request Kong starts an instance of the plugin, and that brings the token.
     assert get(gateway.proxy_port, "/echo/20", ("X-Tenant-Id", "acme")) == 200

@@ -72,7 +72,7 @@ def test_requests_that_kong_answers_itself_are_metered_by_their_header(
 ) -> None:
     guarded = service(upstream.url, "guarded", plugins=[{"name": "key-auth"}])
     limited = service(
-        upstream.url, "limited", plugins=[{"name": "rate-limiting", "config": {"minute": 1, "policy": "local"}}]
+        upstream.url, "limited", plugins=[{"name": "rate-limiting", "config": {"hour": 1, "policy": "local"}}]
     )
     closed = service(upstream.url, "closed", plugins=[{"name": "request-termination", "config": {"status_code": 503}}])
     gateway = start_gateway(document(guarded, limited, closed, plugins=[metering(collector.ingest_v1)]))

@@ -24,7 +24,9 @@ def test_nothing_is_lost_in_a_minute_of_faults() -> None:
     assert all(kind.value in done.stdout for kind in Kind), said
     rows = re.findall(r"^ (.*?)  +([\d,]+) *$", done.stdout, re.MULTILINE)
     counted = {name.strip(): int(count.replace(",", "")) for name, count in rows}
-    # Every request with a subject was either metered or met a plugin server that was not there.
-    assert counted["of them for a request that is billed"] > 6000, said
-    assert counted["unique events collected"] > 6000, said
+    # Every request with a subject was either metered or met a plugin server that was not there. How many requests a
+    # busy machine has time for is another matter.
+    billed = counted["of them for a request that is billed"]
+    assert billed > max(1000, counted["answered 200"] / 2), said
+    assert counted["unique events collected"] > billed * 0.9, said
     assert counted["lost"] == 0

@@ -73,7 +73,7 @@ class CollectorClient:
         """Return the newest ingest requests, in order of arrival."""
         return [IngestRequest(**row) for row in self._get("/requests", limit=limit)["requests"]]
 
-    def wait_for_events(self, number: int, timeout: float = 10.0) -> Stats:
+    def wait_for_events(self, number: int, timeout: float = 30.0) -> Stats:
         """Wait until at least so many unique events are stored, at most ``timeout`` seconds.
 
         Raises ``TimeoutError`` with the totals at that time when they do not come.

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from kong_metering.sandbox.collector.client import CollectorClient
+from kong_metering.sandbox.ports import port_of, reserve_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ class CollectorError(Exception):
 
 
 class CollectorProcess:
-    """A context manager around one collector on a free loopback port.
+    """A context manager around one collector on a free loopback port, which is its own until the context ends.
 
     ``tokens`` are the bearer tokens to accept, none for everyone. ``database`` is a SQLite file to keep; without it,
     the events go when the context ends. ``start_timeout`` is in seconds. ``url`` and ``client`` are there once
@@ -52,8 +53,9 @@ class CollectorProcess:
     def __enter__(self) -> Self:
         with ExitStack() as resources:
             self._directory = Path(resources.enter_context(TemporaryDirectory(prefix="collector-")))
+            self._port = port_of(resources.enter_context(reserve_port()))
             resources.callback(self._stop)
-            self.url = self._start(0, self._tokens)
+            self.url = self._start(self._tokens)
             self.client = resources.enter_context(CollectorClient(self.url))
             self._resources = resources.pop_all()
         return self
@@ -79,24 +81,24 @@ class CollectorProcess:
     def resume(self) -> None:
         """Open the same port again, with the same events, totals, tokens and fault rules."""
         # No tokens: the database remembers them, also those that were set after the start.
-        self._start(int(self.url.rpartition(":")[2]), ())
+        self._start(())
         self.client.faults(*self._kept_faults)
 
-    def _start(self, port: int, tokens: Sequence[str]) -> str:
+    def _start(self, tokens: Sequence[str]) -> str:
         ready_file = self._directory / "ready.json"
         ready_file.unlink(missing_ok=True)
         with self._log.open("wb") as log:
             self._child = subprocess.Popen(
-                self._command(port, tokens, ready_file),
+                self._command(tokens, ready_file),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
             )
         return self._wait_until_ready(self._child, ready_file)
 
-    def _command(self, port: int, tokens: Sequence[str], ready_file: Path) -> list[str]:
+    def _command(self, tokens: Sequence[str], ready_file: Path) -> list[str]:
         database = self._database or self._directory / "events.sqlite"
-        command = [sys.executable, "-m", __package__, "--port", str(port)]
+        command = [sys.executable, "-m", __package__, "--port", str(self._port)]
         command += ["--database", str(database), "--ready-file", str(ready_file)]
         return command + [f"--token={token}" for token in tokens]
 
