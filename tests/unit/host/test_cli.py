@@ -103,7 +103,7 @@ def test_version_and_help_are_printed_and_nothing_is_served(capsys: pytest.Captu
     for flag in (*FLAGS, "--dump", "--verbose", "--version", "--no-lua-style", "--gevent", "--multiprocessing"):
         assert flag in explained.stdout
     assert set(re.findall(r"\[(KONG_METERING_[A-Z_]+)\]", " ".join(explained.stdout.split()))) == {
-        variable_of(flag) for flag in (*FLAGS, "--no-spool")
+        variable_of(flag) for flag in (*FLAGS, "--no-spool", "--protocol")
     }
 
 
