@@ -28,10 +28,14 @@ class ConnectionServer(Protocol):
 
     troubles: TroubleLog
     connections: set[Connection]
-    handing_over: Connection | None
 
-    def begin_to_hand_over(self, to: Connection) -> None:
-        """Give all sockets to the next process, at the other end of `to`."""
+    @property
+    def is_handing_over(self) -> bool:
+        """Whether nothing new may begin."""
+        ...
+
+    def share(self, asked: Connection) -> None:
+        """Give the socket that listens to the next process, at the other end of `asked`."""
         ...
 
     def answer(self, request_id: int, method: str, argument: object) -> bytes:
@@ -60,14 +64,14 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        if self._server.handing_over is not None and self._begins_something(data):
+        if self._server.is_handing_over and self._begins_something(data):
             self._held += data
             return
         try:
             for request_id, method, argument in self._reader.feed(data):
                 if method == handover.METHOD:
-                    self._server.begin_to_hand_over(self)
-                    return
+                    self._server.share(self)
+                    continue
                 transport.write(self._server.answer(request_id, method, argument))
         except ProtocolError as error:
             self._server.troubles.report(
