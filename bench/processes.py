@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.schema import PLUGIN_NAME
+from kong_metering import PLUGIN_NAME
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from kong_metering import PLUGIN_NAME
 from kong_metering.host.dispatch import Dispatcher, Limits
 from kong_metering.host.instances import PluginDefinition
-from kong_metering.host.server import Hooks, ServerOptions, serve
+from kong_metering.host.server import Hooks, Station, serve
+from kong_metering.host.supervisor import Supervisor, Watch
 from kong_metering.log import LOGGER, Relay
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
-from kong_metering.schema import PLUGIN_NAME, plugin_info
+from kong_metering.schema import plugin_info
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kong_metering.delivery.spooloptions import SpoolOptions
+    from kong_metering.host.opening import Opening
 
 PHASES = ("access", "log")
 
@@ -48,8 +52,17 @@ class DeliveryOptions:
     spool: SpoolOptions | None
 
 
-def run(server: ServerOptions, limits: Limits, delivery: DeliveryOptions, relay: Relay) -> None:
+def run(opening: Opening, watch: Watch, limits: Limits, delivery: DeliveryOptions, relay: Relay) -> None:
     """Run the plugin server until it is told to end; raises `StartupError` if it cannot start."""
+
+    def run_server(station: Station) -> None:
+        _run_server(station, limits, delivery, relay)
+
+    Supervisor(opening, watch, relay, run_server).run()
+
+
+def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, relay: Relay) -> None:
+    """Run one server, in a process of its own."""
     runtime = make_runtime(ca_bundle=delivery.ca_bundle, relay=relay, spool=delivery.spool)
     dispatcher = Dispatcher(_definition(runtime), clock=runtime.clock, troubles=runtime.troubles, limits=limits)
 
@@ -58,8 +71,14 @@ def run(server: ServerOptions, limits: Limits, delivery: DeliveryOptions, relay:
         runtime.captured.sweep()
         runtime.troubles.summarise()
 
+    hooks = Hooks(
+        housekeeping,
+        ending=runtime.delivery.begin_close,
+        parting=runtime.captured.pack,
+        arriving=runtime.captured.unpack,
+    )
     try:
-        serve(dispatcher, server, runtime.troubles, Hooks(housekeeping, ending=runtime.delivery.begin_close))
+        serve(dispatcher, station, runtime.troubles, hooks)
     finally:
         runtime.delivery.close(delivery.stop_timeout)
         dispatcher.close()
@@ -86,8 +105,9 @@ def _definition(runtime: Runtime) -> PluginDefinition:
 def _say_account(runtime: Runtime) -> None:
     account = runtime.stats.snapshot()
     LOGGER.info(
-        "ended: %d events accepted, %d adopted, %d delivered, %d left on disk, dead letters %s, dropped %s; "
-        "requests without an event %s",
+        "ended: process %d, %d events accepted, %d adopted, %d delivered, %d left on disk, dead letters %s, "
+        "dropped %s; requests without an event %s",
+        os.getpid(),
         account.accepted,
         account.adopted,
         account.delivered,

@@ -2,6 +2,7 @@
 
 Kong starts it with no environment at all, umask 0000 and file descriptors that are not ours; so the settings are flags
 first, each with an environment variable as second choice, the umask is set here, and inherited descriptors are closed.
+What takes long to import is imported once the socket is there: Kong's connections wait then, instead of being refused.
 """
 
 from __future__ import annotations
@@ -18,15 +19,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from kong_metering import __version__, app
+from kong_metering import PLUGIN_NAME, __version__
 from kong_metering.delivery.spooloptions import SpoolOptions, Sync
 from kong_metering.errors import StartupError
-from kong_metering.host.dispatch import Limits
-from kong_metering.host.server import ServerOptions
+from kong_metering.host.opening import Opening, Place, open_at
 from kong_metering.log import LOGGER, Relay, configure
-from kong_metering.schema import PLUGIN_NAME
 
 ENVIRONMENT_PREFIX = "KONG_METERING_"
 SPOOL = "metering-spool"
@@ -153,8 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the plugin server, or print what it was asked to print; returns the exit status."""
     options = _parser(os.environ).parse_args(arguments)
     if options.dump:
-        sys.stdout.write(json.dumps(app.dump(options.protocol)) + "\n")
-        return 0
+        return _dump(options.protocol)
     os.umask(0o077)
     os.closerange(_FIRST_INHERITED, _MOST_DESCRIPTORS)
     _allow_many_descriptors()
@@ -163,13 +161,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.multiprocessing or options.gevent:
         LOGGER.info("-m and -g are kong-pdk's; this server has one way to run, and needs neither")
     try:
-        ca_bundle = _ca_bundle(options.ca_bundle)
-        delivery = app.DeliveryOptions(options.stop_timeout, ca_bundle, _spool_options(options))
-        app.run(_server_options(options), _limits(options), delivery, relay)
+        parent, ca_bundle = _parent(options.parent), _ca_bundle(options.ca_bundle)
+        _run(open_at(_place(options)), parent, ca_bundle, options, relay)
     except StartupError as error:
         LOGGER.critical("cannot start: %s", error)
         return 1
     return 0
+
+
+def _dump(protocol: Literal["protobuf", "msgpack"]) -> int:
+    from kong_metering import app  # noqa: PLC0415 - takes long
+
+    sys.stdout.write(json.dumps(app.dump(protocol)) + "\n")
+    return 0
+
+
+def _run(
+    opening: Opening, parent: int | None, ca_bundle: str | None, options: argparse.Namespace, relay: Relay
+) -> None:
+    from kong_metering import app  # noqa: PLC0415 - takes long
+    from kong_metering.host.dispatch import Limits  # noqa: PLC0415
+    from kong_metering.host.supervisor import Watch  # noqa: PLC0415
+
+    limits = Limits(event_ttl=options.event_ttl, instance_ttl=options.instance_ttl)
+    delivery = app.DeliveryOptions(options.stop_timeout, ca_bundle, _spool_options(options))
+    app.run(opening, Watch(parent, options.stop_timeout), limits, delivery, relay)
 
 
 def _allow_many_descriptors() -> None:
@@ -218,11 +234,11 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _server_options(options: argparse.Namespace) -> ServerOptions:
+def _place(options: argparse.Namespace) -> Place:
     prefix = Path(options.kong_prefix)
     if not prefix.is_dir():
         raise StartupError(f"{prefix} is not a directory; -p/--kong-prefix must name Kong's prefix")
-    return ServerOptions(prefix / options.socket_name, options.listen_queue_size, _parent(options.parent))
+    return Place(prefix / options.socket_name, options.listen_queue_size)
 
 
 def _spool_options(options: argparse.Namespace) -> SpoolOptions | None:
@@ -235,10 +251,6 @@ def _spool_options(options: argparse.Namespace) -> SpoolOptions | None:
         max_age=options.spool_max_age,
         dedupe_window=options.dedupe_window,
     )
-
-
-def _limits(options: argparse.Namespace) -> Limits:
-    return Limits(event_ttl=options.event_ttl, instance_ttl=options.instance_ttl)
 
 
 def _parent(mode: str) -> int | None:

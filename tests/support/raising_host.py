@@ -10,7 +10,9 @@ from typing import Any, NoReturn
 from kong_metering.clock import SystemClock
 from kong_metering.host.dispatch import Dispatcher
 from kong_metering.host.instances import PluginDefinition
-from kong_metering.host.server import Hooks, ServerOptions, serve
+from kong_metering.host.opening import Place, open_at
+from kong_metering.host.server import Hooks, Station, serve
+from kong_metering.host.supervisor import Supervisor, Watch
 from kong_metering.log import Relay, TroubleLog, configure
 
 NAME = "raising"
@@ -27,15 +29,22 @@ class Raising:
         raise LookupError(f"in the middle, with {len(record)} characters")
 
 
-def main(prefix: Path) -> None:
+def serve_raising(station: Station) -> None:
     """Serve until SIGTERM."""
-    configure(logging.INFO, Relay())
     clock = SystemClock()
     troubles = TroubleLog(clock)
     definition = PluginDefinition(NAME, ("access", "log"), lambda _: Raising(), {})
     dispatcher = Dispatcher(definition, clock=clock, troubles=troubles)
-    serve(dispatcher, ServerOptions(prefix / f"{NAME}.sock"), troubles, Hooks(troubles.summarise, ending=lambda: None))
+    serve(dispatcher, station, troubles, Hooks(troubles.summarise, ending=lambda: None))
     troubles.flush()
+
+
+def main(prefix: Path) -> None:
+    """Have it served until SIGTERM."""
+    relay = Relay()
+    configure(logging.INFO, relay)
+    watch = Watch(parent=None, stop_timeout=1)
+    Supervisor(open_at(Place(prefix / f"{NAME}.sock")), watch, relay, serve_raising).run()
 
 
 if __name__ == "__main__":

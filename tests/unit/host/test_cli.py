@@ -169,7 +169,7 @@ def test_a_flag_that_cannot_be_used_is_refused_with_the_reason(
 def test_a_prefix_or_a_bundle_that_is_not_there_is_refused_with_the_reason(prefix: Path) -> None:
     options = cli._parser({}).parse_args(["--kong-prefix", str(prefix / "missing")])
     with pytest.raises(StartupError, match=r"missing is not a directory; -p/--kong-prefix must name Kong's prefix$"):
-        cli._server_options(options)
+        cli._place(options)
     with pytest.raises(StartupError, match=r"--ca-bundle /nowhere\.pem cannot be read"):
         cli._ca_bundle("/nowhere.pem")
 
