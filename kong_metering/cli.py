@@ -32,6 +32,8 @@ SPOOL = "metering-spool"
 _FIRST_INHERITED = 3
 _MOST_DESCRIPTORS = 65_536
 _LARGEST_COUNT = 65_535
+# The ends of all their channels fit into one message.
+_MOST_SERVERS = 100
 _SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 _DURATIONS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -56,6 +58,14 @@ def _count(text: str) -> int:
     value = int(text)
     if not 1 <= value <= _LARGEST_COUNT:
         raise argparse.ArgumentTypeError(f"{text} is not between 1 and {_LARGEST_COUNT}")
+    return value
+
+
+def _servers(text: str) -> int:
+    """Read how many servers there are to be."""
+    value = int(text)
+    if not 1 <= value <= _MOST_SERVERS:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {_MOST_SERVERS}")
     return value
 
 
@@ -103,6 +113,13 @@ _FLAGS = (
         "DIR",
     ),
     _Flag(("--socket-name",), "name of the socket in that directory", f"{PLUGIN_NAME}.sock", str, "NAME"),
+    _Flag(
+        ("--servers",),
+        "processes that serve; one is enough for about two of Kong's workers, each of which keeps to one of them",
+        1,
+        _servers,
+        "N",
+    ),
     _Flag(("--listen-queue-size",), "connections that may wait to be accepted", 4096, _count, "N"),
     _Flag(
         ("--event-ttl",), "seconds after which an event that Kong does not go on with is forgotten", 60, _seconds, "S"
@@ -181,11 +198,12 @@ def _run(
 ) -> None:
     from kong_metering import app  # noqa: PLC0415 - takes long
     from kong_metering.host.dispatch import Limits  # noqa: PLC0415
-    from kong_metering.host.supervisor import Watch  # noqa: PLC0415
+    from kong_metering.host.supervisor import SupervisorOptions  # noqa: PLC0415
 
     limits = Limits(event_ttl=options.event_ttl, instance_ttl=options.instance_ttl)
     delivery = app.DeliveryOptions(options.stop_timeout, ca_bundle, _spool_options(options))
-    app.run(opening, Watch(parent, options.stop_timeout), limits, delivery, relay)
+    supervisor = SupervisorOptions(options.servers, parent, options.stop_timeout)
+    app.run(opening, supervisor, limits, delivery, relay)
 
 
 def _allow_many_descriptors() -> None:

@@ -66,7 +66,6 @@ class Opening:
         """Let go of the plugin server before, and let others start."""
         if self._predecessor is not None:
             self._predecessor.release()
-            self._predecessor = None
         if self._lock >= 0:
             # By hand: the servers have the descriptor too.
             with contextlib.suppress(OSError):
@@ -75,6 +74,9 @@ class Opening:
 
     def leave(self) -> None:
         """Close what only the start needs, in this process."""
+        if self._predecessor is not None:
+            self._predecessor.close()
+            self._predecessor = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

@@ -22,7 +22,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -30,10 +30,11 @@ from kong_metering.clock import SystemClock
 from kong_metering.errors import StartupError
 from kong_metering.host.board import Board, State
 from kong_metering.host.channels import Channel, Kind
-from kong_metering.host.handover import Front, Inheritance, Successor
+from kong_metering.host.handover import Inheritance, Sockets, Successor, process_of
 from kong_metering.host.lifetime import ORPHANED, SIGNALS
 from kong_metering.host.names import SERVER_NAME, SUPERVISOR_NAME, name_process
-from kong_metering.host.server import Station
+from kong_metering.host.station import Station
+from kong_metering.host.workers import Workers
 from kong_metering.log import LOGGER, Relay, TroubleLog, cause_of
 
 if TYPE_CHECKING:
@@ -54,14 +55,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Watch:
-    """When a supervisor ends.
+class SupervisorOptions:
+    """How many servers there are, and when all ends.
 
-    `parent` is the process that must live on, None if none need. `stop_timeout`: seconds that its servers have to end.
+    `parent` is the process that must live on, None if none need. `stop_timeout`: seconds that servers have to end.
     """
 
-    parent: int | None
-    stop_timeout: float
+    servers: int = 1
+    parent: int | None = None
+    stop_timeout: float = 5.0
 
 
 @dataclass
@@ -87,15 +89,18 @@ class _Post:
 class Supervisor:
     """Keeps servers running; `serve` is called in each server's process, and serves until that is to end."""
 
-    def __init__(self, opening: Opening, watch: Watch, relay: Relay, serve: Callable[[Station], None]) -> None:
+    def __init__(
+        self, opening: Opening, options: SupervisorOptions, relay: Relay, serve: Callable[[Station], None]
+    ) -> None:
         self._opening = opening
-        self._watch = watch
+        self._options = options
         self._relay = relay
         self._serve = serve
         self._pid = os.getpid()
         self._troubles = TroubleLog(SystemClock())
-        self._posts = [_Post()]
-        self._board = Board(len(self._posts))
+        self._posts = [_Post() for _ in range(options.servers)]
+        self._board = Board(options.servers)
+        self._workers = Workers(options.servers)
         self._takes_over = opening.takes_over
         # Those that serve no more, and are not gone yet.
         self._leaving: dict[int, _Server] = {}
@@ -111,8 +116,10 @@ class Supervisor:
         _set_aside_what_lives_long()
         with self._heeding_signals():
             listener, inheritance = self._opening.take_over()
-            self._front = Front(listener, tuple(Channel.make() for _ in self._posts), Channel.make())
-            self._fork(0, inheritance)
+            self._sockets = Sockets(listener, tuple(Channel.make() for _ in self._posts), Channel.make())
+            shares = self._shared_out(inheritance)
+            for index in range(len(shares)):
+                self._fork(index, shares)
             inheritance.close()
             self._opening.finish()
             while not self._is_over:
@@ -151,8 +158,8 @@ class Supervisor:
         """Wait until something happens, or is due; and heed signals."""
         poll = select.poll()
         poll.register(self._wakes, select.POLLIN)
-        if self._ends_at is None and self._front.supervisor is not None:
-            poll.register(self._front.supervisor.outlet, select.POLLIN)
+        if self._ends_at is None and self._sockets.supervisor is not None:
+            poll.register(self._sockets.supervisor.outlet, select.POLLIN)
         if self._successor is not None:
             poll.register(self._successor, select.POLLIN)
         now = time.monotonic()
@@ -173,11 +180,19 @@ class Supervisor:
         now = time.monotonic()
         for index, post in enumerate(self._posts):
             if self._may_start and post.server is None and post.due_at <= now:
-                self._fork(index, Inheritance())
+                self._fork(index, [])
 
     # -- starting -----------------------------------------------------------------------------------------------------
 
-    def _fork(self, index: int, inheritance: Inheritance) -> None:
+    def _shared_out(self, inheritance: Inheritance) -> list[Inheritance]:
+        """Give each server the connections of its workers, and all what was kept for requests."""
+        shares: list[list[tuple[socket.socket, bytes]]] = [[] for _ in self._posts]
+        for connection, unread in inheritance.connections:
+            shares[self._workers.server_of(process_of(connection))].append((connection, unread))
+        return [Inheritance(tuple(share), inheritance.kept) for share in shares]
+
+    def _fork(self, index: int, shares: Sequence[Inheritance]) -> None:
+        """Start a server, which takes its share of what is left by those before."""
         post = self._posts[index]
         self._board.slots[index].clear()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -191,13 +206,13 @@ class Supervisor:
             if os.getpid() == self._pid:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if pid == 0:
-            self._be_server(index, inheritance)
+            self._be_server(index, shares)
         # What was to be said through Kong, the new server says.
         while self._relay.take() is not None:
             pass
         post.server = _Server(pid, index, time.monotonic())
 
-    def _be_server(self, index: int, inheritance: Inheritance) -> NoReturn:
+    def _be_server(self, index: int, shares: Sequence[Inheritance]) -> NoReturn:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -206,14 +221,13 @@ class Supervisor:
                 if unneeded is not None:
                     unneeded.close()
             self._opening.leave()
+            for other, share in enumerate(shares):
+                if other != index:
+                    share.close()
             name_process(SERVER_NAME)
             _be_told_of_parents_death()
-            slot = self._board.slots[index]
-            slot.claim()
-            place = self._opening.place
-            self._serve(
-                Station(place.path, place.backlog, self._front, index, slot, self._pid, self._takes_over, inheritance)
-            )
+            self._board.slots[index].claim()
+            self._serve(self._station(index, shares[index] if shares else Inheritance()))
             status = 0
         except StartupError as error:
             LOGGER.critical("cannot start: %s", error)
@@ -221,6 +235,19 @@ class Supervisor:
             LOGGER.critical("the server failed: %s", cause_of(error))
         finally:
             os._exit(status)
+
+    def _station(self, index: int, inheritance: Inheritance) -> Station:
+        return Station(
+            path=self._opening.place.path,
+            backlog=self._opening.place.backlog,
+            sockets=self._sockets,
+            slots=self._board.slots,
+            workers=self._workers,
+            index=index,
+            supervisor=self._pid,
+            takes_over=self._takes_over,
+            inheritance=inheritance,
+        )
 
     # -- ends of servers ----------------------------------------------------------------------------------------------
 
@@ -262,7 +289,7 @@ class Supervisor:
     # -- what others say ----------------------------------------------------------------------------------------------
 
     def _read_channel(self) -> None:
-        channel = self._front.supervisor
+        channel = self._sockets.supervisor
         if channel is None or self._ends_at is not None:
             return
         for message in channel.messages():
@@ -305,7 +332,7 @@ class Supervisor:
     def _retire(self) -> None:
         """Serve no more; what the servers have is delivered until they are told to end."""
         self._is_retired = True
-        self._front.listener.close()
+        self._sockets.listener.close()
         for post in self._posts:
             if post.server is not None and self._board.slots[post.server.index].state is not State.PARTED:
                 # Two processes must not serve one socket.
@@ -326,7 +353,7 @@ class Supervisor:
             return
         self._looked_at = now
         self._troubles.summarise()
-        if self._watch.parent is not None and os.getppid() != self._watch.parent:
+        if self._options.parent is not None and os.getppid() != self._options.parent:
             self._end("the process that started this one is gone")
         if self._may_start:
             for post in self._posts:
@@ -347,7 +374,7 @@ class Supervisor:
 
     def _is_waited_for(self, server: _Server) -> bool:
         poll = select.poll()
-        for waited in (self._front.listener, self._front.servers[server.index].outlet):
+        for waited in (self._sockets.listener, self._sockets.servers[server.index].outlet):
             poll.register(waited, select.POLLIN)
         return bool(poll.poll(0))
 
@@ -359,10 +386,10 @@ class Supervisor:
             return
         for server in self._alive():
             _tell(server, signal.SIGTERM)
-        self._ends_at = time.monotonic() + max(0.0, self._watch.stop_timeout) + _END_MARGIN_SECONDS
+        self._ends_at = time.monotonic() + max(0.0, self._options.stop_timeout) + _END_MARGIN_SECONDS
         LOGGER.debug("the supervisor ends: %s", why)
-        self._front.listener.close()
-        for channel in (*self._front.servers, self._front.supervisor):
+        self._sockets.listener.close()
+        for channel in (*self._sockets.servers, self._sockets.supervisor):
             if channel is not None:
                 channel.shut_down()
                 for message in channel.messages():

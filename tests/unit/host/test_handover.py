@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering.host.channels import Channel, Kind
-from kong_metering.host.handover import Front, Predecessor
+from kong_metering.host.handover import Predecessor, Sockets
 from tests.support import odd_host
 from tests.support.plugin_server import PluginServerProcess, ServerProcess, script_command
 from tests.support.rpc import Connection, KongClient, KongRequest, PhaseRun, RPCFailedError, request_frame
@@ -181,10 +181,10 @@ def test_nobody_reads_from_a_connection_that_may_have_been_handed_over(launch: L
         # More than fit into the socket of one who asks for them and does not take them.
         connections = [stack.enter_context(Connection(old.path)) for _ in range(400)]
         assert pid_over(connections[-1]) == old.server_pid
-        front = stack.enter_context(shared_front(old.path))
+        shared = stack.enter_context(shared_sockets(old.path))
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            front.servers[0].send(Kind.PART, theirs.fileno())
+            shared.servers[0].send(Kind.PART, theirs.fileno())
             old.wait_for_log("broke off handing over")
         # Those that had arrived there end with it.
         for connection in connections:
@@ -193,16 +193,16 @@ def test_nobody_reads_from_a_connection_that_may_have_been_handed_over(launch: L
 
 
 @contextmanager
-def shared_front(path: Path) -> Iterator[Front]:
+def shared_sockets(path: Path) -> Iterator[Sockets]:
     """Ask for the socket that listens and the channels, as the next plugin server does."""
     predecessor = Predecessor.find(path)
     assert predecessor is not None
-    assert predecessor._front is not None
+    assert predecessor._sockets is not None
     try:
-        yield predecessor._front
+        yield predecessor._sockets
     finally:
         predecessor.release()
-        predecessor._front.listener.close()
+        predecessor._sockets.listener.close()
 
 
 def test_a_supervisor_that_was_taken_over_from_starts_no_more_servers(launch: Launch) -> None:
@@ -241,11 +241,11 @@ def test_another_server_serves_when_the_one_that_took_over_dies_with_all_connect
     parted = old.server_pid
     with Connection(old.path) as lost:
         assert pid_over(lost) == parted
-        with shared_front(old.path) as front:
-            assert front.supervisor is not None
+        with shared_sockets(old.path) as shared:
+            assert shared.supervisor is not None
             to_supervisor, to_server = (
-                asking(front.supervisor, Kind.RETIRE),
-                asking(front.servers[0], Kind.PART),
+                asking(shared.supervisor, Kind.RETIRE),
+                asking(shared.servers[0], Kind.PART),
             )
             with to_supervisor, to_server:
                 assert to_supervisor.recv(1)
