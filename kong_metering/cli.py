@@ -16,7 +16,7 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from typing import Any
 from kong_metering import PLUGIN_NAME, __version__
 from kong_metering.delivery.spooloptions import SpoolOptions, Sync
 from kong_metering.errors import StartupError
-from kong_metering.host.opening import Opening, Place, open_at
-from kong_metering.log import LOGGER, Relay, configure
+from kong_metering.host.opening import Opening, Place, open_again, open_at
+from kong_metering.host.restart import Restart
+from kong_metering.log import LOGGER, Relay, cause_of, configure
 
 ENVIRONMENT_PREFIX = "KONG_METERING_"
 SPOOL = "metering-spool"
@@ -170,18 +171,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser(os.environ).parse_args(arguments)
     if options.dump:
         return _dump()
+    restart = Restart.taken_from(os.environ)
     os.umask(0o077)
-    os.closerange(_FIRST_INHERITED, _MOST_DESCRIPTORS)
+    _close_descriptors(restart.descriptors if restart else ())
     _allow_many_descriptors()
     relay = Relay()
     configure(logging.DEBUG if options.verbose > 1 else logging.INFO, relay)
     if options.multiprocessing or options.gevent:
         LOGGER.info("-m and -g are kong-pdk's; this server has one way to run, and needs neither")
     try:
-        parent, ca_bundle = _parent(options.parent), _ca_bundle(options.ca_bundle)
-        _run(open_at(_place(options)), parent, ca_bundle, options, relay)
+        parent, ca_bundle, place = _parent(options.parent), _ca_bundle(options.ca_bundle), _place(options)
+        opening = open_at(place) if restart is None else open_again(place, restart)
+        _run(opening, parent, ca_bundle, options, relay)
     except StartupError as error:
         LOGGER.critical("cannot start: %s", error)
+        return 1
+    except Exception as error:  # noqa: BLE001 - a line that says why, whatever it is
+        LOGGER.critical("the plugin server failed: %s", cause_of(error))
         return 1
     return 0
 
@@ -204,6 +210,15 @@ def _run(
     delivery = app.DeliveryOptions(options.stop_timeout, ca_bundle, _spool_options(options))
     supervisor = SupervisorOptions(options.servers, parent, options.stop_timeout)
     app.run(opening, supervisor, limits, delivery, relay)
+
+
+def _close_descriptors(kept: Collection[int]) -> None:
+    """Close what was inherited: nothing of it is ours, except what this very process has left to itself."""
+    first = _FIRST_INHERITED
+    for descriptor in sorted(kept):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.closerange(first, _MOST_DESCRIPTORS)
 
 
 def _allow_many_descriptors() -> None:

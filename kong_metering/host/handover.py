@@ -182,8 +182,13 @@ class Successor:
 class Predecessor:
     """The plugin server that serves at a path until now."""
 
-    def __init__(self, connection: socket.socket, sockets: Sockets | None) -> None:
-        """Take the connection to it, and what it has shared: None if it knows of one step only."""
+    def __init__(self, connection: socket.socket | None, sockets: Sockets | None) -> None:
+        """Take the connection to it, None if it was started by this process; and what it has shared.
+
+        That is None if it knows of one step only.
+        """
+        # The servers that did not answer when they were to hand over.
+        self.silent: tuple[int, ...] = ()
         self._connection = connection
         self._sockets = sockets
         self._supervisor: socket.socket | None = None
@@ -211,11 +216,12 @@ class Predecessor:
     def take_over(self) -> Inheritance:
         """Take the connections over; the servers accept none from then on. What does not answer is left behind."""
         if self._sockets is None:
-            return _taken_at_once(self._connection)
+            return Inheritance() if self._connection is None else _taken_at_once(self._connection)
         if self._sockets.supervisor is not None:
             self._supervisor = _retire(self._sockets.supervisor)
-        given = [pair for pair in map(_ask_to_part, self._sockets.servers) if pair is not None]
-        parted = [_inheritance_in(*received) for received in _collect(given, _PATIENCE_SECONDS)]
+        received = _collect(map(_ask_to_part, self._sockets.servers), _PATIENCE_SECONDS)
+        self.silent = tuple(index for index, (data, _) in enumerate(received) if not data)
+        parted = [_inheritance_in(data, descriptors) for data, descriptors in received]
         left = [
             (message.socket, b"")
             for channel in self._sockets.servers
@@ -236,7 +242,8 @@ class Predecessor:
         """Close all that it is asked over, in this process."""
         if self._supervisor is not None:
             self._supervisor.close()
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
         if self._sockets is not None:
             for channel in (*self._sockets.servers, self._sockets.supervisor):
                 if channel is not None:
@@ -280,14 +287,11 @@ def _retire(supervisor: Channel) -> socket.socket | None:
     return ours
 
 
-def _ask_to_part(server: Channel) -> socket.socket | None:
+def _ask_to_part(server: Channel) -> socket.socket:
+    """Have a server hand over; gives the socket that it does so over, which is at its end if nobody ever will."""
     ours, theirs = socket.socketpair()
-    with theirs:
-        try:
-            server.send(Kind.PART, theirs.fileno())
-        except OSError:
-            ours.close()
-            return None
+    with theirs, contextlib.suppress(OSError):
+        server.send(Kind.PART, theirs.fileno())
     return ours
 
 

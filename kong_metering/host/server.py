@@ -175,36 +175,45 @@ class _Server:
 
     def _hand_over(self) -> None:
         to, self._successor = self._successor, None
-        front = self._front
-        if to is None or front is None:
-            # The end has begun meanwhile.
-            if to is not None:
-                to.close()
+        if to is None:
             return
+        # Closed last: the next process takes us for one that still serves until we say otherwise.
+        with to:
+            if self._front is not None:
+                self._hand_all_over(to, self._front)
+        for connection in tuple(self.connections):
+            connection.go_on()
+
+    def _hand_all_over(self, to: socket.socket, front: Front) -> None:
         given: dict[Connection, tuple[int, bytes]] = {}
         for connection in self.connections - front.shared_with:
             if (detached := connection.detach()) is not None:
                 given[connection] = detached
-        passed_on = front.take_unsent()
+        unsent = front.take_unsent()
         try:
-            with to:
-                process = handover.process_of(to)
-                whole = handover.hand_over(to, [*given.values(), *((one, b"") for one in passed_on)], self._parting())
+            whole = handover.hand_over(to, [*given.values(), *((one, b"") for one in unsent)], self._kept())
         except OSError as error:
             LOGGER.warning("could not hand over to the next process: %s", cause_of(error))
-            front.serve_unsent(passed_on)
+            front.serve_unsent(unsent)
             self._soon(front.start_accepting())
         else:
             message = "handed over to process %d, with %d connections" if whole else _BROKEN_OFF
-            LOGGER.log(logging.INFO if whole else logging.WARNING, message, process, len(given) + len(passed_on))
+            level = logging.INFO if whole else logging.WARNING
+            LOGGER.log(level, message, handover.process_of(to), len(given) + len(unsent))
             self._part(front, given)
-            for descriptor in passed_on:
+            for descriptor in unsent:
                 os.close(descriptor)
         finally:
             for descriptor, _ in given.values():
                 os.close(descriptor)
-        for connection in tuple(self.connections):
-            connection.go_on()
+
+    def _kept(self) -> bytes:
+        """Give what the next servers need to know of the requests that are under way."""
+        try:
+            return self._parting()
+        except Exception as error:  # noqa: BLE001 - the connections are worth more
+            self.troubles.report(f"parting:{type(error).__name__}", f"parting failed: {cause_of(error)}")
+            return b""
 
     def _part(self, front: Front, given: Iterable[Connection]) -> None:
         """Have nothing to do any more with the socket that listens, and with what was given, whatever has arrived.

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kong_metering.clock import SystemClock
 from kong_metering.errors import StartupError
+from kong_metering.host import restart
 from kong_metering.host.board import Board, State
 from kong_metering.host.channels import Channel, Kind
 from kong_metering.host.handover import Inheritance, Sockets, Successor, process_of
@@ -50,7 +51,10 @@ _LONGEST_PAUSE_SECONDS = 2.0
 # A server that is told to end alone is replaced; one that is told together with us, as by systemd, is not.
 _ENDING_PAUSE_SECONDS = 0.02
 _END_MARGIN_SECONDS = 3.0
-_HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+_HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+# Kept back while no one could act on them: between processes, and between programs.
+_KEPT_BACK = (*SIGNALS, signal.SIGHUP)
+_REHEARSAL_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -106,6 +110,8 @@ class Supervisor:
         self._leaving: dict[int, _Server] = {}
         self._successor: Successor | None = None
         self._is_retired = False
+        # The program that is tried before this one is started anew, and until when.
+        self._rehearsal: tuple[int, float] | None = None
         self._ends_at: float | None = None
         self._looked_at = time.monotonic()
         self._wakes, self._woken = socket.socketpair()
@@ -121,6 +127,7 @@ class Supervisor:
             for index in range(len(shares)):
                 self._fork(index, shares)
             inheritance.close()
+            self._dismiss_former()
             self._opening.finish()
             while not self._is_over:
                 self._wait()
@@ -141,7 +148,7 @@ class Supervisor:
         signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         for number in _HEEDED:
             signal.signal(number, lambda *_: None)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _KEPT_BACK)
         yield
         for number in _HEEDED:
             signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else signal.SIG_DFL)
@@ -171,6 +178,8 @@ class Supervisor:
             for number in self._wakes.recv(4096):
                 if number in (signal.SIGTERM, signal.SIGINT):
                     self._end(signal.Signals(number).name)
+                elif number == signal.SIGHUP:
+                    self._rehearse()
 
     @property
     def _may_start(self) -> bool:
@@ -195,7 +204,7 @@ class Supervisor:
         """Start a server, which takes its share of what is left by those before."""
         post = self._posts[index]
         self._board.slots[index].clear()
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_BACK)
         try:
             pid = os.fork()
         except OSError as error:
@@ -204,7 +213,7 @@ class Supervisor:
             return
         finally:
             if os.getpid() == self._pid:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _KEPT_BACK)
         if pid == 0:
             self._be_server(index, shares)
         # What was to be said through Kong, the new server says.
@@ -217,6 +226,8 @@ class Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
             for unneeded in (self._wakes, self._woken, self._successor):
                 if unneeded is not None:
                     unneeded.close()
@@ -261,6 +272,9 @@ class Supervisor:
 
     def _bury(self, pid: int, code: int) -> None:
         if self._leaving.pop(pid, None) is not None:
+            return
+        if self._rehearsal is not None and self._rehearsal[0] == pid:
+            self._start_anew(code)
             return
         for post in self._posts:
             server = post.server
@@ -339,6 +353,49 @@ class Supervisor:
                 LOGGER.warning("server %d did not hand over, and is killed", post.server.pid)
                 _tell(post.server, signal.SIGKILL)
 
+    # -- starting anew ------------------------------------------------------------------------------------------------
+
+    def _rehearse(self) -> None:
+        """See whether the program can be started anew; this one goes on meanwhile."""
+        if not self._may_start or self._rehearsal is not None:
+            LOGGER.info("SIGHUP changes nothing now: another process has taken over, or is about to")
+            return
+        try:
+            self._rehearsal = restart.rehearse(), time.monotonic() + _REHEARSAL_SECONDS
+        except OSError as error:
+            LOGGER.error("the program cannot be started anew, this one goes on: %s", cause_of(error))
+
+    def _start_anew(self, code: int) -> None:
+        """Start the program anew in this process, if the rehearsal went well; its servers take over from ours."""
+        self._rehearsal = None
+        if code != 0:
+            LOGGER.error("the program cannot be started anew, it ended with status %d; this one goes on", code)
+            return
+        if not self._may_start:
+            return
+        LOGGER.info("starting anew")
+        ends = [end.fileno() for channel in self._sockets.servers for end in (channel.inlet, channel.outlet)]
+        servers = [0 if post.server is None else post.server.pid for post in self._posts]
+        signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_BACK)
+        try:
+            restart.Restart(self._pid, self._sockets.listener.fileno(), ends, servers, list(self._leaving)).start()
+        except OSError as error:
+            LOGGER.error("the program could not be started anew, this one goes on: %s", cause_of(error))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _KEPT_BACK)
+
+    def _dismiss_former(self) -> None:
+        """Have the servers end that this process has started before it was started anew."""
+        former = self._opening.restart
+        if former is None:
+            return
+        now = time.monotonic()
+        for index, pid in enumerate(former.servers):
+            if pid:
+                server = self._leaving[pid] = _Server(pid, index, now)
+                # One that did not hand over must not go on with a socket that others serve.
+                _tell(server, signal.SIGKILL if index in self._opening.silent else signal.SIGTERM)
+        self._leaving.update({pid: _Server(pid, 0, now) for pid in former.leaving})
+
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
@@ -349,6 +406,9 @@ class Supervisor:
                 LOGGER.warning("server %d did not end in time, and is killed", server.pid)
                 _tell(server, signal.SIGKILL)
             self._ends_at = now + _END_MARGIN_SECONDS
+        if self._rehearsal is not None and now >= self._rehearsal[1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._rehearsal[0], signal.SIGKILL)
         if now - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -364,3 +365,72 @@ def test_a_server_that_does_not_know_of_it_is_replaced_on_the_path(
     assert server.stop() == 0
     assert server.complaints() == []
     assert prefix.is_dir()
+
+
+# The program started anew in place, with SIGHUP
+
+
+@pytest.mark.parametrize("flags", ["", "--servers 2"])
+def test_a_planned_restart_costs_no_request(flags: str, launch: Launch, ingest: IngestServer) -> None:
+    server = launch(flags).start()
+    config = header_config(ingest.url, queue={"max_batch_size": 100, "max_coalescing_delay": 0.1})
+    inode = server.path.stat().st_ino
+    with workers(server.path, config, 4) as started:
+        for _ in range(2):
+            wait_for_more(started)
+            start_anew(server)
+            wait_for_more(started)
+    assert [worker.failures for worker in started] == [[]] * 4
+    assert server.path.stat().st_ino == inode
+    assert server.stop() == 0
+    expected = {worker._name: worker.requests for worker in started}
+    ids = {(event["subject"], event["id"]) for event in ingest.events()}
+    assert {name: sum(subject == name for subject, _ in ids) for name in expected} == expected
+    assert server.complaints() == []
+
+
+def start_anew(server: PluginServerProcess) -> None:
+    """Tell it to, and wait until all servers are others."""
+    before = server.server_pids()
+    server.process.send_signal(signal.SIGHUP)
+
+    def are_others() -> bool:
+        now = server.server_pids()
+        return len(now) == len(before) and set(now).isdisjoint(before)
+
+    wait_until(are_others, "other servers")
+
+
+def test_a_program_that_could_not_be_started_anew_goes_on(prefix: Path) -> None:
+    program = prefix / "program.py"
+    shutil.copy(odd_host.__file__, program)
+    with ServerProcess(script_command(program, prefix, "keep"), prefix / "odd.sock") as server:
+        serving = server.server_pid
+        program.write_text("raise SystemExit(3)")
+        server.process.send_signal(signal.SIGHUP)
+        line = server.wait_for_log("cannot be started anew")
+        assert line == "error: the program cannot be started anew, it ended with status 3; this one goes on"
+        with Connection(server.path) as connection:
+            assert pid_over(connection) == serving
+
+
+def test_a_program_that_is_told_to_end_while_it_starts_anew_ends_in_order(launch: Launch) -> None:
+    server = launch().start()
+    serving = server.server_pid
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("starting anew")
+    assert server.stop() == 0
+    assert not Path(f"/proc/{serving}").exists()
+    assert server.complaints() == []
+
+
+def test_a_server_that_does_not_hand_over_at_a_restart_is_killed(launch: Launch) -> None:
+    server = launch().start()
+    stuck = server.server_pid
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("starting anew")
+    os.kill(stuck, signal.SIGSTOP)
+    with Connection(server.path) as connection:
+        assert pid_over(connection) != stuck
+    wait_until(lambda: stuck not in server.server_pids(), "its end")
+    assert server.stop() == 0
