@@ -62,7 +62,7 @@ _MAX_DESCRIPTORS = 250  # that the system takes in one message: SCM_MAX_FD is 25
 
 
 @dataclass(frozen=True)
-class Front:
+class Sockets:
     """What the processes of a plugin server have in common: the socket that listens, and their channels.
 
     `servers` has a channel for each server; `supervisor` is None when none lives.
@@ -104,13 +104,13 @@ class Inheritance:
 # -- the old one's part -----------------------------------------------------------------------------------------------
 
 
-def share(new: socket.socket, front: Front) -> None:
+def share(new: socket.socket, sockets: Sockets) -> None:
     """Give the socket that listens and the channels to the one at the other end of `new`. Raises `OSError`."""
-    channels = [front.supervisor, *front.servers] if front.supervisor is not None else front.servers
+    channels = [sockets.supervisor, *sockets.servers] if sockets.supervisor is not None else sockets.servers
     ends = [end.fileno() for channel in channels for end in (channel.inlet, channel.outlet)]
-    head = _SHARED_HEAD.pack(len(front.servers), front.supervisor is not None)
+    head = _SHARED_HEAD.pack(len(sockets.servers), sockets.supervisor is not None)
     new.settimeout(_PATIENCE_SECONDS)
-    socket.send_fds(new, [_SHARED + head], [front.listener.fileno(), *ends])
+    socket.send_fds(new, [_SHARED + head], [sockets.listener.fileno(), *ends])
 
 
 def hand_over(new: socket.socket, connections: Sequence[tuple[int, bytes]], kept: bytes) -> bool:
@@ -182,10 +182,15 @@ class Successor:
 class Predecessor:
     """The plugin server that serves at a path until now."""
 
-    def __init__(self, connection: socket.socket, front: Front | None) -> None:
-        """Take the connection to it, and what it has shared: None if it knows of one step only."""
+    def __init__(self, connection: socket.socket | None, sockets: Sockets | None) -> None:
+        """Take the connection to it, None if it was started by this process; and what it has shared.
+
+        That is None if it knows of one step only.
+        """
+        # The servers that did not answer when they were to hand over.
+        self.silent: tuple[int, ...] = ()
         self._connection = connection
-        self._front = front
+        self._sockets = sockets
         self._supervisor: socket.socket | None = None
 
     @classmethod
@@ -206,19 +211,20 @@ class Predecessor:
     @property
     def listener(self) -> socket.socket | None:
         """The socket that listens, if it is shared already."""
-        return None if self._front is None else self._front.listener
+        return None if self._sockets is None else self._sockets.listener
 
     def take_over(self) -> Inheritance:
         """Take the connections over; the servers accept none from then on. What does not answer is left behind."""
-        if self._front is None:
-            return _taken_at_once(self._connection)
-        if self._front.supervisor is not None:
-            self._supervisor = _retire(self._front.supervisor)
-        given = [pair for pair in map(_ask_to_part, self._front.servers) if pair is not None]
-        parted = [_inheritance_in(*received) for received in _collect(given, _PATIENCE_SECONDS)]
+        if self._sockets is None:
+            return Inheritance() if self._connection is None else _taken_at_once(self._connection)
+        if self._sockets.supervisor is not None:
+            self._supervisor = _retire(self._sockets.supervisor)
+        received = _collect(map(_ask_to_part, self._sockets.servers), _PATIENCE_SECONDS)
+        self.silent = tuple(index for index, (data, _) in enumerate(received) if not data)
+        parted = [_inheritance_in(data, descriptors) for data, descriptors in received]
         left = [
             (message.socket, b"")
-            for channel in self._front.servers
+            for channel in self._sockets.servers
             for message in channel.messages()
             if message.socket is not None and _is_kept(message.kind, message.socket)
         ]
@@ -230,10 +236,16 @@ class Predecessor:
         if self._supervisor is not None:
             with contextlib.suppress(OSError):
                 self._supervisor.send(_DONE)
+        self.close()
+
+    def close(self) -> None:
+        """Close all that it is asked over, in this process."""
+        if self._supervisor is not None:
             self._supervisor.close()
-        self._connection.close()
-        if self._front is not None:
-            for channel in (*self._front.servers, self._front.supervisor):
+        if self._connection is not None:
+            self._connection.close()
+        if self._sockets is not None:
+            for channel in (*self._sockets.servers, self._sockets.supervisor):
                 if channel is not None:
                     channel.close()
 
@@ -242,7 +254,7 @@ def _request(method: str) -> bytes:
     return _REQUEST % (bytes([0xA0 | len(method)]) + method.encode("ascii"))
 
 
-def _shared_over(connection: socket.socket) -> Front | None:
+def _shared_over(connection: socket.socket) -> Sockets | None:
     """Read the answer to the first step; None if it is an error. Raises `OSError` or `EOFError` when it breaks off."""
     wanted = len(_SHARED) + _SHARED_HEAD.size
     answer, descriptors, _, _ = socket.recv_fds(connection, _READ_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
@@ -257,7 +269,7 @@ def _shared_over(connection: socket.socket) -> Front | None:
     listener, *ends = sockets
     channels = [Channel.of(inlet, outlet) for inlet, outlet in zip(ends[::2], ends[1::2], strict=True)]
     supervisor = channels.pop(0) if has_supervisor else None
-    return Front(listener, tuple(channels), supervisor)
+    return Sockets(listener, tuple(channels), supervisor)
 
 
 def _retire(supervisor: Channel) -> socket.socket | None:
@@ -275,14 +287,11 @@ def _retire(supervisor: Channel) -> socket.socket | None:
     return ours
 
 
-def _ask_to_part(server: Channel) -> socket.socket | None:
+def _ask_to_part(server: Channel) -> socket.socket:
+    """Have a server hand over; gives the socket that it does so over, which is at its end if nobody ever will."""
     ours, theirs = socket.socketpair()
-    with theirs:
-        try:
-            server.send(Kind.PART, theirs.fileno())
-        except OSError:
-            ours.close()
-            return None
+    with theirs, contextlib.suppress(OSError):
+        server.send(Kind.PART, theirs.fileno())
     return ours
 
 

@@ -20,9 +20,13 @@ import stat
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kong_metering.errors import StartupError
 from kong_metering.host.handover import Inheritance, Predecessor
+
+if TYPE_CHECKING:
+    from kong_metering.host.restart import Restart
 
 _MAX_PATH_BYTES = 107
 # As long as others may take to start; then it begins all the same.
@@ -42,9 +46,17 @@ class Opening:
     """A plugin server that starts."""
 
     def __init__(
-        self, place: Place, predecessor: Predecessor | None, listener: socket.socket | None, lock: int
+        self,
+        place: Place,
+        predecessor: Predecessor | None,
+        listener: socket.socket | None,
+        *,
+        lock: int = -1,
+        restart: Restart | None = None,
     ) -> None:
         self.place = place
+        # What this very process has left to itself.
+        self.restart = restart
         self._predecessor = predecessor
         self._listener = listener
         self._lock = lock
@@ -53,6 +65,11 @@ class Opening:
     def takes_over(self) -> bool:
         """Whether another plugin server serves until now."""
         return self._predecessor is not None
+
+    @property
+    def silent(self) -> tuple[int, ...]:
+        """Those of the servers before, by their index, that did not hand over."""
+        return () if self._predecessor is None else self._predecessor.silent
 
     def take_over(self) -> tuple[socket.socket, Inheritance]:
         """Give the socket that listens, and what the plugin server before leaves. Raises `StartupError`."""
@@ -66,7 +83,6 @@ class Opening:
         """Let go of the plugin server before, and let others start."""
         if self._predecessor is not None:
             self._predecessor.release()
-            self._predecessor = None
         if self._lock >= 0:
             # By hand: the servers have the descriptor too.
             with contextlib.suppress(OSError):
@@ -75,6 +91,9 @@ class Opening:
 
     def leave(self) -> None:
         """Close what only the start needs, in this process."""
+        if self._predecessor is not None:
+            self._predecessor.close()
+            self._predecessor = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -86,7 +105,13 @@ def open_at(place: Place) -> Opening:
     lock = _lock(place.path.parent)
     predecessor = Predecessor.find(place.path)
     listener = listen(place) if predecessor is None else predecessor.listener
-    return Opening(place, predecessor, listener, lock)
+    return Opening(place, predecessor, listener, lock=lock)
+
+
+def open_again(place: Place, restart: Restart) -> Opening:
+    """Go on with the socket that this process has listened with before it was started anew."""
+    sockets = restart.sockets()
+    return Opening(place, Predecessor(None, sockets), sockets.listener, restart=restart)
 
 
 def check(path: Path) -> None:

@@ -18,24 +18,26 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from kong_metering.host import handover
-from kong_metering.host.board import Slot, State
-from kong_metering.host.channels import Channel, Kind, duplicate
+from kong_metering.host.board import State
+from kong_metering.host.channels import Kind
 from kong_metering.host.connection import Connection
 from kong_metering.host.conversation import Conversations
+from kong_metering.host.front import Front
 from kong_metering.host.lifetime import Lifetime, ignore_signals
 from kong_metering.log import LOGGER, cause_of, printable
 
 if TYPE_CHECKING:
+    from kong_metering.host.board import Slot
+    from kong_metering.host.channels import Channel
     from kong_metering.host.dispatch import Dispatcher
-    from kong_metering.host.handover import Front, Inheritance
+    from kong_metering.host.station import Station
     from kong_metering.log import TroubleLog
 
 _HOUSEKEEPING_SECONDS = 1.0
@@ -47,38 +49,8 @@ _SWITCH_SECONDS = 0.0005
 _QUIET_SECONDS = 0.25
 _QUIET_POLL_SECONDS = 0.0005
 _BROKEN_OFF = "broke off handing over to process %d, with %d connections"
-
-
 # How often the loop tells that it comes round.
 _BEAT_SECONDS = 0.25
-
-
-@dataclass(frozen=True)
-class Station:
-    """What a server is given by the supervisor that has forked it.
-
-    `index` is that of its channel in `front`, and `supervisor` the process that started it. `inheritance` is what it
-    takes over from the servers before, if it `takes_over` from any.
-    """
-
-    path: Path
-    backlog: int
-    front: Front
-    index: int
-    slot: Slot
-    supervisor: int
-    takes_over: bool
-    inheritance: Inheritance
-
-    @property
-    def channel(self) -> Channel:
-        """What is sent to this server."""
-        return self.front.servers[self.index]
-
-    @property
-    def living_front(self) -> Front:
-        """What there is to share: without a supervisor if it is gone."""
-        return self.front if os.getppid() == self.supervisor else replace(self.front, supervisor=None)
 
 
 @dataclass(frozen=True)
@@ -105,13 +77,18 @@ class _Server:
         self.connections: set[Connection] = set()
         self._dispatcher = dispatcher
         self.conversations = Conversations(dispatcher, troubles)
-        self._front: _Front | None = None
+        self._front: Front | None = None
+        self._parting: Callable[[], bytes] = bytes
         self._successor: socket.socket | None = None
+        # What must not be cut short: connections of other servers that are not served yet, for one.
+        self._arriving: set[asyncio.Task[None]] = set()
 
-    def serve_at(self, front: _Front) -> None:
-        """Learn what there is to share and to hand over, and look at what other processes send."""
-        self._front = front
-        channel = front.station.channel
+    async def serve_at(self, station: Station, parting: Callable[[], bytes]) -> None:
+        """Accept connections, and look at what other processes send."""
+        self._parting = parting
+        self._front = Front(station, lambda: Connection(self), self.adopt_soon)
+        await self._front.start_accepting()
+        channel = station.channel
         asyncio.get_running_loop().add_reader(channel.outlet.fileno(), self._read_channel, channel)
 
     def _read_channel(self, channel: Channel) -> None:
@@ -120,8 +97,19 @@ class _Server:
                 continue
             if message.kind is Kind.PART:
                 self.begin_to_hand_over(message.socket)
+            elif message.kind is Kind.CONNECTION:
+                self.adopt_soon(message.socket)
             else:
                 message.socket.close()
+
+    def adopt_soon(self, accepted: socket.socket) -> None:
+        """Serve a connection that another process has accepted."""
+        self._soon(self.adopt(accepted))
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
 
     async def adopt(self, accepted: socket.socket, unread: bytes = b"") -> None:
         """Serve a connection that another process has accepted, from these bytes on."""
@@ -159,7 +147,7 @@ class _Server:
             with socket.socket(fileno=asked.descriptor()) as new:
                 if not handover.is_own_user(new):
                     raise PermissionError("it is another user's")
-                handover.share(new, self._front.station.living_front)
+                handover.share(new, self._front.station.living_sockets)
                 self._front.shared_with.add(asked)
                 LOGGER.info("process %d is going to take over", handover.process_of(new))
         except OSError as error:
@@ -176,38 +164,59 @@ class _Server:
         self._hand_over_when_quiet(loop, loop.time() + _QUIET_SECONDS)
 
     def _hand_over_when_quiet(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        is_quiet = not self._dispatcher.events_under_way and all(one.is_quiet for one in self.connections)
-        if not is_quiet and loop.time() < deadline:
+        is_quiet = not (self._dispatcher.events_under_way or self._arriving)
+        is_quiet = is_quiet and all(one.is_quiet for one in self.connections)
+        if self._front is None or is_quiet or loop.time() >= deadline:
+            if self._front is not None:
+                self._front.stop_accepting()
+            # Not before those are known that were accepted a moment ago.
+            loop.call_soon(self._hand_over)
+        else:
             loop.call_later(_QUIET_POLL_SECONDS, self._hand_over_when_quiet, loop, deadline)
-            return
-        to, self._successor = self._successor, None
-        if to is not None:
-            with to:
-                self._hand_over(to)
 
-    def _hand_over(self, to: socket.socket) -> None:
-        front = self._front
-        if front is None:
+    def _hand_over(self) -> None:
+        to, self._successor = self._successor, None
+        if to is None:
             return
+        # Closed last: the next process takes us for one that still serves until we say otherwise.
+        with to:
+            if self._front is not None:
+                self._hand_all_over(to, self._front)
+        for connection in tuple(self.connections):
+            connection.go_on()
+
+    def _hand_all_over(self, to: socket.socket, front: Front) -> None:
         given: dict[Connection, tuple[int, bytes]] = {}
         for connection in self.connections - front.shared_with:
             if (detached := connection.detach()) is not None:
                 given[connection] = detached
+        unsent = front.take_unsent()
         try:
-            is_whole = handover.hand_over(to, list(given.values()), front.parting())
+            whole = handover.hand_over(to, [*given.values(), *((one, b"") for one in unsent)], self._kept())
         except OSError as error:
             LOGGER.warning("could not hand over to the next process: %s", cause_of(error))
+            front.serve_unsent(unsent)
+            self._soon(front.start_accepting())
         else:
-            message = "handed over to process %d, with %d connections" if is_whole else _BROKEN_OFF
-            LOGGER.log(logging.INFO if is_whole else logging.WARNING, message, handover.process_of(to), len(given))
+            message = "handed over to process %d, with %d connections" if whole else _BROKEN_OFF
+            level = logging.INFO if whole else logging.WARNING
+            LOGGER.log(level, message, handover.process_of(to), len(given) + len(unsent))
             self._part(front, given)
+            for descriptor in unsent:
+                os.close(descriptor)
         finally:
             for descriptor, _ in given.values():
                 os.close(descriptor)
-        for connection in tuple(self.connections):
-            connection.go_on()
 
-    def _part(self, front: _Front, given: Iterable[Connection]) -> None:
+    def _kept(self) -> bytes:
+        """Give what the next servers need to know of the requests that are under way."""
+        try:
+            return self._parting()
+        except Exception as error:  # noqa: BLE001 - the connections are worth more
+            self.troubles.report(f"parting:{type(error).__name__}", f"parting failed: {cause_of(error)}")
+            return b""
+
+    def _part(self, front: Front, given: Iterable[Connection]) -> None:
         """Have nothing to do any more with the socket that listens, and with what was given, whatever has arrived.
 
         Two processes must not read from one socket; Kong connects again, to the next one.
@@ -223,24 +232,6 @@ class _Server:
         front, self._front = self._front, None
         if front is not None:
             front.leave(State.ENDING)
-
-
-class _Front:
-    """What a server serves at: the socket that listens and its channel, from which it takes what others send it."""
-
-    def __init__(self, station: Station, parting: Callable[[], bytes], stop_accepting: Callable[[], None]) -> None:
-        self.station = station
-        self.parting = parting
-        # The connections to those that are going to take over.
-        self.shared_with: set[Connection] = set()
-        self._stop_accepting = stop_accepting
-
-    def leave(self, state: State) -> None:
-        """Stop accepting, for good."""
-        asyncio.get_running_loop().remove_reader(self.station.channel.outlet.fileno())
-        self._stop_accepting()
-        self.station.front.listener.close()
-        self.station.slot.tell(state)
 
 
 def serve(dispatcher: Dispatcher, station: Station, troubles: TroubleLog, hooks: Hooks) -> None:
@@ -262,10 +253,7 @@ async def _serve(shared: _Server, station: Station, hooks: Hooks) -> None:
         _guarded(shared.troubles, "arriving", hooks.arriving, kept)
     for accepted, unread in station.inheritance.connections:
         await shared.adopt(accepted, unread)
-    # A descriptor of the loop's own: it closes it.
-    listener = duplicate(station.front.listener.fileno())
-    server = await loop.create_unix_server(lambda: Connection(shared), sock=listener, backlog=station.backlog)
-    shared.serve_at(_Front(station, hooks.parting, server.close))
+    await shared.serve_at(station, hooks.parting)
     lifetime.heed_signals()
     station.slot.tell(State.SERVING)
     LOGGER.info("serving on %s%s", station.path, ", taken over from the process before" if station.takes_over else "")
@@ -278,9 +266,9 @@ async def _serve(shared: _Server, station: Station, hooks: Hooks) -> None:
     shared.end()
     if lifetime.is_orphaned:
         station.channel.shut_down()
-    elif station.front.supervisor is not None:
+    elif station.sockets.supervisor is not None:
         with contextlib.suppress(OSError):
-            station.front.supervisor.send(Kind.ENDING)
+            station.sockets.supervisor.send(Kind.ENDING)
     # One more turn of the loop answers what has arrived; Kong's SIGKILL comes 30 ms after its SIGTERM.
     await asyncio.sleep(_DRAIN_SECONDS)
     for one in list(shared.connections):

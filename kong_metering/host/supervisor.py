@@ -22,18 +22,20 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from kong_metering.clock import SystemClock
 from kong_metering.errors import StartupError
+from kong_metering.host import restart
 from kong_metering.host.board import Board, State
 from kong_metering.host.channels import Channel, Kind
-from kong_metering.host.handover import Front, Inheritance, Successor
+from kong_metering.host.handover import Inheritance, Sockets, Successor, process_of
 from kong_metering.host.lifetime import ORPHANED, SIGNALS
 from kong_metering.host.names import SERVER_NAME, SUPERVISOR_NAME, name_process
-from kong_metering.host.server import Station
+from kong_metering.host.station import Station
+from kong_metering.host.workers import Workers
 from kong_metering.log import LOGGER, Relay, TroubleLog, cause_of
 
 if TYPE_CHECKING:
@@ -49,19 +51,23 @@ _LONGEST_PAUSE_SECONDS = 2.0
 # A server that is told to end alone is replaced; one that is told together with us, as by systemd, is not.
 _ENDING_PAUSE_SECONDS = 0.02
 _END_MARGIN_SECONDS = 3.0
-_HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+_HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+# Kept back while no one could act on them: between processes, and between programs.
+_KEPT_BACK = (*SIGNALS, signal.SIGHUP)
+_REHEARSAL_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Watch:
-    """When a supervisor ends.
+class SupervisorOptions:
+    """How many servers there are, and when all ends.
 
-    `parent` is the process that must live on, None if none need. `stop_timeout`: seconds that its servers have to end.
+    `parent` is the process that must live on, None if none need. `stop_timeout`: seconds that servers have to end.
     """
 
-    parent: int | None
-    stop_timeout: float
+    servers: int = 1
+    parent: int | None = None
+    stop_timeout: float = 5.0
 
 
 @dataclass
@@ -87,20 +93,25 @@ class _Post:
 class Supervisor:
     """Keeps servers running; `serve` is called in each server's process, and serves until that is to end."""
 
-    def __init__(self, opening: Opening, watch: Watch, relay: Relay, serve: Callable[[Station], None]) -> None:
+    def __init__(
+        self, opening: Opening, options: SupervisorOptions, relay: Relay, serve: Callable[[Station], None]
+    ) -> None:
         self._opening = opening
-        self._watch = watch
+        self._options = options
         self._relay = relay
         self._serve = serve
         self._pid = os.getpid()
         self._troubles = TroubleLog(SystemClock())
-        self._posts = [_Post()]
-        self._board = Board(len(self._posts))
+        self._posts = [_Post() for _ in range(options.servers)]
+        self._board = Board(options.servers)
+        self._workers = Workers(options.servers)
         self._takes_over = opening.takes_over
         # Those that serve no more, and are not gone yet.
         self._leaving: dict[int, _Server] = {}
         self._successor: Successor | None = None
         self._is_retired = False
+        # The program that is tried before this one is started anew, and until when.
+        self._rehearsal: tuple[int, float] | None = None
         self._ends_at: float | None = None
         self._looked_at = time.monotonic()
         self._wakes, self._woken = socket.socketpair()
@@ -111,9 +122,12 @@ class Supervisor:
         _set_aside_what_lives_long()
         with self._heeding_signals():
             listener, inheritance = self._opening.take_over()
-            self._front = Front(listener, tuple(Channel.make() for _ in self._posts), Channel.make())
-            self._fork(0, inheritance)
+            self._sockets = Sockets(listener, tuple(Channel.make() for _ in self._posts), Channel.make())
+            shares = self._shared_out(inheritance)
+            for index in range(len(shares)):
+                self._fork(index, shares)
             inheritance.close()
+            self._dismiss_former()
             self._opening.finish()
             while not self._is_over:
                 self._wait()
@@ -134,7 +148,7 @@ class Supervisor:
         signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         for number in _HEEDED:
             signal.signal(number, lambda *_: None)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _KEPT_BACK)
         yield
         for number in _HEEDED:
             signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else signal.SIG_DFL)
@@ -151,8 +165,8 @@ class Supervisor:
         """Wait until something happens, or is due; and heed signals."""
         poll = select.poll()
         poll.register(self._wakes, select.POLLIN)
-        if self._ends_at is None and self._front.supervisor is not None:
-            poll.register(self._front.supervisor.outlet, select.POLLIN)
+        if self._ends_at is None and self._sockets.supervisor is not None:
+            poll.register(self._sockets.supervisor.outlet, select.POLLIN)
         if self._successor is not None:
             poll.register(self._successor, select.POLLIN)
         now = time.monotonic()
@@ -164,6 +178,8 @@ class Supervisor:
             for number in self._wakes.recv(4096):
                 if number in (signal.SIGTERM, signal.SIGINT):
                     self._end(signal.Signals(number).name)
+                elif number == signal.SIGHUP:
+                    self._rehearse()
 
     @property
     def _may_start(self) -> bool:
@@ -173,14 +189,22 @@ class Supervisor:
         now = time.monotonic()
         for index, post in enumerate(self._posts):
             if self._may_start and post.server is None and post.due_at <= now:
-                self._fork(index, Inheritance())
+                self._fork(index, [])
 
     # -- starting -----------------------------------------------------------------------------------------------------
 
-    def _fork(self, index: int, inheritance: Inheritance) -> None:
+    def _shared_out(self, inheritance: Inheritance) -> list[Inheritance]:
+        """Give each server the connections of its workers, and all what was kept for requests."""
+        shares: list[list[tuple[socket.socket, bytes]]] = [[] for _ in self._posts]
+        for connection, unread in inheritance.connections:
+            shares[self._workers.server_of(process_of(connection))].append((connection, unread))
+        return [Inheritance(tuple(share), inheritance.kept) for share in shares]
+
+    def _fork(self, index: int, shares: Sequence[Inheritance]) -> None:
+        """Start a server, which takes its share of what is left by those before."""
         post = self._posts[index]
         self._board.slots[index].clear()
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_BACK)
         try:
             pid = os.fork()
         except OSError as error:
@@ -189,31 +213,32 @@ class Supervisor:
             return
         finally:
             if os.getpid() == self._pid:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _KEPT_BACK)
         if pid == 0:
-            self._be_server(index, inheritance)
+            self._be_server(index, shares)
         # What was to be said through Kong, the new server says.
         while self._relay.take() is not None:
             pass
         post.server = _Server(pid, index, time.monotonic())
 
-    def _be_server(self, index: int, inheritance: Inheritance) -> NoReturn:
+    def _be_server(self, index: int, shares: Sequence[Inheritance]) -> NoReturn:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
             for unneeded in (self._wakes, self._woken, self._successor):
                 if unneeded is not None:
                     unneeded.close()
             self._opening.leave()
+            for other, share in enumerate(shares):
+                if other != index:
+                    share.close()
             name_process(SERVER_NAME)
             _be_told_of_parents_death()
-            slot = self._board.slots[index]
-            slot.claim()
-            place = self._opening.place
-            self._serve(
-                Station(place.path, place.backlog, self._front, index, slot, self._pid, self._takes_over, inheritance)
-            )
+            self._board.slots[index].claim()
+            self._serve(self._station(index, shares[index] if shares else Inheritance()))
             status = 0
         except StartupError as error:
             LOGGER.critical("cannot start: %s", error)
@@ -221,6 +246,19 @@ class Supervisor:
             LOGGER.critical("the server failed: %s", cause_of(error))
         finally:
             os._exit(status)
+
+    def _station(self, index: int, inheritance: Inheritance) -> Station:
+        return Station(
+            path=self._opening.place.path,
+            backlog=self._opening.place.backlog,
+            sockets=self._sockets,
+            slots=self._board.slots,
+            workers=self._workers,
+            index=index,
+            supervisor=self._pid,
+            takes_over=self._takes_over,
+            inheritance=inheritance,
+        )
 
     # -- ends of servers ----------------------------------------------------------------------------------------------
 
@@ -234,6 +272,9 @@ class Supervisor:
 
     def _bury(self, pid: int, code: int) -> None:
         if self._leaving.pop(pid, None) is not None:
+            return
+        if self._rehearsal is not None and self._rehearsal[0] == pid:
+            self._start_anew(code)
             return
         for post in self._posts:
             server = post.server
@@ -262,7 +303,7 @@ class Supervisor:
     # -- what others say ----------------------------------------------------------------------------------------------
 
     def _read_channel(self) -> None:
-        channel = self._front.supervisor
+        channel = self._sockets.supervisor
         if channel is None or self._ends_at is not None:
             return
         for message in channel.messages():
@@ -305,12 +346,55 @@ class Supervisor:
     def _retire(self) -> None:
         """Serve no more; what the servers have is delivered until they are told to end."""
         self._is_retired = True
-        self._front.listener.close()
+        self._sockets.listener.close()
         for post in self._posts:
             if post.server is not None and self._board.slots[post.server.index].state is not State.PARTED:
                 # Two processes must not serve one socket.
                 LOGGER.warning("server %d did not hand over, and is killed", post.server.pid)
                 _tell(post.server, signal.SIGKILL)
+
+    # -- starting anew ------------------------------------------------------------------------------------------------
+
+    def _rehearse(self) -> None:
+        """See whether the program can be started anew; this one goes on meanwhile."""
+        if not self._may_start or self._rehearsal is not None:
+            LOGGER.info("SIGHUP changes nothing now: another process has taken over, or is about to")
+            return
+        try:
+            self._rehearsal = restart.rehearse(), time.monotonic() + _REHEARSAL_SECONDS
+        except OSError as error:
+            LOGGER.error("the program cannot be started anew, this one goes on: %s", cause_of(error))
+
+    def _start_anew(self, code: int) -> None:
+        """Start the program anew in this process, if the rehearsal went well; its servers take over from ours."""
+        self._rehearsal = None
+        if code != 0:
+            LOGGER.error("the program cannot be started anew, it ended with status %d; this one goes on", code)
+            return
+        if not self._may_start:
+            return
+        LOGGER.info("starting anew")
+        ends = [end.fileno() for channel in self._sockets.servers for end in (channel.inlet, channel.outlet)]
+        servers = [0 if post.server is None else post.server.pid for post in self._posts]
+        signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_BACK)
+        try:
+            restart.Restart(self._pid, self._sockets.listener.fileno(), ends, servers, list(self._leaving)).start()
+        except OSError as error:
+            LOGGER.error("the program could not be started anew, this one goes on: %s", cause_of(error))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _KEPT_BACK)
+
+    def _dismiss_former(self) -> None:
+        """Have the servers end that this process has started before it was started anew."""
+        former = self._opening.restart
+        if former is None:
+            return
+        now = time.monotonic()
+        for index, pid in enumerate(former.servers):
+            if pid:
+                server = self._leaving[pid] = _Server(pid, index, now)
+                # One that did not hand over must not go on with a socket that others serve.
+                _tell(server, signal.SIGKILL if index in self._opening.silent else signal.SIGTERM)
+        self._leaving.update({pid: _Server(pid, 0, now) for pid in former.leaving})
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -322,11 +406,14 @@ class Supervisor:
                 LOGGER.warning("server %d did not end in time, and is killed", server.pid)
                 _tell(server, signal.SIGKILL)
             self._ends_at = now + _END_MARGIN_SECONDS
+        if self._rehearsal is not None and now >= self._rehearsal[1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._rehearsal[0], signal.SIGKILL)
         if now - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = now
         self._troubles.summarise()
-        if self._watch.parent is not None and os.getppid() != self._watch.parent:
+        if self._options.parent is not None and os.getppid() != self._options.parent:
             self._end("the process that started this one is gone")
         if self._may_start:
             for post in self._posts:
@@ -347,7 +434,7 @@ class Supervisor:
 
     def _is_waited_for(self, server: _Server) -> bool:
         poll = select.poll()
-        for waited in (self._front.listener, self._front.servers[server.index].outlet):
+        for waited in (self._sockets.listener, self._sockets.servers[server.index].outlet):
             poll.register(waited, select.POLLIN)
         return bool(poll.poll(0))
 
@@ -359,10 +446,10 @@ class Supervisor:
             return
         for server in self._alive():
             _tell(server, signal.SIGTERM)
-        self._ends_at = time.monotonic() + max(0.0, self._watch.stop_timeout) + _END_MARGIN_SECONDS
+        self._ends_at = time.monotonic() + max(0.0, self._options.stop_timeout) + _END_MARGIN_SECONDS
         LOGGER.debug("the supervisor ends: %s", why)
-        self._front.listener.close()
-        for channel in (*self._front.servers, self._front.supervisor):
+        self._sockets.listener.close()
+        for channel in (*self._sockets.servers, self._sockets.supervisor):
             if channel is not None:
                 channel.shut_down()
                 for message in channel.messages():

@@ -9,14 +9,18 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kong_metering.clock import SystemClock
 from kong_metering.host.dispatch import Dispatcher
 from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.opening import Place, open_at
-from kong_metering.host.server import Hooks, Station, serve
-from kong_metering.host.supervisor import Supervisor, Watch
+from kong_metering.host.server import Hooks, serve
+from kong_metering.host.supervisor import Supervisor, SupervisorOptions
 from kong_metering.log import LOGGER, Relay, TroubleLog, configure
+
+if TYPE_CHECKING:
+    from kong_metering.host.station import Station
 
 NAME = "odd"
 
@@ -44,8 +48,8 @@ def main(prefix: Path, way: str) -> None:
     """Have it served until SIGTERM."""
     relay = Relay()
     configure(logging.INFO, relay)
-    watch = Watch(parent=None, stop_timeout=1)
-    Supervisor(open_at(Place(prefix / f"{NAME}.sock")), watch, relay, {"crash": crash, "keep": keep}[way]).run()
+    options = SupervisorOptions(stop_timeout=1)
+    Supervisor(open_at(Place(prefix / f"{NAME}.sock")), options, relay, {"crash": crash, "keep": keep}[way]).run()
 
 
 if __name__ == "__main__":

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kong_metering.clock import SystemClock
 from kong_metering.host.dispatch import Dispatcher
 from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.opening import Place, open_at
-from kong_metering.host.server import Hooks, Station, serve
-from kong_metering.host.supervisor import Supervisor, Watch
+from kong_metering.host.server import Hooks, serve
+from kong_metering.host.supervisor import Supervisor, SupervisorOptions
 from kong_metering.log import Relay, TroubleLog, configure
+
+if TYPE_CHECKING:
+    from kong_metering.host.station import Station
 
 NAME = "raising"
 
@@ -43,8 +46,8 @@ def main(prefix: Path) -> None:
     """Have it served until SIGTERM."""
     relay = Relay()
     configure(logging.INFO, relay)
-    watch = Watch(parent=None, stop_timeout=1)
-    Supervisor(open_at(Place(prefix / f"{NAME}.sock")), watch, relay, serve_raising).run()
+    options = SupervisorOptions(stop_timeout=1)
+    Supervisor(open_at(Place(prefix / f"{NAME}.sock")), options, relay, serve_raising).run()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering.host.channels import Channel, Kind
-from kong_metering.host.handover import Front, Predecessor
+from kong_metering.host.handover import Predecessor, Sockets
 from tests.support import odd_host
 from tests.support.plugin_server import PluginServerProcess, ServerProcess, script_command
 from tests.support.rpc import Connection, KongClient, KongRequest, PhaseRun, RPCFailedError, request_frame
@@ -181,10 +182,10 @@ def test_nobody_reads_from_a_connection_that_may_have_been_handed_over(launch: L
         # More than fit into the socket of one who asks for them and does not take them.
         connections = [stack.enter_context(Connection(old.path)) for _ in range(400)]
         assert pid_over(connections[-1]) == old.server_pid
-        front = stack.enter_context(shared_front(old.path))
+        shared = stack.enter_context(shared_sockets(old.path))
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            front.servers[0].send(Kind.PART, theirs.fileno())
+            shared.servers[0].send(Kind.PART, theirs.fileno())
             old.wait_for_log("broke off handing over")
         # Those that had arrived there end with it.
         for connection in connections:
@@ -193,16 +194,16 @@ def test_nobody_reads_from_a_connection_that_may_have_been_handed_over(launch: L
 
 
 @contextmanager
-def shared_front(path: Path) -> Iterator[Front]:
+def shared_sockets(path: Path) -> Iterator[Sockets]:
     """Ask for the socket that listens and the channels, as the next plugin server does."""
     predecessor = Predecessor.find(path)
     assert predecessor is not None
-    assert predecessor._front is not None
+    assert predecessor._sockets is not None
     try:
-        yield predecessor._front
+        yield predecessor._sockets
     finally:
         predecessor.release()
-        predecessor._front.listener.close()
+        predecessor._sockets.listener.close()
 
 
 def test_a_supervisor_that_was_taken_over_from_starts_no_more_servers(launch: Launch) -> None:
@@ -241,11 +242,11 @@ def test_another_server_serves_when_the_one_that_took_over_dies_with_all_connect
     parted = old.server_pid
     with Connection(old.path) as lost:
         assert pid_over(lost) == parted
-        with shared_front(old.path) as front:
-            assert front.supervisor is not None
+        with shared_sockets(old.path) as shared:
+            assert shared.supervisor is not None
             to_supervisor, to_server = (
-                asking(front.supervisor, Kind.RETIRE),
-                asking(front.servers[0], Kind.PART),
+                asking(shared.supervisor, Kind.RETIRE),
+                asking(shared.servers[0], Kind.PART),
             )
             with to_supervisor, to_server:
                 assert to_supervisor.recv(1)
@@ -364,3 +365,72 @@ def test_a_server_that_does_not_know_of_it_is_replaced_on_the_path(
     assert server.stop() == 0
     assert server.complaints() == []
     assert prefix.is_dir()
+
+
+# The program started anew in place, with SIGHUP
+
+
+@pytest.mark.parametrize("flags", ["", "--servers 2"])
+def test_a_planned_restart_costs_no_request(flags: str, launch: Launch, ingest: IngestServer) -> None:
+    server = launch(flags).start()
+    config = header_config(ingest.url, queue={"max_batch_size": 100, "max_coalescing_delay": 0.1})
+    inode = server.path.stat().st_ino
+    with workers(server.path, config, 4) as started:
+        for _ in range(2):
+            wait_for_more(started)
+            start_anew(server)
+            wait_for_more(started)
+    assert [worker.failures for worker in started] == [[]] * 4
+    assert server.path.stat().st_ino == inode
+    assert server.stop() == 0
+    expected = {worker._name: worker.requests for worker in started}
+    ids = {(event["subject"], event["id"]) for event in ingest.events()}
+    assert {name: sum(subject == name for subject, _ in ids) for name in expected} == expected
+    assert server.complaints() == []
+
+
+def start_anew(server: PluginServerProcess) -> None:
+    """Tell it to, and wait until all servers are others."""
+    before = server.server_pids()
+    server.process.send_signal(signal.SIGHUP)
+
+    def are_others() -> bool:
+        now = server.server_pids()
+        return len(now) == len(before) and set(now).isdisjoint(before)
+
+    wait_until(are_others, "other servers")
+
+
+def test_a_program_that_could_not_be_started_anew_goes_on(prefix: Path) -> None:
+    program = prefix / "program.py"
+    shutil.copy(odd_host.__file__, program)
+    with ServerProcess(script_command(program, prefix, "keep"), prefix / "odd.sock") as server:
+        serving = server.server_pid
+        program.write_text("raise SystemExit(3)")
+        server.process.send_signal(signal.SIGHUP)
+        line = server.wait_for_log("cannot be started anew")
+        assert line == "error: the program cannot be started anew, it ended with status 3; this one goes on"
+        with Connection(server.path) as connection:
+            assert pid_over(connection) == serving
+
+
+def test_a_program_that_is_told_to_end_while_it_starts_anew_ends_in_order(launch: Launch) -> None:
+    server = launch().start()
+    serving = server.server_pid
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("starting anew")
+    assert server.stop() == 0
+    assert not Path(f"/proc/{serving}").exists()
+    assert server.complaints() == []
+
+
+def test_a_server_that_does_not_hand_over_at_a_restart_is_killed(launch: Launch) -> None:
+    server = launch().start()
+    stuck = server.server_pid
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("starting anew")
+    os.kill(stuck, signal.SIGSTOP)
+    with Connection(server.path) as connection:
+        assert pid_over(connection) != stuck
+    wait_until(lambda: stuck not in server.server_pids(), "its end")
+    assert server.stop() == 0
