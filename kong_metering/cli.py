@@ -126,13 +126,11 @@ _FLAGS = (
         ("--event-ttl",), "seconds after which an event that Kong does not go on with is forgotten", 60, _seconds, "S"
     ),
     _Flag(("--instance-ttl",), "seconds after which an instance that Kong does not use is closed", 3600, _seconds, "S"),
-    _Flag(
-        ("--stop-timeout",), "seconds to deliver what waits when told to end (Kong itself grants 0.03)", 5, float, "S"
-    ),
+    _Flag(("--stop-timeout",), "seconds to deliver what waits when told to end", 5, float, "S"),
     _Flag(
         ("--parent",),
         "'watch': end when the process that started this one ends; 'ignore': do not; 'auto': watch it unless it is "
-        "process 1, as under a supervisor or in a container",
+        "process 1, as under systemd or in a container",
         "auto",
         str,
         "MODE",

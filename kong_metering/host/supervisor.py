@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import logging
 import os
@@ -119,6 +120,7 @@ class Supervisor:
     def run(self) -> None:
         """Have the place served until it is to end. Raises `StartupError`."""
         name_process(SUPERVISOR_NAME)
+        _libc()  # takes longer than a server may
         _set_aside_what_lives_long()
         with self._heeding_signals():
             listener, inheritance = self._opening.take_over()
@@ -447,7 +449,7 @@ class Supervisor:
         for server in self._alive():
             _tell(server, signal.SIGTERM)
         self._ends_at = time.monotonic() + max(0.0, self._options.stop_timeout) + _END_MARGIN_SECONDS
-        LOGGER.debug("the supervisor ends: %s", why)
+        LOGGER.info("the supervisor ends: %s", why)
         self._sockets.listener.close()
         for channel in (*self._sockets.servers, self._sockets.supervisor):
             if channel is not None:
@@ -465,10 +467,15 @@ def _tell(server: _Server, number: signal.Signals) -> None:
         os.kill(server.pid, number)
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 def _be_told_of_parents_death() -> None:
     """Have the system send a signal when the parent dies; where it cannot, the server finds out within a second."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(ORPHANED), 0, 0, 0)
+        _libc().prctl(_PR_SET_PDEATHSIG, int(ORPHANED), 0, 0, 0)
 
 
 def _set_aside_what_lives_long() -> None:
