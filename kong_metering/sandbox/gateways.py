@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgpack
 import requests
@@ -46,7 +46,10 @@ class Gateway(ABC):
 
     `declarative` is a kong.yaml as text, with decK's `${{ env "DECK_X" }}` filled in from `environment`.
     `plugin_server_flags` are added to the start command of kong.conf.example; `settings` are further ones of kong.conf.
+    `protocol` is what the gateway speaks with the plugin server.
     """
+
+    protocol: ClassVar[str] = "protobuf"
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Gateway(ABC):
         self._write_declarative(declarative)
         lines = read_example(bin_directory=Path(sys.executable).parent, prefix=self.prefix)
         lines["pluginserver_metering_start_cmd"] += f" {plugin_server_flags}" if plugin_server_flags else ""
+        lines["pluginserver_metering_query_cmd"] += f" --protocol {self.protocol}"
         lines |= {
             "proxy_listen": f"127.0.0.1:{free_port()}",
             "admin_listen": f"127.0.0.1:{free_port()}",
@@ -141,6 +145,8 @@ class Gateway(ABC):
         wait_for(pids, "there is a process to kill", self._said)
         pid = pids()[-1]
         os.kill(pid, signal.SIGKILL)
+        # Until it is gone, what Kong sends it is lost with it.
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} is gone", self._said)
         return pid
 
     def _processes(self) -> list[_Process]:
