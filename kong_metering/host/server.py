@@ -135,6 +135,13 @@ class _Server:
         self.conversations.sweep()
 
     @property
+    def is_quiet(self) -> bool:
+        """Whether no event is under way, and no connection on its way here."""
+        return not (self._dispatcher.events_under_way or self._arriving) and all(
+            one.is_quiet for one in self.connections
+        )
+
+    @property
     def is_handing_over(self) -> bool:
         """Whether nothing new may begin: all connections are just being given to the next servers."""
         return self._successor is not None
@@ -164,9 +171,7 @@ class _Server:
         self._hand_over_when_quiet(loop, loop.time() + _QUIET_SECONDS)
 
     def _hand_over_when_quiet(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        is_quiet = not (self._dispatcher.events_under_way or self._arriving)
-        is_quiet = is_quiet and all(one.is_quiet for one in self.connections)
-        if self._front is None or is_quiet or loop.time() >= deadline:
+        if self._front is None or self.is_quiet or loop.time() >= deadline:
             if self._front is not None:
                 self._front.stop_accepting()
             # Not before those are known that were accepted a moment ago.
@@ -269,8 +274,12 @@ async def _serve(shared: _Server, station: Station, hooks: Hooks) -> None:
     elif station.sockets.supervisor is not None:
         with contextlib.suppress(OSError):
             station.sockets.supervisor.send(Kind.ENDING)
-    # One more turn of the loop answers what has arrived; Kong's SIGKILL comes 30 ms after its SIGTERM.
+    # One more turn of the loop answers what has arrived; what Kong was asked for then, and has not answered yet, would
+    # be a request that is not billed.
     await asyncio.sleep(_DRAIN_SECONDS)
+    deadline = loop.time() + _QUIET_SECONDS
+    while not shared.is_quiet and loop.time() < deadline:  # noqa: ASYNC110 - of many connections, each by itself
+        await asyncio.sleep(_QUIET_POLL_SECONDS)
     for one in list(shared.connections):
         one.close()
     await asyncio.sleep(0)
