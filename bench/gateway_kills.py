@@ -8,6 +8,7 @@ answer, and an event is on disk 10 ms later at most. Anything else is counted be
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -37,9 +38,8 @@ _OK = 200
 class Toll:
     """What kills have cost: requests by status, and those that were not answered 200 or have no event.
 
-    `in_flight` is how many requests were under way at a kill in all; `late_ms` is how long after the last kill
-    before it the latest request was sent that failed without being under way at one; `early_ms`, how long before the
-    next kill the earliest one had been answered that has no event. Both None if there is no such request.
+    `in_flight` is how many requests were under way at a kill in all. The two last ones are, in milliseconds, how far
+    from the nearest kill a request failed, or went unbilled, that was not under way at one; None if there is none.
     """
 
     kills: int
@@ -47,11 +47,11 @@ class Toll:
     in_flight: int
     failed_in_flight: int
     failed_beside: int
-    late_ms: float | None
     unbilled_in_flight: int
     unbilled_in_grace: int
     unbilled_beside: int
-    early_ms: float | None
+    failed_farthest_ms: float | None
+    unbilled_farthest_ms: float | None
 
 
 def count_toll(exchanges: Sequence[Exchange], billed: AbstractSet[str], kills: Sequence[float]) -> Toll:
@@ -68,11 +68,11 @@ def count_toll(exchanges: Sequence[Exchange], billed: AbstractSet[str], kills: S
         in_flight=sum(_spans(one, ordered) for one in exchanges),
         failed_in_flight=len(failed) - len(beside),
         failed_beside=len(beside),
-        late_ms=max((_since_last(one, ordered) * 1e3 for one in beside), default=None),
         unbilled_in_flight=len(unbilled) - len(not_in_flight),
         unbilled_in_grace=len(not_in_flight) - len(early),
         unbilled_beside=len(early),
-        early_ms=max((_until_next(one, ordered) * 1e3 for one in not_in_flight), default=None),
+        failed_farthest_ms=max((_distance_ms(one, ordered) for one in beside), default=None),
+        unbilled_farthest_ms=max((_distance_ms(one, ordered) for one in not_in_flight), default=None),
     )
 
 
@@ -81,14 +81,9 @@ def _spans(one: Exchange, kills: Sequence[float], grace: float = 0.0) -> bool:
     return bisect_left(kills, one.sent) < bisect_right(kills, one.ended + grace)
 
 
-def _since_last(one: Exchange, kills: Sequence[float]) -> float:
-    at = bisect_right(kills, one.sent)
-    return one.sent - kills[at - 1] if at else float("inf")
-
-
-def _until_next(one: Exchange, kills: Sequence[float]) -> float:
-    at = bisect_left(kills, one.ended)
-    return kills[at] - one.ended if at < len(kills) else float("inf")
+def _distance_ms(one: Exchange, kills: Sequence[float]) -> float:
+    """Tell how far the nearest kill was from an exchange during which there was none."""
+    return min((max(one.sent - kill, kill - one.ended) for kill in kills), default=math.inf) * 1e3
 
 
 def kill_each_second(directory: Path, seconds: int) -> dict[str, Toll]:
@@ -183,8 +178,8 @@ def _met(*, holds: bool) -> str:
 
 def _how(toll: Toll) -> str:
     said = ""
-    if toll.late_ms is not None:
-        said += f"; the last that failed without being under way was sent {toll.late_ms:,.1f} ms after a kill"
-    if toll.early_ms is not None:
-        said += f"; the first unbilled one had been answered {toll.early_ms:,.1f} ms before a kill"
+    if toll.failed_farthest_ms is not None:
+        said += f"; others failed up to {toll.failed_farthest_ms:,.1f} ms away from a kill"
+    if toll.unbilled_farthest_ms is not None:
+        said += f"; others went unbilled up to {toll.unbilled_farthest_ms:,.1f} ms away from a kill"
     return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Column, Table
 from terminal import CONSOLE
+
+_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,14 @@ class Paper:
     def text(self, text: str) -> None:
         """Add a paragraph."""
         CONSOLE.print(escape(text))
-        self._parts.append(text)
+        self._parts.append(textwrap.fill(text, _WIDTH, break_on_hyphens=False))
 
     def items(self, items: Sequence[str]) -> None:
         """Add a list."""
         for item in items:
             CONSOLE.print(f"- {escape(item)}")
-        self._parts.append("\n".join(f"- {item}" for item in items))
+        wrapped = (textwrap.fill(f"- {item}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False) for item in items)
+        self._parts.append("\n".join(wrapped))
 
     def grid(self, grid: Grid) -> None:
         """Add a table."""

@@ -13,7 +13,7 @@ from kong_metering.sandbox.gateways import GatewayError
 _REMEDY = "there is no `wrk` on the PATH; Debian and Ubuntu have it: apt-get install wrk"
 _SPARE_SECONDS = 60
 _MICROSECONDS = {"us": 1.0, "ms": 1e3, "s": 1e6, "m": 60e6, "h": 3600e6}
-_DISTRIBUTION = re.compile(r"^\s+(\d+)%\s+([\d.]+)(us|ms|s|m|h)$", re.MULTILINE)
+_DISTRIBUTION = re.compile(r"^\s+(\d+)%\s+([\d.]+)(us|ms|s|m|h)\s*$", re.MULTILINE)
 _REQUESTS = re.compile(r"^\s+(\d+) requests in ", re.MULTILINE)
 _PER_SECOND = re.compile(r"^Requests/sec:\s+([\d.]+)$", re.MULTILINE)
 _REFUSED = re.compile(r"^\s+Non-2xx or 3xx responses: (\d+)$", re.MULTILINE)

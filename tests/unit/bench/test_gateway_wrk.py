@@ -7,7 +7,9 @@ from gateway_wrk import Load, find_wrk, parse_wrk
 
 from kong_metering.sandbox.gateways import GatewayError
 
-CLEAN = """Running 4s test @ http://127.0.0.1:41533/orders
+BLANK = " "  # wrk pads units of one letter
+
+CLEAN = f"""Running 4s test @ http://127.0.0.1:41533/orders
   1 threads and 16 connections
   Thread Stats   Avg      Stdev     Max   +/- Stdev
     Latency     2.99ms    2.68ms  38.07ms   85.15%
@@ -16,7 +18,7 @@ CLEAN = """Running 4s test @ http://127.0.0.1:41533/orders
      50%    2.17ms
      75%    3.95ms
      90%  900.00us
-     99%    1.04s
+     99%    1.04s{BLANK}
   23769 requests in 4.00s, 7.93MB read
 Requests/sec:   5939.53
 Transfer/sec:      1.98MB
