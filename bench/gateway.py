@@ -44,6 +44,13 @@ _STAND_IN = (
     "Kong Gateway (https://developer.konghq.com/gateway/install/), see that `kong version` runs, and\n"
     "    make bench GATEWAY=kong"
 )
+_WHAT_THEY_DO = (
+    "Kongs with one nginx worker each run side by side and take turns in rounds, another one first in each round. The "
+    "Go plugin and the one on kong-pdk's own server read a header in access, keep it in ctx.shared, serialize in log, "
+    "build a small event and throw it away. http-log delivers its records. kong-metering does everything: subject, all "
+    "event fields, spool on disk, delivery. Each route answers by itself (`request-termination`), the cheapest service "
+    "there is."
+)
 _CANNOT_RUN = 2
 
 
@@ -57,6 +64,7 @@ def main() -> int:
     paper = Paper()
     try:
         _check_programs()
+        paper.title("On a real Kong")
         paper.items(describe_machine())
         with tempfile.TemporaryDirectory(prefix="bench-") as directory:
             holds = _run(options, Path(directory), paper)
@@ -127,6 +135,7 @@ def _compare(options: argparse.Namespace, directory: Path, paper: Paper) -> None
     candidates = _chosen(options.only, directory, paper)
     samples, events = compare(candidates, directory, options.rounds, options.seconds)
     paper.heading("Side by side")
+    paper.text(_WHAT_THEY_DO)
     paper.text(_how(options.rounds, options.seconds, events))
     paper.grid(figures(candidates, samples))
     wanted = [candidate for candidate in candidates if candidate.name in {f"ours-{one}-100" for one in PROTOCOLS}]
@@ -163,11 +172,12 @@ def _chosen(only: Sequence[str] | None, directory: Path, paper: Paper) -> list[C
 
 
 def _how(rounds: int, seconds: int, events: int) -> str:
+    alone = max(1, seconds // 2)
     return (
-        f"Medians of {rounds} rounds of {seconds} s over {CONNECTIONS} connections, and {max(1, seconds // 2)} s over "
-        "one; one nginx worker; client and endpoint on the same cores; the route answers by itself "
-        f"(`request-termination`). CPU for each request, delivery included. All {events:,} events that were due "
-        "have arrived."
+        f"Medians of {rounds} rounds of {seconds} s over {CONNECTIONS} connections and {alone} s over one, client and "
+        "endpoint on the same cores; a ratio is the median of the ratios within each round. CPU for each request, of all "
+        "processes, until all its events were delivered. After each load as many events had arrived as requests were "
+        f"sent: {events:,} in all."
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -123,6 +125,7 @@ def ours(  # noqa: PLR0913 - each of them is one thing that is compared
     def server(prefix: Path) -> PluginServer:
         lines = read_example(bin_directory=bin_directory, prefix=prefix)
         lines["pluginserver_metering_query_cmd"] += f" --protocol {protocol}"
+        _check_protocol(lines["pluginserver_metering_query_cmd"], protocol)
         return PluginServer(PLUGIN_NAME, Path(lines["pluginserver_metering_socket"]), lines)
 
     def plugins(url: str) -> list[dict[str, Any]]:
@@ -142,7 +145,20 @@ def ours(  # noqa: PLR0913 - each of them is one thing that is compared
     return Candidate(name, title, plugins, server, delivers=True, with_consumer=by_consumer)
 
 
+def _check_protocol(query: str, protocol: str) -> None:
+    """Make sure that Kong will speak what is measured; raises `GatewayError` if the dump says otherwise."""
+    done = subprocess.run(shlex.split(query), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise GatewayError(f"{query}: {done.stdout}{done.stderr}")
+    dump = json.loads(done.stdout)
+    # A list of plugins alone is the older form, which says MessagePack.
+    spoken = dump.get("Protocol", _SPOKEN["msgpack"]) if isinstance(dump, dict) else _SPOKEN["msgpack"]
+    if spoken != _SPOKEN[protocol]:
+        raise GatewayError(f"{query} makes Kong speak {spoken}, not {_SPOKEN[protocol]}")
+
+
 _PROTOCOL_NAMES = {"protobuf": "ProtoBuf", "msgpack": "MessagePack"}
+_SPOKEN = {"protobuf": "ProtoBuf:1", "msgpack": "MsgPack:1"}
 
 
 def _small(plugin: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from terminal import say_progress
 
 _CONNECTIONS = 16
 _GRACE_SECONDS = 0.010
-_QUIET_SECONDS = 3.0
+_QUIET_SECONDS = 5.0
 _DELIVERY_SECONDS = 60.0
 _OK = 200
 

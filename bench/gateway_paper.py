@@ -28,6 +28,10 @@ class Paper:
     def __init__(self) -> None:
         self._parts: list[str] = []
 
+    def title(self, text: str) -> None:
+        """Begin the page."""
+        self._parts.append(f"## {text}")
+
     def heading(self, text: str) -> None:
         """Begin a section."""
         CONSOLE.rule(escape(text), align="left")
