@@ -175,9 +175,9 @@ def _how(rounds: int, seconds: int, events: int) -> str:
     alone = max(1, seconds // 2)
     return (
         f"Medians of {rounds} rounds of {seconds} s over {CONNECTIONS} connections and {alone} s over one, client and "
-        "endpoint on the same cores; a ratio is the median of the ratios within each round. CPU for each request, of all "
-        "processes, until all its events were delivered. After each load as many events had arrived as requests were "
-        f"sent: {events:,} in all."
+        "endpoint on the same cores; a ratio is the median of the ratios within each round. CPU for each request, of "
+        "all processes, until all its events were delivered. After each load as many events had arrived as requests "
+        f"were sent: {events:,} in all."
     )
 
 

@@ -23,9 +23,9 @@ def describe_machine() -> list[str]:
     programs += [f"Python {platform.python_version()}", packages, _go_version(), _first_line("wrk", "-v")]
     cores = len(os.sched_getaffinity(0))
     return [
-        f"{cores} cores of {_cpu_model()}, {memory:.0f} GiB of memory, Linux {platform.release()}; load average before "
-        f"it began: {os.getloadavg()[0]:.2f}",
+        f"{cores} cores of {_cpu_model()}, {memory:.0f} GiB of memory, Linux {platform.release()}",
         "; ".join(program for program in programs if program),
+        f"load average before it began: {os.getloadavg()[0]:.2f}",
     ]
 
 
