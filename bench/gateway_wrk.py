@@ -7,10 +7,12 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from kong_metering.sandbox.gateways import GatewayError
 
 _REMEDY = "there is no `wrk` on the PATH; Debian and Ubuntu have it: apt-get install wrk"
+_REQUESTS_SENT = Path(__file__).with_name("gateway_requests.lua")
 _SPARE_SECONDS = 60
 _MICROSECONDS = {"us": 1.0, "ms": 1e3, "s": 1e6, "m": 60e6, "h": 3600e6}
 _DISTRIBUTION = re.compile(r"^\s+(\d+)%\s+([\d.]+)(us|ms|s|m|h)\s*$", re.MULTILINE)
@@ -41,8 +43,8 @@ def find_wrk() -> str:
 
 
 def run_wrk(url: str, *, connections: int, seconds: int, headers: Mapping[str, str]) -> Load:
-    """Send as many requests as can be, from one thread over some connections."""
-    command = [find_wrk(), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    """Send as many requests as can be, from one thread over some connections: those of gateway_requests.lua."""
+    command = [find_wrk(), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(_REQUESTS_SENT)]
     for name, value in headers.items():
         command += ["-H", f"{name}: {value}"]
     done = subprocess.run(
