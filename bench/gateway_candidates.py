@@ -16,9 +16,9 @@ from gateway_kong import SUBJECT_HEADER, Kong, PluginServer
 from pdk_small import NAME as PDK_PLUGIN
 from processes import BENCH
 
+from kong_metering import PLUGIN_NAME
 from kong_metering.sandbox.conf import read_example
 from kong_metering.sandbox.gateways import GatewayError
-from kong_metering.schema import PLUGIN_NAME
 
 PROTOCOLS = ("protobuf", "msgpack")
 _GO_PLUGIN = "bench-go"

@@ -1,18 +1,20 @@
 """The process that serves is killed with SIGKILL each second under load: what that costs clients and the bill.
 
 Killed is a process of our plugin server that has no other below it: under a supervisor the server that it has forked,
-otherwise the only one. Allowed to suffer are the requests that were under way at a kill, from when the client sent them
-to when it had its answer; and, for the bill, those answered at most 10 ms before one: Kong runs a log phase after the
-answer, and an event is on disk 10 ms later at most. Anything else is counted beside, and misses what was wanted.
+otherwise the only one. A kill lasts from the signal to the end of the process, which takes a while to give back what
+it has, and meanwhile keeps its connections open. Allowed to suffer are the requests that were under way during a kill,
+from when the client sent them to when it had its answer; and, for the bill, those answered at most 10 ms before one:
+Kong runs a log phase after the answer, and an event is on disk 10 ms later at most. Anything else is counted beside,
+and misses what was wanted.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
 import time
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -35,11 +37,20 @@ _OK = 200
 
 
 @dataclass(frozen=True)
+class Kill:
+    """When a process was sent SIGKILL, and when it had ended; from `time.perf_counter`."""
+
+    sent: float
+    ended: float
+
+
+@dataclass(frozen=True)
 class Toll:
     """What kills have cost: requests by status, and those that were not answered 200 or have no event.
 
-    `in_flight` is how many requests were under way at a kill in all. The two last ones are, in milliseconds, how far
-    from the nearest kill a request failed, or went unbilled, that was not under way at one; None if there is none.
+    `in_flight` is how many requests were under way at a kill in all. `failed_apart` and `unbilled_apart` tell of those
+    that were not, in milliseconds, how long they had been answered before the next kill, as a negative number, or were
+    sent after the last one, whichever is nearer.
     """
 
     kills: int
@@ -50,40 +61,40 @@ class Toll:
     unbilled_in_flight: int
     unbilled_in_grace: int
     unbilled_beside: int
-    failed_farthest_ms: float | None
-    unbilled_farthest_ms: float | None
+    failed_apart: tuple[float, ...]
+    unbilled_apart: tuple[float, ...]
 
 
-def count_toll(exchanges: Sequence[Exchange], billed: AbstractSet[str], kills: Sequence[float]) -> Toll:
-    """Work out what kills have cost; `kills` are the moments of them, `billed` the subjects that have an event."""
-    ordered = sorted(kills)
+def count_toll(exchanges: Sequence[Exchange], billed: AbstractSet[str], kills: Sequence[Kill]) -> Toll:
+    """Work out what kills have cost; `billed` are the subjects that have an event."""
     failed = [one for one in exchanges if one.status != _OK]
     unbilled = [one for one in exchanges if one.status == _OK and one.subject not in billed]
-    beside = [one for one in failed if not _spans(one, ordered)]
-    not_in_flight = [one for one in unbilled if not _spans(one, ordered)]
-    early = [one for one in not_in_flight if not _spans(one, ordered, _GRACE_SECONDS)]
+    beside = [one for one in failed if not _spans(one, kills)]
+    not_in_flight = [one for one in unbilled if not _spans(one, kills)]
+    early = [one for one in not_in_flight if not _spans(one, kills, _GRACE_SECONDS)]
     return Toll(
         kills=len(kills),
         statuses=Counter(one.status for one in exchanges),
-        in_flight=sum(_spans(one, ordered) for one in exchanges),
+        in_flight=sum(_spans(one, kills) for one in exchanges),
         failed_in_flight=len(failed) - len(beside),
         failed_beside=len(beside),
         unbilled_in_flight=len(unbilled) - len(not_in_flight),
         unbilled_in_grace=len(not_in_flight) - len(early),
         unbilled_beside=len(early),
-        failed_farthest_ms=max((_distance_ms(one, ordered) for one in beside), default=None),
-        unbilled_farthest_ms=max((_distance_ms(one, ordered) for one in not_in_flight), default=None),
+        failed_apart=tuple(_apart(one, kills) for one in beside),
+        unbilled_apart=tuple(_apart(one, kills) for one in not_in_flight),
     )
 
 
-def _spans(one: Exchange, kills: Sequence[float], grace: float = 0.0) -> bool:
+def _spans(one: Exchange, kills: Sequence[Kill], grace: float = 0.0) -> bool:
     """Whether there was a kill between its sending and its end, or a little later."""
-    return bisect_left(kills, one.sent) < bisect_right(kills, one.ended + grace)
+    return any(kill.sent <= one.ended + grace and kill.ended >= one.sent for kill in kills)
 
 
-def _distance_ms(one: Exchange, kills: Sequence[float]) -> float:
-    """Tell how far the nearest kill was from an exchange during which there was none."""
-    return min((max(one.sent - kill, kill - one.ended) for kill in kills), default=math.inf) * 1e3
+def _apart(one: Exchange, kills: Sequence[Kill]) -> float:
+    """Tell how far the nearest kill was from an exchange during which there was none; below 0 if it came later."""
+    distances = [one.sent - kill.ended if kill.ended < one.sent else one.ended - kill.sent for kill in kills]
+    return min(distances, key=abs, default=math.inf) * 1e3
 
 
 def kill_each_second(directory: Path, seconds: int) -> dict[str, Toll]:
@@ -92,7 +103,7 @@ def kill_each_second(directory: Path, seconds: int) -> dict[str, Toll]:
 
 
 def _run(protocol: str, directory: Path, seconds: int) -> Toll:
-    kills: list[float] = []
+    kills: list[Kill] = []
     with ExitStack() as stack:
         collector = stack.enter_context(Collector())
         candidate = ours(protocol, path="subjects")
@@ -101,13 +112,27 @@ def _run(protocol: str, directory: Path, seconds: int) -> Toll:
 
         def kill() -> None:
             for pid in serving_processes(kong.master):
-                kills.append(time.perf_counter())
-                os.kill(pid, signal.SIGKILL)
+                _kill(pid, kills)
 
         exchanges = send_traffic(kong.port, connections=_CONNECTIONS, seconds=seconds, each_second=kill)
         billed = _wait_until_quiet(collector)
     say_progress("")
     return count_toll(exchanges, billed, kills)
+
+
+def _kill(pid: int, kills: list[Kill]) -> None:
+    """Kill a process, and note it once it has ended."""
+    loop = asyncio.get_running_loop()
+    handle = os.pidfd_open(pid)
+    sent = time.perf_counter()
+
+    def ended() -> None:
+        kills.append(Kill(sent, time.perf_counter()))
+        loop.remove_reader(handle)
+        os.close(handle)
+
+    loop.add_reader(handle, ended)
+    os.kill(pid, signal.SIGKILL)
 
 
 def _wait_until_quiet(collector: Collector) -> frozenset[str]:
@@ -178,8 +203,10 @@ def _met(*, holds: bool) -> str:
 
 def _how(toll: Toll) -> str:
     said = ""
-    if toll.failed_farthest_ms is not None:
-        said += f"; others failed up to {toll.failed_farthest_ms:,.1f} ms away from a kill"
-    if toll.unbilled_farthest_ms is not None:
-        said += f"; others went unbilled up to {toll.unbilled_farthest_ms:,.1f} ms away from a kill"
+    for what, apart in (("failed", toll.failed_apart), ("went unbilled", toll.unbilled_apart)):
+        before, after = [-one for one in apart if one < 0], [one for one in apart if one >= 0]
+        if before:
+            said += f"; {len(before):,} others {what} that were answered up to {max(before):,.1f} ms before a kill"
+        if after:
+            said += f"; {len(after):,} others {what} that were sent up to {max(after):,.1f} ms after one"
     return said
