@@ -120,6 +120,11 @@ class Collector(Process):
             counts: dict[str, int] = json.load(response)
         return counts
 
+    def subjects(self) -> frozenset[str]:
+        """List the subjects that have an event among those posted to `/subjects`."""
+        with urllib.request.urlopen(f"{self.url}/subjects", timeout=30) as response:  # noqa: S310 - our own http URL
+            return frozenset(json.load(response))
+
     def wait_for_events(self, events: int, seconds: float = 30.0, spare: int = 0) -> None:
         """Wait until `events` events have arrived in all; raises TimeoutError if they do not.
 

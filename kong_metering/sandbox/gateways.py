@@ -285,15 +285,7 @@ class RealKong(Gateway):
         self._wait_for_another_plugin_server(before)
 
     def _kong(self, *arguments: str) -> None:
-        program = shutil.which("kong")
-        if program is None:
-            raise GatewayError("there is no `kong` on the PATH; see https://developer.konghq.com/gateway/install/")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("KONG_")}
-        done = subprocess.run(  # noqa: PLW1510 - the status is looked at below, with what was said
-            [program, *arguments], env=environment, cwd=self.prefix, capture_output=True, text=True, timeout=60
-        )
-        if done.returncode != 0:
-            raise GatewayError(f"kong {' '.join(arguments)}: {done.stdout}{done.stderr}{self._said()}")
+        run_kong(*arguments, directory=self.prefix, said=self._said)
 
 
 GATEWAYS: Mapping[str, type[Gateway]] = {"standin": StandIn, "kong": RealKong}
@@ -308,6 +300,23 @@ def fill_in(text: str, environment: Mapping[str, str]) -> str:
         return environment[match[1]]
 
     return _DECK_VARIABLE.sub(value, text)
+
+
+def run_kong(*arguments: str, directory: Path, said: Callable[[], str] = str) -> str:
+    """Run the `kong` on the PATH in a directory, without any setting from this environment, and give what it printed.
+
+    Raises `GatewayError`, which holds what it and `said` said, if there is none or it fails.
+    """
+    program = shutil.which("kong")
+    if program is None:
+        raise GatewayError("there is no `kong` on the PATH; see https://developer.konghq.com/gateway/install/")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KONG_")}
+    done = subprocess.run(  # noqa: PLW1510 - the status is looked at below, with what was said
+        [program, *arguments], env=environment, cwd=directory, capture_output=True, text=True, timeout=60
+    )
+    if done.returncode != 0:
+        raise GatewayError(f"kong {' '.join(arguments)}: {done.stdout}{done.stderr}{said()}")
+    return done.stdout
 
 
 def free_port() -> int:
