@@ -67,6 +67,13 @@ class Kind:
     decode: Callable[[Any], Any]
 
 
+def _sixty_four_bits(value: Any) -> bytes:
+    number = int(value)
+    if not -_SIGN <= number < _SIGN:
+        raise OverflowError("an integer of more than 64 bits")
+    return varint(number)
+
+
 def _signed(value: int) -> int:
     value &= _WORD - 1
     return value - _WORD if value & _SIGN else value
@@ -76,9 +83,9 @@ def _as_bytes(value: object) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode("utf-8", _BYTES)
 
 
-INTEGER = Kind(_VARINT, lambda value: varint(int(value)), _signed)
+INTEGER = Kind(_VARINT, _sixty_four_bits, _signed)
 BOOLEAN = Kind(_VARINT, lambda value: b"\x01" if value else b"\x00", bool)
-DOUBLE = Kind(_EIGHT_BYTES, _DOUBLE.pack, lambda raw: _DOUBLE.unpack(raw)[0])
+DOUBLE = Kind(_EIGHT_BYTES, lambda value: _DOUBLE.pack(float(value)), lambda raw: _DOUBLE.unpack(raw)[0])
 TEXT = Kind(_DELIMITED, _as_bytes, lambda raw: raw.decode("utf-8", _BYTES))
 
 
@@ -108,7 +115,7 @@ class Message:
     def encode(self, values: Mapping[str, Any]) -> bytes:
         """Return the bytes of a message; a member that is None, or that the message does not have, is left out.
 
-        Raises TypeError or ValueError for values that do not fit their fields.
+        Raises TypeError, ValueError, OverflowError or AttributeError for values that do not fit their fields.
         """
         parts = [
             _encoded_field(self.fields[name], value)
@@ -180,13 +187,17 @@ def _take(values: dict[str, Any], name: str, found: tuple[Field, int, Any], dept
             key, value = _entry(one, raw, depth)
             values.setdefault(name, {})[key] = value
         return
-    if wire_type != (one.kind.wire_type if isinstance(one.kind, Kind) else _DELIMITED):
+    if wire_type != _wire_type(one):
         return
     value = _decoded(one, raw, depth)
     if one.repeated:
         values.setdefault(name, []).append(value)
     else:
         values[name] = value
+
+
+def _wire_type(one: Field) -> int:
+    return one.kind.wire_type if isinstance(one.kind, Kind) else _DELIMITED
 
 
 def _decoded(one: Field, raw: Any, depth: int) -> Any:
@@ -199,6 +210,6 @@ def _entry(one: Field, raw: bytes, depth: int) -> tuple[str, Any]:
     for number, wire_type, content in _raw_fields(raw):
         if number == 1 and wire_type == _DELIMITED:
             key = TEXT.decode(content)
-        elif number == 2:  # noqa: PLR2004 - an entry of a map is its key, 1, and its value, 2
+        elif number == 2 and wire_type == _wire_type(one):  # noqa: PLR2004 - an entry is its key, 1, and its value, 2
             value = _decoded(one, content, depth)
     return key, value

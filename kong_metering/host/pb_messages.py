@@ -322,7 +322,8 @@ def knows(method: str) -> bool:
 def arguments_of(method: str, arguments: Sequence[Any]) -> bytes:
     """Return the message with the arguments of a PDK function that the protocol has.
 
-    Raises TypeError, ValueError, IndexError or OverflowError for arguments that the function's message cannot hold.
+    Raises TypeError, ValueError, IndexError, OverflowError, AttributeError or RecursionError for arguments that the
+    function's message cannot hold.
     """
     message, members = _FUNCTIONS[method][0]
     return message.encode(members(arguments))

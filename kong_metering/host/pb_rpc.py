@@ -35,13 +35,23 @@ if TYPE_CHECKING:
 _HEADER = LENGTH.size
 _END = frame(b"")
 _unpack_length = LENGTH.unpack_from
+_SEQUENCE_TAG = b"\x08"
 _HANDLE_EVENT_TAG = b"\xa2\x02"
 _HANDLE_EVENT_HEAD = 3  # the tag, and a length below 128
 _VARINT_MORE = 0x80
 _STRING_TAG = 0x0A
 # What arguments of a plugin raise that the message of a PDK function cannot hold.
-_UNSAYABLE = (TypeError, ValueError, IndexError, OverflowError, AttributeError)
+_UNSAYABLE = (TypeError, ValueError, IndexError, OverflowError, AttributeError, RecursionError)
 _STRING_FUNCTIONS = frozenset({"kong.request.get_header", "kong.nginx.get_var", "kong.log.serialize"})
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What a phase asks at once: the frames of its calls and their end, and what reads each answer."""
+
+    plan: AtOnce
+    frames: bytes
+    readers: tuple[Callable[[bytes], Any], ...]
 
 
 @dataclass(eq=False)
@@ -50,15 +60,20 @@ class _Known:
 
     instance: Instance
     phase: Phase
-    plan: AtOnce | None = None
-    frames: bytes = b""
-    results: tuple[Callable[[bytes], Any], ...] = ()
+    asked: _Asked | None = None
 
-    def use(self, plan: AtOnce) -> None:
-        """Keep a plan and the frames of its calls: it is nearly always the same one."""
-        self.frames = b"".join(_call_frames(call) for call in plan.calls) + _END
-        self.results = tuple(_reader_of(call.method) for call in plan.calls)
-        self.plan = plan
+    def asks(self) -> _Asked | None:
+        """Return what the phase asks at once; it is kept, for it is nearly always the same.
+
+        Raises `_UNSAYABLE`, and whatever the plugin raises.
+        """
+        plan = self.phase.at_once()
+        if plan is None:
+            return None
+        if self.asked is None or self.asked.plan is not plan:
+            frames = b"".join(_call_frames(call) for call in plan.calls) + _END
+            self.asked = _Asked(plan, frames, tuple(_reader_of(call.method) for call in plan.calls))
+        return self.asked
 
 
 @dataclass
@@ -84,8 +99,9 @@ class PBConversation:
         self._parts: list[bytes] = []
         self._held = 0
         self._needed = _HEADER
-        # The event under way: at once (what it is, and the answers that have come) or in steps.
-        self._asked: _Known | None = None
+        # The event under way: at once (where, what was asked, and the answers that have come) or in steps.
+        self._known: _Known | None = None
+        self._asked: _Asked | None = None
         self._due = 0
         self._answers: list[bytes] = []
         self._event: _SteppedEvent | None = None
@@ -128,12 +144,11 @@ class PBConversation:
 
     def lose(self) -> None:
         """Give up the event that is under way; the connection has ended."""
-        asked, event = self._asked, self._event
-        self._asked = self._event = None
-        if asked is not None and asked.plan is not None:
-            self._due = 0
-            self._shared.instances.leave(asked.instance)
-            self._run(asked.phase, asked.plan.give_up)
+        known, asked, event = self._known, self._asked, self._event
+        self._known = self._event = None
+        self._due = 0
+        if known is not None and asked is not None:
+            self._run(known, asked.plan.give_up)
         if event is not None:
             self._end(event)
 
@@ -155,48 +170,49 @@ class PBConversation:
     # -- events at once -----------------------------------------------------------------------------------------------
 
     def _begin(self, known: _Known, sequence: bytes) -> bytes:
-        phase, instances = known.phase, self._shared.instances
-        instances.enter(known.instance)
-        plan = self._plan_of(phase)
-        if plan is None:
-            self._event = _SteppedEvent(known.instance, phase, phase.steps(), sequence)
-            return self._go_on(self._event, None)
-        if plan is not known.plan:
-            known.use(plan)
-        if plan.calls:
-            self._asked, self._due = known, len(plan.calls)
+        self._shared.instances.enter(known.instance)
+        asked = self._asked_at_once(known)
+        if asked is None:
+            event = self._event = _SteppedEvent(known.instance, known.phase, known.phase.steps(), sequence)
+            return self._go_on(event, None)
+        if asked.readers:
+            self._known, self._asked, self._due = known, asked, len(asked.readers)
         else:
-            instances.leave(known.instance)
-            self._run(phase, plan.finish, ())
-        return known.frames + LENGTH.pack(len(sequence)) + sequence
+            self._run(known, asked.plan.finish, ())
+        return asked.frames + LENGTH.pack(len(sequence)) + sequence
 
-    def _plan_of(self, phase: Phase) -> AtOnce | None:
+    def _asked_at_once(self, known: _Known) -> _Asked | None:
         try:
-            return phase.at_once()
-        except Exception as error:  # noqa: BLE001 - whatever a plugin does
-            self._report(phase, error)
+            return known.asks()
+        except BaseException as error:  # noqa: BLE001 - whatever a plugin does
+            name = known.phase.name
+            self._shared.troubles.report(
+                f"at once:{name}:{type(error).__name__}",
+                f"the {name} phase is run in steps, what it asks at once cannot be sent to Kong: {cause_of(error)}",
+            )
             return None
 
     def _take_answer(self, message: bytes) -> bytes:
         self._answers.append(message)
         self._due -= 1
-        asked = self._asked
-        if not self._due and asked is not None and asked.plan is not None:
-            answers, self._answers, self._asked = self._answers, [], None
-            self._shared.instances.leave(asked.instance)
+        known, asked = self._known, self._asked
+        if not self._due and known is not None and asked is not None:
+            answers, self._answers, self._known = self._answers, [], None
             try:
-                results = [read(answer) for read, answer in zip(asked.results, answers, strict=True)]
+                results = [read(answer) for read, answer in zip(asked.readers, answers, strict=True)]
             except ProtocolError:
-                self._run(asked.phase, asked.plan.give_up)
+                self._run(known, asked.plan.give_up)
                 raise
-            self._run(asked.phase, asked.plan.finish, results)
+            self._run(known, asked.plan.finish, results)
         return b""
 
-    def _run(self, phase: Phase, function: Callable[..., None], *arguments: object) -> None:
+    def _run(self, known: _Known, end: Callable[..., None], *arguments: object) -> None:
+        """End an event at once; its instance may be closed only afterwards."""
         try:
-            function(*arguments)
-        except Exception as error:  # noqa: BLE001 - whatever a plugin does
-            self._report(phase, error)
+            end(*arguments)
+        except BaseException as error:  # noqa: BLE001 - sys.exit() in a plugin must not end the host
+            self._report(known.phase, error)
+        self._shared.instances.leave(known.instance)
 
     def _report(self, phase: Phase, error: BaseException) -> None:
         self._shared.troubles.report(
@@ -245,21 +261,27 @@ class PBConversation:
 
     def _take_call(self, message: bytes, rest: bytes) -> bytes:
         call = pb_messages.CALL.decode(message)
-        sequence = b"\x08" + varint(call.get("sequence", 0))
-        if "handle_event" in call:
-            known = self._found(call["handle_event"])
-            self._shared.by_bytes[rest] = known
-            return self._begin(known, sequence)
-        return frame(sequence + pb_messages.RETURN.encode(self._returned(call)))
-
-    def _found(self, event: Mapping[str, Any]) -> _Known:
+        sequence = _SEQUENCE_TAG + varint(call.get("sequence", 0))
+        if "handle_event" not in call:
+            return frame(sequence + pb_messages.RETURN.encode(self._returned(call)))
+        event = call["handle_event"]
         instance = self._shared.instances.get(event.get("instance_id"))
         if instance is None:
             raise ConnectionEnd
-        phase = instance.phases.get(event.get("event_name", ""))
+        name = event.get("event_name", "")
+        phase = instance.phases.get(name)
         if phase is None:
-            raise ProtocolError(f"an event of the phase {printable(event.get('event_name', ''))}")
-        return _Known(instance, phase)
+            # Kong has read another version's dump. If the connection ended, it would send the event for ever.
+            self._shared.troubles.report("no phase", f"{self._plugin} has no phase {printable(name)}")
+            return _END + frame(sequence)
+        known = _Known(instance, phase)
+        if pb_messages.CALL.decode(rest) == {"handle_event": event}:
+            self._shared.by_bytes[rest] = known
+        return self._begin(known, sequence)
+
+    @property
+    def _plugin(self) -> str:
+        return self._shared.instances.plugin.name
 
     def _returned(self, call: Mapping[str, Any]) -> dict[str, Any]:
         instances = self._shared.instances
@@ -275,10 +297,12 @@ class PBConversation:
             instance = instances.get(instance_id)
             if instance is None:
                 raise ConnectionEnd
-            return {"instance_status": _status(instances.plugin.name, instance_id, instance.started_at)}
+            return {"instance_status": _status(self._plugin, instance_id, instance.started_at)}
         if "get_plugin_names" in call:
-            return {"plugin_names": {"names": [instances.plugin.name]}}
+            return {"plugin_names": {"names": [self._plugin]}}
         if "get_plugin_info" in call:
+            if call["get_plugin_info"].get("name") != self._plugin:
+                raise ConnectionEnd
             return {"plugin_info": _plugin_info(instances)}
         raise ProtocolError("a call of an unknown kind")
 
@@ -314,16 +338,20 @@ def _refused(call: PDKCall, error: Exception) -> PDKException:
 
 def _cut(message: bytes) -> tuple[bytes, bytes]:
     """Cut a call into its sequence number, tag included, and the rest; Kong's encoder puts either first."""
-    if message[:1] == b"\x08":
-        end = 1
-        while end < len(message) and message[end] & _VARINT_MORE:
-            end += 1
-        return message[: end + 1], message[end + 1 :]
-    if message[:2] == _HANDLE_EVENT_TAG and len(message) > _HANDLE_EVENT_HEAD:
+    if message[:1] == _SEQUENCE_TAG:
+        end = _end_of_integer(message, 1)
+        return message[:end], message[end:]
+    if message[:2] == _HANDLE_EVENT_TAG and len(message) > _HANDLE_EVENT_HEAD and message[2] < _VARINT_MORE:
         end = _HANDLE_EVENT_HEAD + message[2]
-        if message[end : end + 1] == b"\x08":
+        if message[end : end + 1] == _SEQUENCE_TAG and _end_of_integer(message, end + 1) == len(message):
             return message[end:], message[:end]
     return b"", message
+
+
+def _end_of_integer(message: bytes, position: int) -> int:
+    while position < len(message) and message[position] & _VARINT_MORE:
+        position += 1
+    return position + 1
 
 
 def _call_frames(call: PDKCall) -> bytes:
@@ -344,9 +372,7 @@ def _string(answer: bytes) -> str | None:
     """Return the string in an answer, None if it is empty: what most answers are, without going through tables."""
     if not answer:
         return None
-    length, start = answer[1], 2
-    if length & _VARINT_MORE:
-        length, start = read_varint(answer, 1)
+    length, start = read_varint(answer, 1)
     if answer[0] != _STRING_TAG or start + length != len(answer):
         raise ProtocolError("an answer that is no string")
     return answer[start:].decode("utf-8", "surrogateescape")
