@@ -7,50 +7,39 @@ Headers can be asked for step by step (`capture_headers`), where a step depends 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from kong_pdk.exception import PDKException
 
-from kong_metering.record import Record, header_values, is_blank
+from kong_metering.record import LINE_SEPARATOR, REDACTED, Record, first_not_blank, header_values, is_blank
 from kong_metering.steps import PDKCall, Steps, call
 
 GET_REQUEST_ID = call("kong.nginx.get_var", "kong_request_id")
 _MAX_HEADERS = 1000  # the most that kong.request.get_headers gives
-_LIST_SEPARATOR = ", "
-
-
-class HeadersRead(NamedTuple):
-    """Headers by name; `are_certain` is False when one may be a single value or the first of several."""
-
-    values: dict[str, str]
-    are_certain: bool
 
 
 def header_calls(names: Sequence[str]) -> tuple[PDKCall, ...]:
-    """List the calls that tell headers at once: Kong's look-up of each, and nginx's variable for what it does not see.
+    """List the calls that tell headers at once, one for each name.
 
-    Kong 3.9 looks up a header that was sent twice, or that contains a comma and a space, only among the first 100
-    (`kong/tools/http.lua`). nginx has all lines of a header, joined.
+    nginx's variable has all lines of a header, wherever they stand, for less than Kong's look-up takes. What Kong hides
+    in its record is looked up, for nothing else could tell one value from several.
     """
-    looked_up = (call("kong.request.get_header", name) for name in names)
-    return (*looked_up, *(_variable_of(name) for name in names))
+    return tuple(
+        call("kong.request.get_header", name) if name.lower() in REDACTED else _variable_of(name) for name in names
+    )
 
 
-def headers_in(names: Sequence[str], results: Sequence[Any]) -> HeadersRead:
-    """Read the results of `header_calls`; headers that the request does not have, or only blank ones, are left out."""
-    values: dict[str, str] = {}
-    are_certain = True
-    looked_up, variables = results[: len(names)], results[len(names) :]
-    for name, value, joined in zip(names, looked_up, variables, strict=True):
-        if isinstance(value, str) and not is_blank(value):
-            values[name] = value
-        elif isinstance(joined, str):
-            lines = joined.split(_LIST_SEPARATOR)
-            are_certain = are_certain and len(lines) == 1
-            first = _first(lines)
-            if first is not None:
-                values[name] = first
-    return HeadersRead(values, are_certain)
+def headers_in(names: Sequence[str], results: Sequence[Any]) -> dict[str, str | list[str]]:
+    """Read the results of `header_calls`; headers that the request does not have, or only blank ones, are left out.
+
+    What may be several lines, which nginx joins, comes as a list: `FinishedRequest` tells them apart.
+    """
+    values: dict[str, str | list[str]] = {}
+    for name, value in zip(names, results, strict=True):
+        if not isinstance(value, str) or is_blank(value):
+            continue
+        values[name] = [value] if LINE_SEPARATOR in value and name.lower() not in REDACTED else value
+    return values
 
 
 def capture_headers(names: tuple[str, ...]) -> Steps[dict[str, str]]:
@@ -78,12 +67,12 @@ def hidden_headers(names: list[str]) -> Steps[dict[str, str]]:
     if not isinstance(headers, dict):
         return {}
     record: Record = {"request": {"headers": headers}}
-    found = {name: _first(header_values(record, name)) for name in names}
+    found = {name: first_not_blank(header_values(record, name)) for name in names}
     if sum(len(values) if isinstance(values, list) else 1 for values in headers.values()) >= _MAX_HEADERS:
         for name in (name for name in names if found[name] is None):
             value = yield _variable_of(name)
             if isinstance(value, str):
-                found[name] = _first(value.split(_LIST_SEPARATOR))
+                found[name] = first_not_blank(value.split(LINE_SEPARATOR))
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -111,8 +100,3 @@ def attempt(method: str, *arguments: object) -> Steps[Any]:
 
 def _variable_of(name: str) -> PDKCall:
     return call("kong.nginx.get_var", "http_" + name.lower().replace("-", "_"))
-
-
-def _first(values: list[str]) -> str | None:
-    """Give the first value of a header that was sent several times; a blank one does not hide the next."""
-    return next((value for value in values if not is_blank(value)), None)

@@ -28,11 +28,15 @@ GENERATION_SECONDS = 12 * 3600.0
 _ENTRY_BYTES = 320
 
 # The headers by name, or what stands for none of them (`request.NO_HEADERS`).
-Headers: TypeAlias = "Mapping[str, str] | str"
+Headers: TypeAlias = "Mapping[str, str | list[str]] | str"
 
 
 def _bytes_of(headers: Headers) -> int:
-    return _ENTRY_BYTES + (0 if isinstance(headers, str) else sum(map(sys.getsizeof, headers.values())))
+    if isinstance(headers, str):
+        return _ENTRY_BYTES
+    return _ENTRY_BYTES + sum(
+        sys.getsizeof(value[0] if isinstance(value, list) else value) for value in headers.values()
+    )
 
 
 class CapturedHeaders:
@@ -91,7 +95,7 @@ class CapturedHeaders:
     def unpack(self, packed: bytes) -> None:
         """Keep what the process before this one had; nothing of what is not in that form."""
         try:
-            kept = msgspec.convert(json.loads(packed), dict[str, dict[str, str] | str])
+            kept = msgspec.convert(json.loads(packed), dict[str, dict[str, str | list[str]] | str])
         except ValueError as error:
             LOGGER.warning("what the process before kept of requests under way cannot be read: %s", cause_of(error))
             return

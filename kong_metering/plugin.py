@@ -38,8 +38,9 @@ SHARED_KEY = "metering-and-billing"
 _GET_SHARED = call("kong.ctx.shared.get", SHARED_KEY)
 _SERIALIZE = call("kong.log.serialize")
 _NOTHING_TO_DO = AtOnce((), lambda _: None)
-# How long headers are asked for step by step after some that could not be told for certain otherwise.
-_WARY_SECONDS = 60.0
+# How long headers are asked for step by step, which always tells one value from several, after a request whose record
+# could not have told: its header stood behind too many others, or a later plugin changed it.
+_WARY_SECONDS = 600.0
 
 
 class Plugin:
@@ -103,9 +104,7 @@ class Plugin:
 
     def _keep_answers(self, answers: Sequence[Any]) -> None:
         try:
-            headers, are_certain = headers_in(self._headers, answers[:-1])
-            if not are_certain:
-                self._wary_until = self._runtime.clock.monotonic() + _WARY_SECONDS
+            headers = headers_in(self._headers, answers[:-1])
             self._runtime.captured.keep(answers[-1], headers or NO_HEADERS)
         except Exception as error:  # noqa: BLE001 - metering fails open
             self._report("access", error)
@@ -184,7 +183,10 @@ class Plugin:
     def _queue_events(self, record: Record, captured: object) -> None:
         if self._meter is None:
             return
-        events = self._meter.events(FinishedRequest(record, captured))
+        request = FinishedRequest(record, captured)
+        events = self._meter.events(request)
+        if request.has_guessed or request.was_changed:
+            self._wary_until = self._runtime.clock.monotonic() + _WARY_SECONDS
         if isinstance(events, Skipped):
             self._runtime.stats.skip(events)
             return

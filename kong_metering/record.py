@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypedDict
 from urllib.parse import unquote_to_bytes
 
@@ -17,10 +17,16 @@ import msgspec
 
 Record = Mapping[str, Any]
 
+# What nginx puts between the lines of a header that it joins.
+LINE_SEPARATOR = ", "
+# Request headers whose values Kong's record does not show.
+REDACTED = frozenset({"authorization", "proxy-authorization"})
+
 _NOTHING: Mapping[str, Any] = {}
 # Kong and OpenMeter hold numbers as doubles: above it, two different counts look the same.
 _LARGEST_INTEGER = 2**53
 _MAX_DIGITS = 16
+_MOST_HEADERS = 100  # that Kong looks at, unless it is told otherwise (`lua_max_req_headers`)
 
 
 class _Request(TypedDict, total=False):
@@ -141,6 +147,11 @@ def subject_text(value: str) -> str | None:
     return readable(value.strip()) or None
 
 
+def first_not_blank(values: Iterable[str]) -> str | None:
+    """Give the first value that does not count as absent; None if there is none."""
+    return next((value for value in values if not is_blank(value)), None)
+
+
 def is_blank(value: str) -> bool:
     """Whether a value from a client counts as absent: it is empty, or only white space."""
     return subject_text(value) is None
@@ -172,6 +183,24 @@ def header_values(record: Record, name: str) -> list[str]:
         found = next((value for key, value in headers.items() if _normalised(key) == wanted), None)
     values = found if isinstance(found, list) else [found]
     return [value for value in values if isinstance(value, str)]
+
+
+def header_lines(record: Record, name: str) -> list[str]:
+    """List the lines of a request header, in any spelling of its name that nginx takes for the same; in any order."""
+    wanted = _normalised(name)
+    lines: list[str] = []
+    for key, found in section(section(record, "request"), "headers").items():
+        if _normalised(key) == wanted:
+            lines += [value for value in (found if isinstance(found, list) else [found]) if isinstance(value, str)]
+    return lines
+
+
+def may_hide_headers(record: Record) -> bool:
+    """Tell whether the request may have had more headers than the record shows."""
+    headers = section(section(record, "request"), "headers")
+    if len(headers) >= _MOST_HEADERS:
+        return True
+    return sum(len(value) if isinstance(value, list) else 1 for value in headers.values()) >= _MOST_HEADERS
 
 
 def _normalised(name: str) -> str:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.record import header_values, is_blank, query_values, section
+from kong_metering.record import (
+    LINE_SEPARATOR,
+    REDACTED,
+    first_not_blank,
+    header_lines,
+    header_values,
+    is_blank,
+    may_hide_headers,
+    query_values,
+    section,
+)
 
 if TYPE_CHECKING:
     from kong_metering.record import Record
@@ -19,13 +29,18 @@ class FinishedRequest:
 
     `captured` holds the header values that the access phase read, by the header's configured name; `NO_HEADERS` when it
     found none, and None when it did not run: the plugin server was just not there, or an earlier plugin or Kong itself
-    answered. Then the record's headers count, and else they do not: a later plugin may have added one.
+    answered. Then the record's headers count, and else they do not: a later plugin may have added one. A value in a
+    list is one that may be several lines, which nginx has joined.
+
+    `has_guessed` is True once a value was told that may be the first of several or a part of one: nothing that is known
+    tells them apart.
     """
 
-    __slots__ = ("_captured", "record")
+    __slots__ = ("_captured", "has_guessed", "record")
 
     def __init__(self, record: Record, captured: object = None) -> None:
         self.record = record
+        self.has_guessed = False
         self._captured: Mapping[str, Any] | None = None
         if captured == NO_HEADERS:
             self._captured = {}
@@ -34,20 +49,41 @@ class FinishedRequest:
 
     def header(self, name: str) -> str | None:
         """Give the first value of a request header that is not blank, as the client sent it."""
-        if self._captured is not None:
-            value = self._captured.get(name)
-            if not isinstance(value, str):
-                return None
-            # A blank first value must not hide a second one; only the record has all of them.
-            return self._first_of_several(name) if is_blank(value) else value
-        return next((value for value in header_values(self.record, name) if not is_blank(value)), None)
+        if self._captured is None:
+            return first_not_blank(header_values(self.record, name))
+        value = self._captured.get(name)
+        if isinstance(value, list):
+            return self._first_line(name, value[0]) if value and isinstance(value[0], str) else None
+        if not isinstance(value, str):
+            return None
+        # A blank first value must not hide a second one; only the record has all of them.
+        return self._first_of_several(name) if is_blank(value) else value
+
+    @property
+    def was_changed(self) -> bool:
+        """Whether a later plugin changed or removed a header that the access phase read."""
+        for name, value in (self._captured or {}).items():
+            if isinstance(value, str) and value not in header_lines(self.record, name):
+                return name.lower() not in REDACTED and not may_hide_headers(self.record)
+        return False
 
     def argument(self, name: str) -> str | None:
         """Give the first value of a query argument that is not blank, from the target that the client asked for."""
         uri = section(self.record, "request").get("uri")
-        values = query_values(uri, name) if isinstance(uri, str) else iter(())
-        return next((value for value in values if not is_blank(value)), None)
+        return first_not_blank(query_values(uri, name)) if isinstance(uri, str) else None
+
+    def _first_line(self, name: str, joined: str) -> str | None:
+        """Give the first line that is not blank, of those that nginx has joined.
+
+        The record has them one by one, unless a later plugin changed them or they stand behind too many others.
+        """
+        lines = joined.split(LINE_SEPARATOR)
+        shown = LINE_SEPARATOR.join(header_lines(self.record, name)).split(LINE_SEPARATOR)
+        if sorted(lines) == sorted(shown):
+            return first_not_blank(header_values(self.record, name))
+        self.has_guessed = True
+        return first_not_blank(lines)
 
     def _first_of_several(self, name: str) -> str | None:
         values = header_values(self.record, name)
-        return next((value for value in values if not is_blank(value)), None) if len(values) > 1 else None
+        return first_not_blank(values) if len(values) > 1 else None
