@@ -41,11 +41,18 @@ class Figures:
             self._station.slot.publish(orjson.dumps({name: one for name, one in own.items() if isinstance(one, int)}))
 
     def told(self) -> dict[str, Any]:
-        """Tell the sums, and under `servers` those of each server, with its process and how many workers it has."""
-        each = [self._of(index) for index in range(len(self._station.slots))]
+        """Tell the sums, and under `servers` those of each server, with its process and how many workers it has.
+
+        One that is alone does not tell workers apart.
+        """
+        slots = self._station.slots
+        if len(slots) == 1:
+            own = self._own()
+            return {**own, "servers": [{"pid": slots[0].pid, **own}]}
+        each = [self._of(index) for index in range(len(slots))]
         servers = [
             {"pid": slot.pid, "workers": len(self._station.workers.of(index)), **figures}
-            for index, (slot, figures) in enumerate(zip(self._station.slots, each, strict=True))
+            for index, (slot, figures) in enumerate(zip(slots, each, strict=True))
         ]
         return {**added(each, self._alike), "servers": servers}
 

@@ -372,6 +372,10 @@ def has_ended(pid: int) -> bool:
         return True
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+
+
 def test_the_process_ends_when_the_one_that_started_it_is_gone(prefix: Path) -> None:
     between, server = orphan(prefix)
     pid = pid_at(server.path)
@@ -385,6 +389,7 @@ def test_a_process_that_is_told_so_goes_on_without_the_one_that_started_it(prefi
     """Its housekeeping, which looks for the parent, has been done since: an abandoned event was forgotten."""
     between, server = orphan(prefix, "--parent ignore --event-ttl 0.01")
     pid = pid_at(server.path)
+    supervisor = parent_of(pid)
     try:
         between.kill()
         between.wait()
@@ -394,8 +399,8 @@ def test_a_process_that_is_told_so_goes_on_without_the_one_that_started_it(prefi
         wait_until(lambda: client.status()["Events"] == 0, "the event to be forgotten")
         assert pid_at(server.path) == pid
     finally:
-        os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: has_ended(pid), "the end of the plugin server")
+        os.kill(supervisor, signal.SIGTERM)
+    wait_until(lambda: has_ended(pid) and has_ended(supervisor), "the end of the plugin server")
 
 
 # What Kong gives it and it must not use

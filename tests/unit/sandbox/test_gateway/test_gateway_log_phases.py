@@ -66,24 +66,24 @@ def pids_of(phase: LogPhase) -> tuple[int | None, int | None]:
 def test_a_process_that_took_over_the_connections_is_named_for_what_it_answers(noting: Noting) -> None:
     with noting.plugin_server() as old:
         noting.gateway.start()
-        assert pids_of(noting.request()) == (old.pid, old.pid)
+        assert pids_of(noting.request()) == (old.server_pid,) * 2
         with noting.plugin_server() as new:
             # The connection lies in the gateway's pool since the first request.
-            assert pids_of(noting.request()) == (new.pid, new.pid)
+            assert pids_of(noting.request()) == (new.server_pid,) * 2
             assert old.stop() == 0
-            assert pids_of(noting.request()) == (new.pid, new.pid)
+            assert pids_of(noting.request()) == (new.server_pid,) * 2
     assert "taken over from the process before" in "".join(new.log)
 
 
 def test_the_next_process_is_named_after_one_was_killed(noting: Noting) -> None:
     with noting.plugin_server() as killed:
         noting.gateway.start()
-        assert noting.request().server_pid == killed.pid
+        assert noting.request().server_pid == killed.server_pid
         killed.kill()
         unanswered = noting.request()
         assert (unanswered.answered_at, unanswered.server_pid, unanswered.access_pid) == (None, None, None)
         with noting.plugin_server() as new:
-            assert noting.request().server_pid == new.pid
+            assert noting.request().server_pid == new.server_pid
 
 
 def test_without_notes_the_plugin_server_is_asked_nothing_that_kong_does_not_ask(tmp_path: Path) -> None:
