@@ -7,8 +7,9 @@ GATEWAY ?= standin
 
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 1800
+BENCH ?=
 
-.PHONY: help test lint types check demo sandbox bench-host bench-spool fuzz soak format clean
+.PHONY: help test lint types check demo sandbox bench bench-host bench-spool fuzz soak format clean
 
 help:
 	@echo "make test        lint, types and all tests"
@@ -17,6 +18,9 @@ help:
 	@echo "make sandbox     the same, kept running, to play with"
 	@echo "make fuzz        feed records, headers, queries and frames for FUZZ_SECONDS (600)"
 	@echo "make soak        faults of every kind for SOAK_SECONDS (1800), and whether an event is missing afterwards"
+	@echo "make bench GATEWAY=kong"
+	@echo "                 what metering costs on the real Kong that is on the PATH, next to Go, Lua and kong-pdk;"
+	@echo "                 BENCH='--all --markdown FILE' for all of it, see bench/gateway.py"
 	@echo "make bench-host  what the plugin server costs, next to kong-pdk's own"
 	@echo "make bench-spool events/s through queue, spool and delivery, bursts, starts (10 GB of disk)"
 
@@ -37,6 +41,9 @@ demo: $(VENV)/.sandbox
 
 sandbox: $(VENV)/.sandbox
 	@$(BIN)/python -m kong_metering.sandbox.demo --gateway $(GATEWAY) --keep
+
+bench: $(VENV)/.dev
+	$(BIN)/python bench/gateway.py --gateway $(GATEWAY) $(BENCH)
 
 bench-host: $(VENV)/.dev
 	$(BIN)/python bench/host.py

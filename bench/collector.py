@@ -1,21 +1,25 @@
 """The ingest end of the benchmarks: takes events as fast as it can, and only counts them.
 
 A POST to a path that ends in `/gate` is answered 429 while the gate is closed, and 204 once it is open; while the gate
-is held, it waits for its answer. Any other POST is answered 204. GET `/open`, `/close` and `/hold` move the gate and,
-as any other path does, tell the counts as JSON. Prints its port when it is ready.
+is held, it waits for its answer. Any other POST is answered 204; one to a path that ends in `/records` has records of
+Kong's http-log instead of events. GET `/open`, `/close` and `/hold` move the gate and, as any other path does, tell the
+counts as JSON; GET `/subjects` tells the subjects that have an event that was posted to a path that ends so. Prints its
+port when it is ready.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from typing import cast
 
 import uvloop
 
 _EVENT_MARK = b'"specversion":'
-
+_RECORD_MARK = b'"started_at":'
+_SUBJECT = re.compile(rb'"subject":"([^"]*)"')
 
 _NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
 _TOO_MANY = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
@@ -28,6 +32,7 @@ class _Ingest:
         self._events = self._refused = 0
         self._gate = "close"
         self._held: list[tuple[_Connection, bytes]] = []
+        self._subjects: set[bytes] = set()
 
     def take(self, connection: _Connection, head: bytes, body: bytes) -> None:
         method, path, _ = head.split(b" ", 2)
@@ -35,11 +40,14 @@ class _Ingest:
             connection.write(self._told(path))
         elif path.endswith(b"/gate"):
             self._at_gate(connection, body)
-        else:
+        elif path.endswith(b"/subjects"):
+            self._subjects.update(_SUBJECT.findall(body))
             self._accept(connection, body)
+        else:
+            self._accept(connection, body, _RECORD_MARK if path.endswith(b"/records") else _EVENT_MARK)
 
-    def _accept(self, connection: _Connection, body: bytes) -> None:
-        self._events += body.count(_EVENT_MARK)
+    def _accept(self, connection: _Connection, body: bytes, mark: bytes = _EVENT_MARK) -> None:
+        self._events += body.count(mark)
         connection.write(_NO_CONTENT)
 
     def _at_gate(self, connection: _Connection, body: bytes) -> None:
@@ -58,8 +66,11 @@ class _Ingest:
             held, self._held = self._held, []
             for connection, body in held:
                 self._at_gate(connection, body)
-        counts = json.dumps({"events": self._events, "refused": self._refused}).encode()
-        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(counts), counts)
+        if wanted == "subjects":
+            told = json.dumps(sorted(subject.decode() for subject in self._subjects)).encode()
+        else:
+            told = json.dumps({"events": self._events, "refused": self._refused}).encode()
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(told), told)
 
 
 class _Connection(asyncio.Protocol):

@@ -27,7 +27,7 @@ from processes import GEVENT, IN_MEMORY, OURS, THREADS, Candidate, Collector, Se
 from rich.table import Column, Table
 from terminal import CONSOLE, argument_parser, say_progress
 
-from kong_metering.schema import PLUGIN_NAME
+from kong_metering import PLUGIN_NAME
 
 _IN_FLIGHT = 16
 _MODEST = 4

@@ -25,8 +25,8 @@ from processes import OURS, Server
 from rich.table import Table
 from terminal import CONSOLE, argument_parser, say_progress
 
+from kong_metering import PLUGIN_NAME
 from kong_metering.cli import SPOOL
-from kong_metering.schema import PLUGIN_NAME
 from kong_metering.spool.directory import survey
 from kong_metering.spool.log import EventLog
 

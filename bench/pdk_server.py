@@ -2,8 +2,8 @@
 
 from kong_pdk.cli import start_dedicated_server
 
+from kong_metering import PLUGIN_NAME
 from kong_metering.plugin import Plugin, Schema, priority, version
-from kong_metering.schema import PLUGIN_NAME
 
 if __name__ == "__main__":
     start_dedicated_server(PLUGIN_NAME, Plugin, version, priority, Schema)

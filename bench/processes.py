@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.schema import PLUGIN_NAME
+from kong_metering import PLUGIN_NAME
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,13 +59,18 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """The process that does the work."""
+        return self._process.pid
+
     def cpu_seconds(self) -> float:
         """Tell the CPU time that the process has used, user and system."""
-        return time.clock_gettime((~self._process.pid << 3) | _CPUCLOCK_SCHED)
+        return time.clock_gettime((~self.pid << 3) | _CPUCLOCK_SCHED)
 
     def rss_bytes(self) -> int:
         """Tell how much memory the process holds."""
-        return rss_bytes(self._process.pid)
+        return rss_bytes(self.pid)
 
     def stop(self) -> None:
         """End the process."""
@@ -92,6 +98,11 @@ class Server(Process):
         super().__init__(process)
         _wait_until(self.socket.exists, f"{candidate.name} does not serve, see {directory}/log", _STARTING_SECONDS)
 
+    @property
+    def pid(self) -> int:
+        """The process that serves: the only one that ours has forked, or the one that was started."""
+        return next(iter(_children_of(super().pid)), super().pid)
+
 
 class Collector(Process):
     """The ingest end, see collector.py."""
@@ -108,6 +119,11 @@ class Collector(Process):
         with urllib.request.urlopen(f"{self.url}/{path}", timeout=10) as response:  # noqa: S310 - our own http URL
             counts: dict[str, int] = json.load(response)
         return counts
+
+    def subjects(self) -> frozenset[str]:
+        """List the subjects that have an event among those posted to `/subjects`."""
+        with urllib.request.urlopen(f"{self.url}/subjects", timeout=30) as response:  # noqa: S310 - our own http URL
+            return frozenset(json.load(response))
 
     def wait_for_events(self, events: int, seconds: float = 30.0, spare: int = 0) -> None:
         """Wait until `events` events have arrived in all; raises TimeoutError if they do not.
@@ -130,6 +146,15 @@ def rss_bytes(pid: int) -> int:
     """Tell how much memory a process holds."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def _children_of(pid: int) -> list[int]:
+    children = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_bytes().rpartition(b")")[2].split()[1]) == pid:
+                children.append(int(stat.parent.name))
+    return children
 
 
 def _wait_until(condition: Any, message: str, seconds: float) -> None:

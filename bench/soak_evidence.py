@@ -28,7 +28,7 @@ DEAD_LETTERS = "dead-letters"
 
 _CAME = ("accepted", "adopted")
 _WENT = ("delivered", "dead letters", "dropped", "left", "waiting")
-_ENDED = re.compile(r"\[metering:(\d+)\] info: ended: (.*)")
+_ENDED = re.compile(r"\] info: ended: process (\d+), (.*)")
 _COUNT = r"(\d+)(?: events?)? {name}|{name}:? (\d+|none|\{{[^}}]*\}})"
 
 

@@ -26,12 +26,12 @@ from soak_server import CLOCK
 from soak_traffic import REFUSED_SUBJECT, ROUTES, SUBJECT_HEADER
 from soak_verdict import Killed
 
+from kong_metering import PLUGIN_NAME
 from kong_metering.sandbox.collector.faults import FaultMatch, FaultRule
 from kong_metering.sandbox.collector.process import CollectorProcess
 from kong_metering.sandbox.collector.tokens import fingerprint
 from kong_metering.sandbox.gateways import StandIn, wait_for
 from kong_metering.sandbox.upstream_process import UpstreamProcess
-from kong_metering.schema import PLUGIN_NAME
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from kong_metering import PLUGIN_NAME
 from kong_metering.host.dispatch import Dispatcher, Limits
+from kong_metering.host.figures import Figures
 from kong_metering.host.instances import PluginDefinition
-from kong_metering.host.server import Hooks, ServerOptions, serve
+from kong_metering.host.load import Load
+from kong_metering.host.server import Hooks, serve
+from kong_metering.host.supervisor import Supervisor, SupervisorOptions
 from kong_metering.log import LOGGER, Relay
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
-from kong_metering.schema import PLUGIN_NAME, plugin_info
+from kong_metering.schema import plugin_info
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from kong_metering.delivery.spooloptions import SpoolOptions
+    from kong_metering.host.opening import Opening
+    from kong_metering.host.station import Station
 
 PHASES = ("access", "log")
+# Each server counts what waits on disk in the one spool.
+_ALIKE = ("waiting_for_instances",)
 
 
 def plugin_information() -> dict[str, Any]:
@@ -48,18 +57,42 @@ class DeliveryOptions:
     spool: SpoolOptions | None
 
 
-def run(server: ServerOptions, limits: Limits, delivery: DeliveryOptions, relay: Relay) -> None:
+def run(
+    opening: Opening, supervisor: SupervisorOptions, limits: Limits, delivery: DeliveryOptions, relay: Relay
+) -> None:
     """Run the plugin server until it is told to end; raises `StartupError` if it cannot start."""
+
+    def run_server(station: Station) -> None:
+        _run_server(station, limits, delivery, relay)
+
+    Supervisor(opening, supervisor, relay, run_server).run()
+
+
+def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, relay: Relay) -> None:
+    """Run one server, in a process of its own."""
     runtime = make_runtime(ca_bundle=delivery.ca_bundle, relay=relay, spool=delivery.spool)
-    dispatcher = Dispatcher(_definition(runtime), clock=runtime.clock, troubles=runtime.troubles, limits=limits)
+    figures = Figures(station, lambda: _figures(runtime), alike=_ALIKE)
+    definition = _definition(runtime, figures.told)
+    dispatcher = Dispatcher(definition, clock=runtime.clock, troubles=runtime.troubles, limits=limits)
+    load = Load(runtime.clock)
 
     def housekeeping() -> None:
         runtime.delivery.sweep()
         runtime.captured.sweep()
         runtime.troubles.summarise()
+        figures.publish()
+        if (trouble := load.trouble()) is not None:
+            servers = len(station.slots)
+            LOGGER.warning("a server %s; give Kong more of them, with --servers %d or more", trouble, servers + 1)
 
+    hooks = Hooks(
+        housekeeping,
+        ending=runtime.delivery.begin_close,
+        parting=runtime.captured.pack,
+        arriving=runtime.captured.unpack,
+    )
     try:
-        serve(dispatcher, server, runtime.troubles, Hooks(housekeeping, ending=runtime.delivery.begin_close))
+        serve(dispatcher, station, runtime.troubles, hooks)
     finally:
         runtime.delivery.close(delivery.stop_timeout)
         dispatcher.close()
@@ -67,27 +100,29 @@ def run(server: ServerOptions, limits: Limits, delivery: DeliveryOptions, relay:
     _say_account(runtime)
 
 
-def _definition(runtime: Runtime) -> PluginDefinition:
+def _definition(runtime: Runtime, status: Callable[[], Mapping[str, Any]]) -> PluginDefinition:
     def create(config: Mapping[str, Any]) -> Plugin:
         return Plugin(config, runtime)
 
-    def status() -> dict[str, Any]:
-        account = runtime.stats.snapshot()
-        return {
-            **asdict(account),
-            "waiting": account.waiting,
-            "queues": runtime.delivery.waiting(),
-            "waiting_for_instances": runtime.delivery.waiting_for_instances(),
-        }
-
     return PluginDefinition(PLUGIN_NAME, PHASES, create, plugin_information(), status)
+
+
+def _figures(runtime: Runtime) -> dict[str, Any]:
+    account = runtime.stats.snapshot()
+    return {
+        **asdict(account),
+        "waiting": account.waiting,
+        "queues": runtime.delivery.waiting(),
+        "waiting_for_instances": runtime.delivery.waiting_for_instances(),
+    }
 
 
 def _say_account(runtime: Runtime) -> None:
     account = runtime.stats.snapshot()
     LOGGER.info(
-        "ended: %d events accepted, %d adopted, %d delivered, %d left on disk, dead letters %s, dropped %s; "
-        "requests without an event %s",
+        "ended: process %d, %d events accepted, %d adopted, %d delivered, %d left on disk, dead letters %s, "
+        "dropped %s; requests without an event %s",
+        os.getpid(),
         account.accepted,
         account.adopted,
         account.delivered,

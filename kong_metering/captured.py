@@ -72,8 +72,6 @@ class CapturedHeaders:
 
     def take(self, request_id: str) -> Headers | None:
         """Give what was kept of a request, and let go of it; None if nothing was."""
-        if self.are_identified is None:
-            self.are_identified = True  # a Kong whose record has an id tells it the access phase too
         headers = self._young.pop(request_id, None)
         if headers is None:
             return self._old.pop(request_id, None)

@@ -2,6 +2,7 @@
 
 Kong starts it with no environment at all, umask 0000 and file descriptors that are not ours; so the settings are flags
 first, each with an environment variable as second choice, the umask is set here, and inherited descriptors are closed.
+What takes long to import is imported once the socket is there: Kong's connections wait then, instead of being refused.
 """
 
 from __future__ import annotations
@@ -15,24 +16,25 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from kong_metering import __version__, app
+from kong_metering import PLUGIN_NAME, __version__
 from kong_metering.delivery.spooloptions import SpoolOptions, Sync
 from kong_metering.errors import StartupError
-from kong_metering.host.dispatch import Limits
-from kong_metering.host.server import ServerOptions
-from kong_metering.log import LOGGER, Relay, configure
-from kong_metering.schema import PLUGIN_NAME
+from kong_metering.host.opening import Opening, Place, open_again, open_at
+from kong_metering.host.restart import Restart
+from kong_metering.log import LOGGER, Relay, cause_of, configure
 
 ENVIRONMENT_PREFIX = "KONG_METERING_"
 SPOOL = "metering-spool"
 _FIRST_INHERITED = 3
 _MOST_DESCRIPTORS = 65_536
 _LARGEST_COUNT = 65_535
+# The ends of all their channels fit into one message.
+_MOST_SERVERS = 100
 _SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 _DURATIONS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -57,6 +59,14 @@ def _count(text: str) -> int:
     value = int(text)
     if not 1 <= value <= _LARGEST_COUNT:
         raise argparse.ArgumentTypeError(f"{text} is not between 1 and {_LARGEST_COUNT}")
+    return value
+
+
+def _servers(text: str) -> int:
+    """Read how many servers there are to be."""
+    value = int(text)
+    if not 1 <= value <= _MOST_SERVERS:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {_MOST_SERVERS}")
     return value
 
 
@@ -104,18 +114,23 @@ _FLAGS = (
         "DIR",
     ),
     _Flag(("--socket-name",), "name of the socket in that directory", f"{PLUGIN_NAME}.sock", str, "NAME"),
+    _Flag(
+        ("--servers",),
+        "processes that serve; one is enough for about two of Kong's workers, each of which keeps to one of them",
+        1,
+        _servers,
+        "N",
+    ),
     _Flag(("--listen-queue-size",), "connections that may wait to be accepted", 4096, _count, "N"),
     _Flag(
         ("--event-ttl",), "seconds after which an event that Kong does not go on with is forgotten", 60, _seconds, "S"
     ),
     _Flag(("--instance-ttl",), "seconds after which an instance that Kong does not use is closed", 3600, _seconds, "S"),
-    _Flag(
-        ("--stop-timeout",), "seconds to deliver what waits when told to end (Kong itself grants 0.03)", 5, float, "S"
-    ),
+    _Flag(("--stop-timeout",), "seconds to deliver what waits when told to end", 5, float, "S"),
     _Flag(
         ("--parent",),
         "'watch': end when the process that started this one ends; 'ignore': do not; 'auto': watch it unless it is "
-        "process 1, as under a supervisor or in a container",
+        "process 1, as under systemd or in a container",
         "auto",
         str,
         "MODE",
@@ -153,23 +168,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the plugin server, or print what it was asked to print; returns the exit status."""
     options = _parser(os.environ).parse_args(arguments)
     if options.dump:
-        sys.stdout.write(json.dumps(app.dump(options.protocol)) + "\n")
-        return 0
+        return _dump(options.protocol)
+    restart = Restart.taken_from(os.environ)
     os.umask(0o077)
-    os.closerange(_FIRST_INHERITED, _MOST_DESCRIPTORS)
+    _close_descriptors(restart.descriptors if restart else ())
     _allow_many_descriptors()
     relay = Relay()
     configure(logging.DEBUG if options.verbose > 1 else logging.INFO, relay)
     if options.multiprocessing or options.gevent:
         LOGGER.info("-m and -g are kong-pdk's; this server has one way to run, and needs neither")
     try:
-        ca_bundle = _ca_bundle(options.ca_bundle)
-        delivery = app.DeliveryOptions(options.stop_timeout, ca_bundle, _spool_options(options))
-        app.run(_server_options(options), _limits(options), delivery, relay)
+        parent, ca_bundle, place = _parent(options.parent), _ca_bundle(options.ca_bundle), _place(options)
+        opening = open_at(place) if restart is None else open_again(place, restart)
+        _run(opening, parent, ca_bundle, options, relay)
     except StartupError as error:
         LOGGER.critical("cannot start: %s", error)
         return 1
+    except Exception as error:  # noqa: BLE001 - a line that says why, whatever it is
+        LOGGER.critical("the plugin server failed: %s", cause_of(error))
+        return 1
     return 0
+
+
+def _dump(protocol: Literal["protobuf", "msgpack"]) -> int:
+    from kong_metering import app  # noqa: PLC0415 - takes long
+
+    sys.stdout.write(json.dumps(app.dump(protocol)) + "\n")
+    return 0
+
+
+def _run(
+    opening: Opening, parent: int | None, ca_bundle: str | None, options: argparse.Namespace, relay: Relay
+) -> None:
+    from kong_metering import app  # noqa: PLC0415 - takes long
+    from kong_metering.host.dispatch import Limits  # noqa: PLC0415
+    from kong_metering.host.supervisor import SupervisorOptions  # noqa: PLC0415
+
+    limits = Limits(event_ttl=options.event_ttl, instance_ttl=options.instance_ttl)
+    delivery = app.DeliveryOptions(options.stop_timeout, ca_bundle, _spool_options(options))
+    supervisor = SupervisorOptions(options.servers, parent, options.stop_timeout)
+    app.run(opening, supervisor, limits, delivery, relay)
+
+
+def _close_descriptors(kept: Collection[int]) -> None:
+    """Close what was inherited: nothing of it is ours, except what this very process has left to itself."""
+    first = _FIRST_INHERITED
+    for descriptor in sorted(kept):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.closerange(first, _MOST_DESCRIPTORS)
 
 
 def _allow_many_descriptors() -> None:
@@ -218,11 +265,11 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _server_options(options: argparse.Namespace) -> ServerOptions:
+def _place(options: argparse.Namespace) -> Place:
     prefix = Path(options.kong_prefix)
     if not prefix.is_dir():
         raise StartupError(f"{prefix} is not a directory; -p/--kong-prefix must name Kong's prefix")
-    return ServerOptions(prefix / options.socket_name, options.listen_queue_size, _parent(options.parent))
+    return Place(prefix / options.socket_name, options.listen_queue_size)
 
 
 def _spool_options(options: argparse.Namespace) -> SpoolOptions | None:
@@ -235,10 +282,6 @@ def _spool_options(options: argparse.Namespace) -> SpoolOptions | None:
         max_age=options.spool_max_age,
         dedupe_window=options.dedupe_window,
     )
-
-
-def _limits(options: argparse.Namespace) -> Limits:
-    return Limits(event_ttl=options.event_ttl, instance_ttl=options.instance_ttl)
 
 
 def _parent(mode: str) -> int | None:

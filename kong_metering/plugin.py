@@ -160,12 +160,20 @@ class Plugin:
             record = yield from self._piecewise_record()
         captured = self._captured(record)
         if captured is None and self._headers and not self._runtime.captured.are_identified:
-            # The access phase kept them in the only other place, if it ran.
-            try:
-                captured = yield _GET_SHARED
-            except PDKException as error:  # the record's headers have to do
-                self._report("access", error)
+            captured = yield from self._shared(record)
         self._queue_events(record, captured)
+
+    def _shared(self, record: Record) -> Steps[object]:
+        """Take what the access phase kept in Kong, for want of an id."""
+        try:
+            captured = yield _GET_SHARED
+        except PDKException as error:  # the record's headers have to do
+            self._report("access", error)
+            return None
+        if captured is None and self._runtime.captured.are_identified is None:
+            # A Kong whose record has an id tells it an access phase as well.
+            self._runtime.captured.are_identified = bool(_request_id(record)) or None
+        return captured
 
     @property
     def _meters_anything(self) -> bool:
@@ -173,7 +181,7 @@ class Plugin:
 
     def _captured(self, record: Record) -> object:
         """Take what the access phase of this request kept in this process."""
-        request_id = text(section(record, "request").get("id"))
+        request_id = _request_id(record)
         return self._runtime.captured.take(request_id) if self._headers and request_id else None
 
     def _queue_events(self, record: Record, captured: object) -> None:
@@ -223,3 +231,7 @@ class Plugin:
             f"{phase}:{type(error).__name__}",
             f"plugin {self._entity.name}: {loss}, its {phase} phase failed: {cause_of(error)}",
         )
+
+
+def _request_id(record: Record) -> str | None:
+    return text(section(record, "request").get("id"))

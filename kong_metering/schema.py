@@ -13,13 +13,12 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kong_metering import __version__
+from kong_metering import PLUGIN_NAME, __version__
 from kong_metering.config import Mark, PluginConfig, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PLUGIN_NAME = "metering-and-billing"
 # After authentication (key-auth 1250), ACL (950) and rate limiting (910); before transformers (801): a request is
 # metered with the consumer that authentication found, and with the headers that the client sent.
 PRIORITY = 850

@@ -20,6 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="what the end-to-end tests run on: the stand-in, or the real Kong on the PATH",
     )
 
+    parser.addoption(
+        "--protocol",
+        choices=["protobuf", "msgpack"],
+        default="protobuf",
+        help="what the gateway of the end-to-end tests speaks with the plugin server",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "e2e: goes through a whole gateway; runs on a real Kong too")

@@ -29,10 +29,14 @@ class ConnectionServer(Protocol):
     troubles: TroubleLog
     conversations: Conversations
     connections: set[Connection]
-    handing_over: Connection | None
 
-    def begin_to_hand_over(self, to: Connection) -> None:
-        """Give all sockets to the next process, at the other end of `to`."""
+    @property
+    def is_handing_over(self) -> bool:
+        """Whether nothing new may begin."""
+        ...
+
+    def share(self, asked: Connection) -> None:
+        """Give the socket that listens to the next process, at the other end of `asked`."""
         ...
 
 
@@ -57,7 +61,7 @@ class Connection(asyncio.Protocol):
         transport, conversation = self._transport, self._conversation
         if transport is None:
             return
-        if self._server.handing_over is not None and self._begins_something(data):
+        if self._server.is_handing_over and self._begins_something(data):
             self._held += data
             return
         if conversation is None:
@@ -65,7 +69,7 @@ class Connection(asyncio.Protocol):
             if len(data) < FIRST_BYTES:
                 self._held = data
                 return
-            own = {handover.METHOD: lambda: self._server.begin_to_hand_over(self)}
+            own = {handover.METHOD: lambda: self._server.share(self)}
             conversation = self._conversation = self._server.conversations.begin(data[:FIRST_BYTES], own)
         try:
             written = conversation.receive(data)

@@ -53,12 +53,9 @@ class Conversations:
 
 
 def _is_messagepack(first: bytes) -> bool:
-    """Tell whether these bytes begin a request of `MsgPack:1`: an array of four, 0, and an id above 0.
+    """Tell whether these bytes begin a request of `MsgPack:1`: an array of four, 0, an id, and the method's name.
 
-    As the length of a message they would mean one of over 13 MB, or for an id below 128 a zero byte must follow, where
-    MessagePack has the length of the method's name.
+    As the length of a message they would mean one of over 13 MB.
     """
     kind, zero, number, name = first
-    if (kind, zero) != (0x94, 0) or number == 0:
-        return False
-    return number >= 0xCC or name != 0  # noqa: PLR2004 - the forms of larger integers begin there
+    return (kind, zero) == (0x94, 0) and (number >= 0xCC or name != 0)  # noqa: PLR2004 - larger integers have two bytes

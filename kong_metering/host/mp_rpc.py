@@ -66,13 +66,13 @@ class MPConversation:
 
     def receive(self, data: bytes) -> bytes:
         """Take bytes and return the answers to the RPCs that they complete. Raises `ProtocolError`."""
-        written = b""
+        written: list[bytes] = []
         for request_id, method, argument in self._reader.feed(data):
             if method in self._own:
                 self._own[method]()
             else:
-                written += self._answers.answer(request_id, method, argument)
-        return written
+                written.append(self._answers.answer(request_id, method, argument))
+        return b"".join(written)
 
     def lose(self) -> None:
         """Do nothing: events do not belong to a connection."""

@@ -1,41 +1,45 @@
-"""The Unix socket that Kong calls, the signals that end the process, and the watch over the parent.
+"""One server: the connections of Kong that it serves, until it is told to end or hands them over.
 
-Contract: `serve` blocks until SIGTERM, SIGINT or the parent's death, then stops accepting, answers the RPCs that have
-arrived, and returns; what happens to queues afterwards is the caller's part. Bytes that are not the protocol cost the
-sender its connection and nobody else anything.
+Contract: `serve` runs in a process of its own, which a supervisor (`supervisor.py`) has forked and given its `Station`.
+It blocks until SIGTERM or SIGINT, then stops accepting, answers the RPCs that have arrived, and returns; what happens
+to queues afterwards is the caller's part. Bytes that are not the protocol cost the sender its connection and nobody
+else anything.
 
-The socket is made under a temporary name with mode 0600 and renamed into place, so that at a reload, when the old
-process still serves the same path, there is no moment without a socket, and no other user can ever connect. The old
-process hands the sockets that it has over to the new one (`handover.py`), and has none until Kong ends it.
+When the next plugin server asks for its connections it lets the events that are under way end, gives the connections
+away (`handover.py`), and has nothing more to do until it is told to end. When the supervisor dies it goes on, so that
+no request is lost (`lifetime.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
+import contextlib
+import logging
 import os
-import signal
 import socket
-import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from kong_metering.errors import StartupError
 from kong_metering.host import handover
+from kong_metering.host.board import State
+from kong_metering.host.channels import Kind
 from kong_metering.host.connection import Connection
 from kong_metering.host.conversation import Conversations
+from kong_metering.host.front import Front
+from kong_metering.host.lifetime import Lifetime, ignore_signals
 from kong_metering.log import LOGGER, cause_of, printable
 
 if TYPE_CHECKING:
+    from kong_metering.host.board import Slot
+    from kong_metering.host.channels import Channel
     from kong_metering.host.dispatch import Dispatcher
+    from kong_metering.host.station import Station
     from kong_metering.log import TroubleLog
 
-_MAX_PATH_BYTES = 107
 _HOUSEKEEPING_SECONDS = 1.0
 _DRAIN_SECONDS = 0.01
 # A thread that waits for the interpreter is woken in vain by each of the loop's callbacks until this time is over. With
@@ -44,18 +48,25 @@ _SWITCH_SECONDS = 0.0005
 # How long the events that are under way may take to end before sockets are handed over; Kong goes on at once.
 _QUIET_SECONDS = 0.25
 _QUIET_POLL_SECONDS = 0.0005
+_BROKEN_OFF = "broke off handing over to process %d, with %d connections"
+# How often the loop tells that it comes round.
+_BEAT_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
-class ServerOptions:
-    """How the host listens, and when it ends.
+class Hooks:
+    """What the host calls back, on the loop's thread.
 
-    `parent` is the process id that must live on for us to go on, None if it need not.
+    `housekeeping` about once a second; `ending` when the end begins: Kong kills 30 ms after it told to end, so it must
+    start at once what is to be safe then, and not wait for it. `parting` gives what the next servers need to know of
+    the requests that are under way, when all connections are given to them; `arriving` takes what a server before this
+    one gave so, before the first connection is served.
     """
 
-    path: Path
-    backlog: int = 4096
-    parent: int | None = None
+    housekeeping: Callable[[], None]
+    ending: Callable[[], None]
+    parting: Callable[[], bytes] = bytes
+    arriving: Callable[[bytes], None] = lambda _: None
 
 
 class _Server:
@@ -64,204 +75,239 @@ class _Server:
     def __init__(self, dispatcher: Dispatcher, troubles: TroubleLog) -> None:
         self.troubles = troubles
         self.connections: set[Connection] = set()
-        # The connection to the next process, while it waits for our sockets.
-        self.handing_over: Connection | None = None
-        self._listener: tuple[int, Callable[[], None]] | None = None
         self._dispatcher = dispatcher
         self.conversations = Conversations(dispatcher, troubles)
+        self._front: Front | None = None
+        self._parting: Callable[[], bytes] = bytes
+        self._successor: socket.socket | None = None
+        # What must not be cut short: connections of other servers that are not served yet, for one.
+        self._arriving: set[asyncio.Task[None]] = set()
 
-    def listen_with(self, listener: int, close: Callable[[], None]) -> None:
-        """Learn the descriptor of the socket that listens, and how to end that; from now on it can be handed over."""
-        self._listener = listener, close
+    async def serve_at(self, station: Station, parting: Callable[[], bytes]) -> None:
+        """Accept connections, and look at what other processes send."""
+        self._parting = parting
+        self._front = Front(station, lambda: Connection(self), self.adopt_soon)
+        await self._front.start_accepting()
+        channel = station.channel
+        asyncio.get_running_loop().add_reader(channel.outlet.fileno(), self._read_channel, channel)
 
-    def stop_listening(self) -> None:
-        """Accept no more connections, and hand nothing over."""
-        if self._listener is not None:
-            descriptor, close = self._listener
-            self._listener = None
-            close()
-            os.close(descriptor)
+    def _read_channel(self, channel: Channel) -> None:
+        for message in channel.messages():
+            if message.socket is None:
+                continue
+            if message.kind is Kind.PART:
+                self.begin_to_hand_over(message.socket)
+            elif message.kind is Kind.CONNECTION:
+                self.adopt_soon(message.socket)
+            else:
+                message.socket.close()
+
+    def adopt_soon(self, accepted: socket.socket) -> None:
+        """Serve a connection that another process has accepted."""
+        self._soon(self.adopt(accepted))
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+
+    async def adopt(self, accepted: socket.socket, unread: bytes = b"") -> None:
+        """Serve a connection that another process has accepted, from these bytes on."""
+        accepted.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.connect_accepted_socket(lambda: Connection(self), accepted)
+        if unread:
+            connection.data_received(unread)
+
+    @property
+    def has_parted(self) -> bool:
+        """Whether all is handed over, or about to end."""
+        return self._front is None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a process that is going to take over is still there."""
+        return self._front is not None and not self._front.shared_with.isdisjoint(self.connections)
 
     def sweep(self) -> None:
-        """Forget what Kong has forgotten; to be called every few seconds."""
+        """Forget what Kong has forgotten."""
         self._dispatcher.sweep()
         self.conversations.sweep()
 
-    def begin_to_hand_over(self, to: Connection) -> None:
-        """Let the events that are under way end, and none begin; then give all sockets to the next process."""
-        if self._listener is None or self.handing_over is not None:
-            to.abort()
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no event is under way, and no connection on its way here."""
+        return not (self._dispatcher.events_under_way or self._arriving) and all(
+            one.is_quiet for one in self.connections
+        )
+
+    @property
+    def is_handing_over(self) -> bool:
+        """Whether nothing new may begin: all connections are just being given to the next servers."""
+        return self._successor is not None
+
+    def share(self, asked: Connection) -> None:
+        """Give the socket that listens to the next plugin server, which will ask for the connections later."""
+        try:
+            if self._front is None:
+                raise ConnectionAbortedError("this process is ending")
+            with socket.socket(fileno=asked.descriptor()) as new:
+                if not handover.is_own_user(new):
+                    raise PermissionError("it is another user's")
+                handover.share(new, self._front.station.living_sockets)
+                self._front.shared_with.add(asked)
+                LOGGER.info("process %d is going to take over", handover.process_of(new))
+        except OSError as error:
+            LOGGER.warning("could not share the socket with the next process: %s", cause_of(error))
+            asked.abort()
+
+    def begin_to_hand_over(self, to: socket.socket) -> None:
+        """Let the events that are under way end, and none begin; then give all connections to the next servers."""
+        if self._front is None or self._successor is not None:
+            to.close()
             return
-        self.handing_over = to
+        self._successor = to
         loop = asyncio.get_running_loop()
         self._hand_over_when_quiet(loop, loop.time() + _QUIET_SECONDS)
 
     def _hand_over_when_quiet(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        is_quiet = not self._dispatcher.events_under_way and all(one.is_quiet for one in self.connections)
-        if not is_quiet and loop.time() < deadline:
+        if self._front is None or self.is_quiet or loop.time() >= deadline:
+            if self._front is not None:
+                self._front.stop_accepting()
+            # Not before those are known that were accepted a moment ago.
+            loop.call_soon(self._hand_over)
+        else:
             loop.call_later(_QUIET_POLL_SECONDS, self._hand_over_when_quiet, loop, deadline)
-            return
-        to, self.handing_over = self.handing_over, None
-        if to is not None:
-            self._hand_over(to)
 
-    def _hand_over(self, to: Connection) -> None:
+    def _hand_over(self) -> None:
+        to, self._successor = self._successor, None
+        if to is None:
+            return
+        # Closed last: the next process takes us for one that still serves until we say otherwise.
+        with to:
+            if self._front is not None:
+                self._hand_all_over(to, self._front)
+        for connection in tuple(self.connections):
+            connection.go_on()
+
+    def _hand_all_over(self, to: socket.socket, front: Front) -> None:
         given: dict[Connection, tuple[int, bytes]] = {}
-        for connection in self.connections - {to}:
+        for connection in self.connections - front.shared_with:
             if (detached := connection.detach()) is not None:
                 given[connection] = detached
+        unsent = front.take_unsent()
         try:
-            if self._listener is None:
-                raise ConnectionAbortedError("this process is ending")
-            with socket.socket(fileno=to.descriptor()) as new:
-                is_whole = handover.hand_over(new, self._listener[0], list(given.values()))
-                process = handover.process_of(new)
+            whole = handover.hand_over(to, [*given.values(), *((one, b"") for one in unsent)], self._kept())
         except OSError as error:
             LOGGER.warning("could not hand over to the next process: %s", cause_of(error))
-            for connection in given:
-                connection.go_on()
+            front.serve_unsent(unsent)
+            self._soon(front.start_accepting())
         else:
-            if is_whole:
-                LOGGER.info("handed over to process %d, with %d connections", process, len(given))
-            else:
-                LOGGER.warning("broke off handing %d connections over to process %d", len(given), process)
-            # Whatever has arrived: two processes must not read from one socket. Kong connects again, to the next one.
-            self.stop_listening()
-            for connection in given:
-                connection.abort()
+            message = "handed over to process %d, with %d connections" if whole else _BROKEN_OFF
+            level = logging.INFO if whole else logging.WARNING
+            LOGGER.log(level, message, handover.process_of(to), len(given) + len(unsent))
+            self._part(front, given)
+            for descriptor in unsent:
+                os.close(descriptor)
         finally:
             for descriptor, _ in given.values():
                 os.close(descriptor)
-            to.abort()
+
+    def _kept(self) -> bytes:
+        """Give what the next servers need to know of the requests that are under way."""
+        try:
+            return self._parting()
+        except Exception as error:  # noqa: BLE001 - the connections are worth more
+            self.troubles.report(f"parting:{type(error).__name__}", f"parting failed: {cause_of(error)}")
+            return b""
+
+    def _part(self, front: Front, given: Iterable[Connection]) -> None:
+        """Have nothing to do any more with the socket that listens, and with what was given, whatever has arrived.
+
+        Two processes must not read from one socket; Kong connects again, to the next one.
+        """
+        self._front = None
+        front.leave(State.PARTED)
+        for connection in given:
+            connection.abort()
+            self.connections.discard(connection)
+
+    def end(self) -> None:
+        """Accept no more connections, and hand nothing over."""
+        front, self._front = self._front, None
+        if front is not None:
+            front.leave(State.ENDING)
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What the host calls back, on the loop's thread: `housekeeping` about once a second, `ending` when the end begins.
-
-    Kong kills 30 ms after it told to end: `ending` must start at once what is to be safe then, and not wait for it.
-    """
-
-    housekeeping: Callable[[], None]
-    ending: Callable[[], None]
-
-
-def serve(dispatcher: Dispatcher, options: ServerOptions, troubles: TroubleLog, hooks: Hooks) -> None:
-    """Serve Kong until the process is told to end, or its parent is gone; raises `StartupError` if it cannot listen."""
-    _set_aside_what_lives_long()
+def serve(dispatcher: Dispatcher, station: Station, troubles: TroubleLog, hooks: Hooks) -> None:
+    """Serve Kong until the process is told to end; further signals are ignored from then on."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     loop = uvloop.new_event_loop()
     try:
-        loop.run_until_complete(_serve(dispatcher, options, troubles, hooks))
+        loop.run_until_complete(_serve(_Server(dispatcher, troubles), station, hooks))
     finally:
+        ignore_signals()
         loop.close()
 
 
-def _set_aside_what_lives_long() -> None:
-    """Leave what lives as long as the process, which is most of what there is, out of every collection."""
-    gc.collect()
-    gc.freeze()
-
-
-async def _serve(dispatcher: Dispatcher, options: ServerOptions, troubles: TroubleLog, hooks: Hooks) -> None:
+async def _serve(shared: _Server, station: Station, hooks: Hooks) -> None:
     loop = asyncio.get_running_loop()
-    ended: asyncio.Future[str] = loop.create_future()
-
-    def end(why: str) -> None:
-        if not ended.done():
-            ended.set_result(why)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end, signal.Signals(number).name)
-    loop.set_exception_handler(lambda _, context: _report_loop_trouble(troubles, context))
-    shared = _Server(dispatcher, troubles)
-    # Not before the signals are handled: whoever sees the socket may tell us to end.
-    inherited = handover.take_over(options.path)
-    listener = listen(options)
-    inode = os.stat(options.path).st_ino  # noqa: PTH116
-    descriptor = os.dup(listener.fileno())
-    for accepted, unread in inherited.connections if inherited else ():
-        accepted.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        _, connection = await loop.connect_accepted_socket(lambda: Connection(shared), accepted)
-        if unread:
-            connection.data_received(unread)
-    server = await loop.create_unix_server(lambda: Connection(shared), sock=listener, backlog=options.backlog)
-    shared.listen_with(descriptor, server.close)
-    # Nobody can connect to it any more; but somebody may have, and wait.
-    former = inherited and await loop.create_unix_server(lambda: Connection(shared), sock=inherited.listener)
-    LOGGER.info("serving on %s%s", options.path, ", taken over from the process before" if inherited else "")
-    keeper = loop.create_task(_keep_house(end, options.parent, shared.sweep, hooks.housekeeping))
-    why = await ended
+    loop.set_exception_handler(lambda _, context: _report_loop_trouble(shared.troubles, context))
+    lifetime = Lifetime(station.supervisor, lambda: shared.has_parted, lambda: shared.is_awaited)
+    for kept in station.inheritance.kept:
+        _guarded(shared.troubles, "arriving", hooks.arriving, kept)
+    for accepted, unread in station.inheritance.connections:
+        await shared.adopt(accepted, unread)
+    await shared.serve_at(station, hooks.parting)
+    lifetime.heed_signals()
+    station.slot.tell(State.SERVING)
+    LOGGER.info("serving on %s%s", station.path, ", taken over from the process before" if station.takes_over else "")
+    keepers = [loop.create_task(_beat(station.slot)), loop.create_task(_keep_house(shared, lifetime, hooks))]
+    why = await lifetime.wait()
     hooks.ending()
     LOGGER.info("ending: %s", why)
-    keeper.cancel()
-    _unlink_own(options.path, inode)
-    shared.stop_listening()
-    if former:
-        former.close()
-    # One more turn of the loop answers what has arrived; Kong's SIGKILL comes 30 ms after its SIGTERM.
+    for keeper in keepers:
+        keeper.cancel()
+    shared.end()
+    if lifetime.is_orphaned:
+        station.channel.shut_down()
+    elif station.sockets.supervisor is not None:
+        with contextlib.suppress(OSError):
+            station.sockets.supervisor.send(Kind.ENDING)
+    # One more turn of the loop answers what has arrived; what Kong was asked for then, and has not answered yet, would
+    # be a request that is not billed.
     await asyncio.sleep(_DRAIN_SECONDS)
+    deadline = loop.time() + _QUIET_SECONDS
+    while not shared.is_quiet and loop.time() < deadline:  # noqa: ASYNC110 - of many connections, each by itself
+        await asyncio.sleep(_QUIET_POLL_SECONDS)
     for one in list(shared.connections):
         one.close()
     await asyncio.sleep(0)
+
+
+async def _beat(slot: Slot) -> None:
+    while True:
+        slot.beat()
+        await asyncio.sleep(_BEAT_SECONDS)
+
+
+async def _keep_house(shared: _Server, lifetime: Lifetime, hooks: Hooks) -> None:
+    while True:
+        await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+        lifetime.look()
+        _guarded(shared.troubles, "housekeeping", shared.sweep)
+        _guarded(shared.troubles, "housekeeping", hooks.housekeeping)
+
+
+def _guarded(troubles: TroubleLog, name: str, function: Callable[..., None], *arguments: object) -> None:
+    """Call something that must not end what goes on around it."""
+    try:
+        function(*arguments)
+    except Exception as error:  # noqa: BLE001 - it is told of
+        troubles.report(f"{name}:{type(error).__name__}", f"{name} failed: {cause_of(error)}")
 
 
 def _report_loop_trouble(troubles: TroubleLog, context: dict[str, Any]) -> None:
     error = context.get("exception")
     cause = cause_of(error) if isinstance(error, BaseException) else printable(str(context.get("message")))
     troubles.report(f"loop:{type(error).__name__}", f"the event loop caught an error: {cause}")
-
-
-async def _keep_house(
-    end: Callable[[str], None], parent: int | None, sweep: Callable[[], None], housekeeping: Callable[[], None]
-) -> None:
-    while True:
-        await asyncio.sleep(_HOUSEKEEPING_SECONDS)
-        if parent is not None and os.getppid() != parent:
-            end("the process that started this one is gone")
-        try:
-            sweep()
-            housekeeping()
-        except Exception as error:  # noqa: BLE001 - housekeeping must go on
-            LOGGER.error("housekeeping failed: %s", cause_of(error))
-
-
-def listen(options: ServerOptions) -> socket.socket:
-    """Make the socket, in the place of one that an earlier process left, but of nothing else.
-
-    Raises `StartupError` that tells why it cannot be.
-    """
-    path = options.path
-    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
-        # The temporary name may be short enough; then nobody could connect to the socket after it was renamed.
-        raise StartupError(f"cannot serve on {path}: a Unix socket's path has at most {_MAX_PATH_BYTES} bytes")
-    temporary = path.with_name(f".{os.getpid():x}")
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise StartupError(f"{path} exists and is not a socket; move it away, or choose another --socket-name")
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise StartupError(f"cannot look at {path}: {error}; see -p/--kong-prefix") from error
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        temporary.unlink(missing_ok=True)
-        listener.bind(str(temporary))
-        temporary.chmod(0o600)
-        listener.listen(options.backlog)
-        temporary.rename(path)
-    except OSError as error:
-        listener.close()
-        temporary.unlink(missing_ok=True)
-        raise StartupError(f"cannot serve on {path}: {error}; see -p/--kong-prefix") from error
-    listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
-    return listener
-
-
-def _unlink_own(path: Path, inode: int) -> None:
-    """Remove the socket, unless another process has put its own in the place (at a reload it has)."""
-    try:
-        if path.lstat().st_ino == inode:
-            path.unlink()
-    except OSError as error:
-        LOGGER.debug("the socket was not removed: %s", error)

@@ -28,11 +28,11 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from kong_metering import PLUGIN_NAME
 from kong_metering.sandbox.collector.process import CollectorProcess
 from kong_metering.sandbox.conf import EXAMPLE
 from kong_metering.sandbox.gateways import GATEWAYS, Gateway, GatewayError, StandIn
 from kong_metering.sandbox.upstream_process import UpstreamProcess
-from kong_metering.schema import PLUGIN_NAME
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.client import CollectorClient

@@ -16,11 +16,14 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import msgpack
 import requests
 
+from kong_metering.host.names import SERVER_NAME
 from kong_metering.sandbox.conf import read_example
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 _START_SECONDS = 30.0
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.02
+_STATUS_SECONDS = 5.0
+_DEAD = "ZX"
 _DECK_VARIABLE = re.compile(r"\$\{\{\s*env\s+\"(DECK_[A-Za-z0-9_]+)\"\s*\}\}")
 
 
@@ -41,7 +46,10 @@ class Gateway(ABC):
 
     `declarative` is a kong.yaml as text, with decK's `${{ env "DECK_X" }}` filled in from `environment`.
     `plugin_server_flags` are added to the start command of kong.conf.example; `settings` are further ones of kong.conf.
+    `protocol` is what the gateway speaks with the plugin server.
     """
+
+    protocol: ClassVar[str] = "protobuf"
 
     def __init__(
         self,
@@ -60,6 +68,7 @@ class Gateway(ABC):
         self._write_declarative(declarative)
         lines = read_example(bin_directory=Path(sys.executable).parent, prefix=self.prefix)
         lines["pluginserver_metering_start_cmd"] += f" {plugin_server_flags}" if plugin_server_flags else ""
+        lines["pluginserver_metering_query_cmd"] += f" --protocol {self.protocol}"
         lines |= {
             "proxy_listen": f"127.0.0.1:{free_port()}",
             "admin_listen": f"127.0.0.1:{free_port()}",
@@ -116,17 +125,36 @@ class Gateway(ABC):
             raise GatewayError(f"the gateway refused the configuration: {answer.status_code} {answer.text}")
 
     def plugin_server_pids(self) -> list[int]:
-        """List the plugin server processes of this gateway, the oldest first."""
-        processes = [process for process in Path("/proc").iterdir() if process.name.isdigit()]
-        serving = [process for process in processes if _serves(process, self.prefix)]
-        # Not by their ids, which begin again from the start now and then.
-        return [int(process.name) for process in sorted(serving, key=_started_at)]
+        """List the processes that serve, or deliver what they have, the oldest first."""
+        return [process.pid for process in self._processes() if process.name == SERVER_NAME]
+
+    def supervisor_pids(self) -> list[int]:
+        """List the processes that Kong has started, which keep those that serve, the oldest first."""
+        return [process.pid for process in self._processes() if process.name != SERVER_NAME]
 
     def kill_plugin_server(self) -> int:
-        """Kill the plugin server with SIGKILL, and give the process id that it had."""
-        pid = self.plugin_server_pids()[-1]
+        """Kill the newest process that serves with SIGKILL, and give the process id that it had."""
+        return self._kill(self.plugin_server_pids)
+
+    def kill_supervisor(self) -> int:
+        """Kill the newest supervisor with SIGKILL, and give the process id that it had."""
+        return self._kill(self.supervisor_pids)
+
+    def _kill(self, pids: Callable[[], list[int]]) -> int:
+        # One may just have died, and the next one not be there yet.
+        wait_for(pids, "there is a process to kill", self._said)
+        pid = pids()[-1]
         os.kill(pid, signal.SIGKILL)
+        # Until it is gone, what Kong sends it is lost with it.
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} is gone", self._said)
         return pid
+
+    def _processes(self) -> list[_Process]:
+        directories = [path for path in Path("/proc").iterdir() if path.name.isdigit()]
+        found = [_process(path) for path in directories if _belongs_to(path, self.prefix)]
+        # Not by their ids, which begin again from the start now and then.
+        living = [process for process in found if process is not None]
+        return sorted(living, key=lambda process: (process.started_at, process.pid))
 
     def start(self, declarative: str | None = None) -> None:
         """Start, with another configuration if given; return when the proxy answers and the plugin server serves."""
@@ -161,14 +189,30 @@ class Gateway(ABC):
     def _write_declarative(self, text: str) -> None:
         self._declarative.write_text(fill_in(text, self._environment), encoding="utf-8")
 
-    def _socket_inode(self) -> int:
-        return self.socket_path.stat().st_ino if self.socket_path.exists() else 0
-
-    def _wait_for_another_plugin_server(self, inode_before: int) -> None:
-        wait_for(
-            lambda: self._socket_inode() not in (0, inode_before), "the new plugin server has a socket", self._said
-        )
+    def _wait_for_another_plugin_server(self, before: list[int]) -> None:
+        """Wait until a process serves that was not there before, and those that were have handed over to it."""
+        wait_for(lambda: self._serving_pid() not in (0, *before), "the new plugin server serves", self._said)
         self.wait_until_ready()
+
+    def _serving_pid(self) -> int:
+        """Ask whoever serves for its process id; 0 when nobody does."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(_STATUS_SECONDS)
+                connection.connect(str(self.socket_path))
+                connection.sendall(msgpack.packb([0, 1, "plugin.GetStatus", [None]]))
+                unpacker = msgpack.Unpacker()
+                while data := connection.recv(65536):
+                    unpacker.feed(data)
+                    for answer in unpacker:
+                        return int(answer[3]["Pid"])
+        except OSError:
+            pass
+        return 0
+
+    def _wait_for_the_end(self) -> None:
+        """Wait until no process of the plugin server is left: Kong's SIGKILL ends the supervisor only."""
+        wait_for(lambda: not self._processes(), "all processes of the plugin server have ended", self._said)
 
     def _said(self) -> str:
         return self.error_log[-3000:]
@@ -196,6 +240,7 @@ class StandIn(Gateway):
                 self._process.kill()
                 raise GatewayError(f"the stand-in did not stop: {self._said()}") from None
             self._process = None
+            self._wait_for_the_end()
 
     def reload(self, declarative: str | None = None) -> None:
         """Reload as `kong reload` does; see the base class."""
@@ -203,7 +248,7 @@ class StandIn(Gateway):
             raise GatewayError("the stand-in does not run")
         if declarative is not None:
             self._write_declarative(declarative)
-        before = self._socket_inode()
+        before = self.plugin_server_pids()
         self._process.send_signal(signal.SIGHUP)
         self._wait_for_another_plugin_server(before)
 
@@ -229,25 +274,18 @@ class RealKong(Gateway):
         if self._running:
             self._kong("quit", "-p", str(self.prefix), "-t", "30")
             self._running = False
+            self._wait_for_the_end()
 
     def reload(self, declarative: str | None = None) -> None:
         """Reload with `kong reload`; see the base class."""
         if declarative is not None:
             self._write_declarative(declarative)
-        before = self._socket_inode()
+        before = self.plugin_server_pids()
         self._kong("reload", "-c", str(self._conf), "-p", str(self.prefix))
         self._wait_for_another_plugin_server(before)
 
     def _kong(self, *arguments: str) -> None:
-        program = shutil.which("kong")
-        if program is None:
-            raise GatewayError("there is no `kong` on the PATH; see https://developer.konghq.com/gateway/install/")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("KONG_")}
-        done = subprocess.run(  # noqa: PLW1510 - the status is looked at below, with what was said
-            [program, *arguments], env=environment, cwd=self.prefix, capture_output=True, text=True, timeout=60
-        )
-        if done.returncode != 0:
-            raise GatewayError(f"kong {' '.join(arguments)}: {done.stdout}{done.stderr}{self._said()}")
+        run_kong(*arguments, directory=self.prefix, said=self._said)
 
 
 GATEWAYS: Mapping[str, type[Gateway]] = {"standin": StandIn, "kong": RealKong}
@@ -262,6 +300,23 @@ def fill_in(text: str, environment: Mapping[str, str]) -> str:
         return environment[match[1]]
 
     return _DECK_VARIABLE.sub(value, text)
+
+
+def run_kong(*arguments: str, directory: Path, said: Callable[[], str] = str) -> str:
+    """Run the `kong` on the PATH in a directory, without any setting from this environment, and give what it printed.
+
+    Raises `GatewayError`, which holds what it and `said` said, if there is none or it fails.
+    """
+    program = shutil.which("kong")
+    if program is None:
+        raise GatewayError("there is no `kong` on the PATH; see https://developer.konghq.com/gateway/install/")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KONG_")}
+    done = subprocess.run(  # noqa: PLW1510 - the status is looked at below, with what was said
+        [program, *arguments], env=environment, cwd=directory, capture_output=True, text=True, timeout=60
+    )
+    if done.returncode != 0:
+        raise GatewayError(f"kong {' '.join(arguments)}: {done.stdout}{done.stderr}{said()}")
+    return done.stdout
 
 
 def free_port() -> int:
@@ -302,18 +357,27 @@ def _accepts(path: Path) -> bool:
     return True
 
 
-def _started_at(process: Path) -> int:
-    """Tell when a process started, in ticks since the system did; 0 for one that has ended."""
+@dataclass(frozen=True)
+class _Process:
+    pid: int
+    name: str
+    started_at: int  # in ticks since the system started
+
+
+def _process(directory: Path) -> _Process | None:
+    """Read what the system tells of a process; None if it has ended."""
     try:
-        stat = (process / "stat").read_bytes()
+        stat = (directory / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return 0
-    # Behind the program's name, which may have blanks and brackets in it: fields 3 and on; this one is the 22nd.
-    return int(stat.rpartition(b")")[2].split()[19])
+        return None
+    # The name is in brackets, and may have blanks and brackets in it; behind it are fields 3 and on.
+    name, _, others = stat.partition("(")[2].rpartition(")")
+    state, *fields = others.split()
+    return None if state in _DEAD else _Process(int(directory.name), name, int(fields[18]))
 
 
-def _serves(process: Path, prefix: Path) -> bool:
-    """Whether a process is a plugin server with this prefix; its shell has been replaced by it (`exec`)."""
+def _belongs_to(process: Path, prefix: Path) -> bool:
+    """Whether a process is of the plugin server with this prefix; its shell has been replaced by it (`exec`)."""
     try:
         command = (process / "cmdline").read_bytes().split(b"\0")
     except OSError:

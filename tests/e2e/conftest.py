@@ -45,7 +45,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def gateway_class(request: pytest.FixtureRequest) -> type[Gateway]:
-    return GATEWAYS[request.config.getoption("--gateway")]
+    gateway = GATEWAYS[request.config.getoption("--gateway")]
+    return type(gateway.__name__, (gateway,), {"protocol": request.config.getoption("--protocol")})
 
 
 @pytest.fixture

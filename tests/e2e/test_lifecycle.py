@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kong_metering.sandbox.collector.faults import FaultRule
-from kong_metering.sandbox.gateways import wait_for
-from tests.e2e.balance import bill, own_lines
+from kong_metering.sandbox.gateways import Gateway, wait_for
+from tests.e2e.balance import bill, own_lines, stop_with_nothing_more
 from tests.e2e.declarative import document, metering, route, service
 from tests.e2e.traffic import Header, get
 
 if TYPE_CHECKING:
     from kong_metering.sandbox.collector.process import CollectorProcess
     from kong_metering.sandbox.collector.records import StoredEvent
-    from kong_metering.sandbox.gateways import Gateway
     from kong_metering.sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
 
@@ -77,14 +77,19 @@ def test_after_a_killed_plugin_server_each_route_runs_with_its_own_configuration
     assert {(event.data or {})["route_name"] for event in events} == {"b"}
 
 
-def test_traffic_goes_on_while_the_plugin_server_is_dead(
-    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+@pytest.mark.parametrize("kill", [Gateway.kill_plugin_server, Gateway.kill_supervisor])
+def test_traffic_and_metering_go_on_when_a_process_of_the_plugin_server_was_killed(
+    kill: Callable[[Gateway], int], start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     gateway = start_gateway(document(service(upstream.url), plugins=[metering(collector.ingest_v1)]))
     for _ in range(40):  # each worker has its instance now
         assert get(gateway.proxy_port, "/echo", ("X-Tenant-Id", "acme")) == 200
-    gateway.kill_plugin_server()
+    collector.client.wait_for_events(40)
+    kill(gateway)
+    # Only what was under way could fail, and nothing is.
     assert {get(gateway.proxy_port, "/echo", ("X-Tenant-Id", "acme")) for _ in range(20)} == {200}
+    collector.client.wait_for_events(60)
+    stop_with_nothing_more(gateway, collector)
 
 
 def test_a_reload_meters_with_the_new_configuration_and_loses_nothing(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import msgpack
 from hypothesis import strategies as st
 
+from kong_metering import PLUGIN_NAME
 from kong_metering.app import PHASES, plugin_information
 from kong_metering.host.dispatch import Dispatcher
 from kong_metering.host.errors import ProtocolError
@@ -20,7 +21,6 @@ from kong_metering.host.mp_rpc import Answers
 from kong_metering.log import LOGGER
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
-from kong_metering.schema import PLUGIN_NAME
 from tests.fuzz.cases import Case, Target
 from tests.fuzz.headers import _Delivery
 from tests.fuzz.invariants import check_events

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -40,6 +41,21 @@ def short_directory() -> Path:
 def example_settings(prefix: Path) -> dict[str, str]:
     """Read the lines of kong.conf.example, for a Kong in `prefix` and the programs of this environment."""
     return read_example(bin_directory=BIN, prefix=prefix, example=ROOT / "kong.conf.example")
+
+
+def children_of(pid: int) -> list[int]:
+    """List the living processes that a process has started, the oldest first."""
+    stats = {int(path.parent.name): _stat(path) for path in Path("/proc").glob("[0-9]*/stat")}
+    children = [child for child, stat in stats.items() if stat and stat[0] != "Z" and int(stat[1]) == pid]
+    return sorted(children, key=lambda child: (int(stats[child][19]), child))
+
+
+def _stat(path: Path) -> list[str]:
+    """Read what the system tells of a process, from its state on; nothing if it is gone."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 class ServerProcess:
@@ -71,7 +87,18 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
+        """The process that was started: the supervisor, if it is one."""
         return self.process.pid
+
+    def server_pids(self) -> list[int]:
+        """List the processes that it has started, the oldest first."""
+        return children_of(self.pid)
+
+    @property
+    def server_pid(self) -> int:
+        """The one process that serves."""
+        (pid,) = self.server_pids()
+        return pid
 
     def launch(self) -> Self:
         """Start the process, and do not wait for it to serve."""
@@ -89,12 +116,19 @@ class ServerProcess:
         return self
 
     def start(self) -> Self:
-        """Start the process and wait until its socket is there."""
-        inode = self._inode()
+        """Start the process and wait until it serves."""
         self.launch()
-        wait_until(lambda: self._serves(inode) or self.process.poll() is not None, "a socket")
-        assert self.process.poll() is None, f"the plugin server ended: {self.log}"
+        self.wait_until_it_serves()
         return self
+
+    def wait_until_it_serves(self) -> None:
+        """Wait until it says that it serves."""
+
+        def serves() -> bool:
+            return any(line.startswith("info: serving on ") for line in list(self.log))
+
+        wait_until(lambda: serves() or self.process.poll() is not None, "a server")
+        assert serves(), f"the plugin server ended: {self.log}"
 
     def wait(self, seconds: float = _STOP_SECONDS) -> int:
         """Wait for the process to end by itself, and give its exit status; `log` is complete then."""
@@ -113,9 +147,15 @@ class ServerProcess:
             self.kill()
 
     def kill(self) -> None:
-        """End the process at once, whatever its state."""
+        """End the process and those that it has started at once, whatever their state."""
         if self.process.poll() is None:
+            # Held, so that it starts no more of them.
+            self.process.send_signal(signal.SIGSTOP)
+            started = self.server_pids()
             self.process.kill()
+            for pid in started:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.wait()
 
     def complaints(self) -> list[str]:
@@ -131,14 +171,14 @@ class ServerProcess:
         )
 
     def resident_bytes(self) -> int:
-        """Tell how much memory of the machine the process has."""
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
+        """Tell how much memory of the machine the server has."""
+        pages = int(Path(f"/proc/{self.server_pid}/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def open_files(self) -> list[str]:
-        """List what the process's descriptors are open on."""
-        directory = Path(f"/proc/{self.pid}/fd")
-        return [str(descriptor.readlink()) for descriptor in directory.iterdir()]
+        """List what the descriptors of the process, and of those that it has started, are open on."""
+        directories = [Path(f"/proc/{pid}/fd") for pid in (self.pid, *self.server_pids())]
+        return [str(descriptor.readlink()) for directory in directories for descriptor in directory.iterdir()]
 
     def __enter__(self) -> Self:
         return self if self._process is not None else self.start()
@@ -147,16 +187,6 @@ class ServerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-    def _serves(self, inode: int | None) -> bool:
-        """Whether the socket is this server's: it is a new one, or ours says that it took over the one before."""
-        return self._inode() not in (None, inode) or any(", taken over " in line for line in list(self.log))
-
-    def _inode(self) -> int | None:
-        try:
-            return self.path.stat().st_ino
-        except FileNotFoundError:
-            return None
 
     def _read_log(self) -> None:
         stream = self.process.stdout

@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kong_metering.clock import SystemClock
 from kong_metering.host.dispatch import Dispatcher
 from kong_metering.host.instances import PluginDefinition
-from kong_metering.host.server import Hooks, ServerOptions, serve
+from kong_metering.host.opening import Place, open_at
+from kong_metering.host.server import Hooks, serve
+from kong_metering.host.supervisor import Supervisor, SupervisorOptions
 from kong_metering.log import Relay, TroubleLog, configure
+
+if TYPE_CHECKING:
+    from kong_metering.host.station import Station
 
 NAME = "raising"
 
@@ -27,15 +32,22 @@ class Raising:
         raise LookupError(f"in the middle, with {len(record)} characters")
 
 
-def main(prefix: Path) -> None:
+def serve_raising(station: Station) -> None:
     """Serve until SIGTERM."""
-    configure(logging.INFO, Relay())
     clock = SystemClock()
     troubles = TroubleLog(clock)
     definition = PluginDefinition(NAME, ("access", "log"), lambda _: Raising(), {})
     dispatcher = Dispatcher(definition, clock=clock, troubles=troubles)
-    serve(dispatcher, ServerOptions(prefix / f"{NAME}.sock"), troubles, Hooks(troubles.summarise, ending=lambda: None))
+    serve(dispatcher, station, troubles, Hooks(troubles.summarise, ending=lambda: None))
     troubles.flush()
+
+
+def main(prefix: Path) -> None:
+    """Have it served until SIGTERM."""
+    relay = Relay()
+    configure(logging.INFO, relay)
+    options = SupervisorOptions(stop_timeout=1)
+    Supervisor(open_at(Place(prefix / f"{NAME}.sock")), options, relay, serve_raising).run()
 
 
 if __name__ == "__main__":

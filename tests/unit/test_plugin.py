@@ -364,7 +364,8 @@ def test_a_header_that_a_transformer_added_does_not_count(gateway: Gateway) -> N
 def test_a_request_that_was_answered_before_our_access_phase_is_metered_from_its_record(gateway: Gateway) -> None:
     kong = gateway.request((TENANT, "acme"), record=answered_early(request={"headers": {TENANT: "acme"}}))
     gateway.run(gateway.plugin(), "log", kong)
-    assert kong.calls == [SERIALIZE]
+    # In a process that has met no access phase yet, Kong may have kept the headers itself.
+    assert kong.calls == ([SERIALIZE] if gateway.asks_at_once else [SERIALIZE, GET_SHARED])
     assert gateway.subjects == ["acme"]
 
 

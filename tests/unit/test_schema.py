@@ -10,10 +10,10 @@ import pytest
 from kong_pdk.module import Module
 
 import kong_metering
-from kong_metering import plugin
+from kong_metering import PLUGIN_NAME, plugin
 from kong_metering.config import parse_config
 from kong_metering.errors import ConfigError
-from kong_metering.schema import PLUGIN_NAME, PRIORITY, config_fields, plugin_info, plugin_schema
+from kong_metering.schema import PRIORITY, config_fields, plugin_info, plugin_schema
 from tests.support.records import DATA
 
 Field = dict[str, Any]

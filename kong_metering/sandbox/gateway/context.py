@@ -117,7 +117,9 @@ class Exchange:
     client_port: int
     server_port: int
     request_id: str
-    """Kong's id: in the record and in X-Kong-Request-Id."""
+    """The gateway's own id of the request, whether or not anybody hears of it."""
+    kong_request_id: str | None
+    """What Kong tells of it: in `$kong_request_id`, the record and X-Kong-Request-Id; Kongs before 3.5 told nothing."""
     nginx_request_id: str
     """nginx's own `$request_id`, which is another one."""
     workspace: str

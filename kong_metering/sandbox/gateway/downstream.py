@@ -100,7 +100,8 @@ class Downstream:
             headers.set(b"X-Kong-Response-Latency", b"%d" % exchange.latencies.kong)
         if not is_upstream or headers.get(b"server") is None:
             headers.set(b"Server", _SERVER)
-        headers.set(b"X-Kong-Request-Id", exchange.request_id.encode())
+        if exchange.kong_request_id is not None:
+            headers.set(b"X-Kong-Request-Id", exchange.kong_request_id.encode())
 
     async def _head(self, reason: bytes, headers: Headers, *, with_date: bool) -> None:
         self._exchange.response_headers = headers

@@ -52,10 +52,15 @@ _TEMPLATES = {
 _QUALITY = re.compile(r"\s*;\s*q=([01](?:\.\d{0,3})?)")
 
 
+def error_message(status: int) -> str:
+    """Return what Kong says about a status when nobody else says anything."""
+    return _MESSAGES.get(status, f"The upstream server responded with {status}")
+
+
 def error_page(exchange: Exchange, status: int) -> Reply:
     """Return the response to a failure in the gateway or behind it; nginx's inner status codes are mapped."""
     accept = exchange.headers.variable(b"accept") or exchange.headers.variable(b"content-type") or b"text/plain"
-    message = _MESSAGES.get(status, f"The upstream server responded with {status}")
+    message = error_message(status)
     shown = HTTPStatus.BAD_REQUEST if status == HEADER_TOO_LARGE else status
     return _page(exchange, shown, message, _response_type(accept.decode("latin-1")))
 
@@ -67,7 +72,7 @@ def refusal(exchange: Exchange, status: int, message: str, headers: Mapping[str,
 
 
 def _page(exchange: Exchange, status: int, message: str, kind: str, headers: Mapping[str, str] | None = None) -> Reply:
-    body = _TEMPLATES[kind] % (message, exchange.request_id)
+    body = _TEMPLATES[kind] % (message, exchange.kong_request_id or "")
     extra = tuple((name.encode(), value.encode()) for name, value in (headers or {}).items())
     content_type = (b"Content-Type", f"{kind}; charset=utf-8".encode())
     return Reply(status, body.encode(), (content_type, *extra))

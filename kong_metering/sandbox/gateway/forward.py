@@ -139,7 +139,7 @@ def _headers(exchange: Exchange, target: Target) -> Headers:
         b"X-Forwarded-Path": exchange.head.path,
         b"X-Forwarded-Prefix": (exchange.match.stripped_prefix if exchange.match else None) or b"",
         b"X-Real-IP": exchange.client_ip.encode(),
-        b"X-Kong-Request-Id": exchange.request_id.encode(),
+        b"X-Kong-Request-Id": (exchange.kong_request_id or "").encode(),
         b"Via": _via(exchange),
     }
     headers = Headers((name, value) for name, value in known.items() if value)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from .context import LuaError
 from .rpc import RpcError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class LogPhaseFile:
         """
         try:
             status = await call("plugin.GetStatus", None)
-        except RpcError:
+        except (RpcError, LuaError):
             return UNKNOWN_PROCESS
         instances = (one[b"Id"] for plugin in status[b"Plugins"].values() for one in plugin[b"Instances"])
         pid: int = status[b"Pid"] if instance_id in instances else UNKNOWN_PROCESS

@@ -9,22 +9,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from .context import Exchange, LuaError, PluginExit, Reply, Saved
-from .headers import look_up, multi_map, pdk_get_header
+from .errorpages import error_message, refusal
+from .headers import look_up, pdk_get_header
 from .query import DEFAULT_LIMIT, decode_args, normalize_path
 from .record import method as request_method
-from .values import Table, Value, as_bytes, as_text, encode_json, format_number, from_wire
+from .values import Table, Value, as_bytes, as_text, encode_json, format_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from .errlog import ErrorLog
     from .headers import Headers, HeaderTable
     from .query import Query
 
 Function: TypeAlias = "Callable[[list[Value]], Value]"
+Logger: TypeAlias = "Callable[[str, str], None]"  # level and text
 
 _MAX_HEADERS = 1000
 _STATUS_RANGE = range(100, 600)
+_ERROR_RANGE = range(400, 600)
 _LEVELS = {
     "debug": "debug",
     "info": "info",
@@ -35,60 +37,24 @@ _LEVELS = {
     "alert": "alert",
     "emerg": "emerg",
 }
-_STEPS = {
-    "kong.client.get_credential": "plugin.StepCredential",
-    "kong.client.load_consumer": "plugin.StepConsumer",
-    "kong.client.get_consumer": "plugin.StepConsumer",
-    "kong.client.authenticate": "plugin.StepCredential",
-    "kong.node.get_memory_stats": "plugin.StepMemoryStats",
-    "kong.router.get_route": "plugin.StepRoute",
-    "kong.router.get_service": "plugin.StepService",
-    "kong.request.get_query": "plugin.StepMultiMap",
-    "kong.request.get_headers": "plugin.StepMultiMap",
-    "kong.response.get_headers": "plugin.StepMultiMap",
-    "kong.service.response.get_headers": "plugin.StepMultiMap",
-}
 
 
-def step_method(pdk_method: str) -> str:
-    """Return the RPC method that carries the result of a PDK function back to the plugin."""
-    return _STEPS.get(pdk_method, "plugin.Step")
-
-
-def call(functions: Mapping[str, Function], error_log: ErrorLog, name: str, arguments: Value) -> Value:
-    """Run a PDK function; an unknown one is logged and gives nil.
-
-    Raises:
-        LuaError: the function raises in this phase, or does not take these arguments.
-        PluginExit: the function ends the request.
-
-    """
-    function = functions.get(name)
-    if function is None:
-        error_log.error(f"mp_rpc.lua: could not find pdk method: {name}")
-        return None
-    given = from_wire(arguments)
-    if isinstance(given, dict):
-        # nil among the arguments leaves holes; what is after them still has its place.
-        given = [given.get(i) for i in range(1, max((k for k in given if isinstance(k, int)), default=0) + 1)]
-    return function(given if isinstance(given, list) else [given])
-
-
-def access_functions(exchange: Exchange, error_log: ErrorLog, plugin: str, config: Table) -> dict[str, Function]:
+def access_functions(exchange: Exchange, say: Logger, config: Table) -> dict[str, Function]:
     """Return the PDK functions for a request that is still running."""
     return {
-        **_common(exchange, error_log, plugin, config),
+        **_common(exchange, say, config),
         **_request(exchange),
         **_client(exchange),
         **_service_request(exchange),
-        **{name: _wrong_phase(name) for name in _RESPONSE_FUNCTIONS},
+        **dict.fromkeys(_RESPONSE_FUNCTIONS, _wrong_phase("access", _RESPONSE_PHASES)),
         "kong.response.exit": _exit,
+        "kong.response.error": lambda args: _error(exchange, args),
         "kong.nginx.get_var": lambda args: nginx_variable(exchange, _text(args, 0, "variable name")),
         "kong.nginx.req_start_time": lambda _: exchange.started_at / 1000,
     }
 
 
-def log_functions(saved: Saved, error_log: ErrorLog, plugin: str, config: Table) -> dict[str, Function]:
+def log_functions(saved: Saved, say: Logger, config: Table) -> dict[str, Function]:
     """Return the PDK functions for the log phase, where the request itself is gone."""
     exchange = saved.exchange
     gone = {
@@ -98,20 +64,22 @@ def log_functions(saved: Saved, error_log: ErrorLog, plugin: str, config: Table)
         "kong.response.exit": _exit,
     }
     return {
-        **dict.fromkeys((*gone, "kong.nginx.get_var"), _gone),
-        **_common(exchange, error_log, plugin, config),
+        **dict.fromkeys(gone, _gone),
+        "kong.nginx.get_var": _no_variables,
+        **_common(exchange, say, config),
         "kong.log.serialize": lambda _: encode_json(saved.record),
         "kong.nginx.req_start_time": lambda _: exchange.started_at / 1000,
-        "kong.request.get_headers": lambda _: multi_map(saved.request_headers),
+        "kong.response.error": _wrong_phase("log", _ERROR_PHASES),
+        "kong.request.get_headers": lambda _: saved.request_headers,
         "kong.request.get_header": lambda args: look_up(saved.request_headers, _text(args, 0, "header name")),
-        "kong.response.get_headers": lambda _: multi_map(saved.response_headers),
+        "kong.response.get_headers": lambda _: saved.response_headers,
         "kong.response.get_header": lambda args: look_up(saved.response_headers, _text(args, 0, "header name")),
         "kong.response.get_status": lambda _: saved.status,
         "kong.response.get_source": lambda _: exchange.source,
     }
 
 
-def _common(exchange: Exchange, error_log: ErrorLog, plugin: str, config: Table) -> dict[str, Function]:
+def _common(exchange: Exchange, say: Logger, config: Table) -> dict[str, Function]:
     """Return what works in every phase: it needs Kong's own notes about the request only."""
     match = exchange.match
     return {
@@ -127,17 +95,13 @@ def _common(exchange: Exchange, error_log: ErrorLog, plugin: str, config: Table)
         "kong.log.set_serialize_value": lambda args: exchange.serialize_values.append(
             (_text(args, 0, "key").decode("utf-8", "replace"), _argument(args, 1))
         ),
-        "kong.log": lambda args: _log(error_log, "notice", plugin, args),
-        **{f"kong.log.{name}": _logger(error_log, level, plugin) for name, level in _LEVELS.items()},
+        "kong.log": _logger(say, "notice"),
+        **{f"kong.log.{name}": _logger(say, level) for name, level in _LEVELS.items()},
     }
 
 
-def _logger(error_log: ErrorLog, level: str, plugin: str) -> Function:
-    return lambda args: _log(error_log, level, plugin, args)
-
-
-def _log(error_log: ErrorLog, level: str, plugin: str, args: list[Value]) -> None:
-    error_log.kong(level, f"mp_rpc.lua [{plugin}] {''.join(map(_printed, args))}")
+def _logger(say: Logger, level: str) -> Function:
+    return lambda args: say(level, "".join(map(_printed, args)))
 
 
 def _printed(value: Value) -> str:
@@ -163,12 +127,12 @@ def _request(exchange: Exchange) -> dict[str, Function]:
         "kong.request.get_raw_path": lambda _: head.path,
         "kong.request.get_path_with_query": lambda _: head.target,
         "kong.request.get_raw_query": lambda _: exchange.args,
-        "kong.request.get_query": lambda args: multi_map(_query(exchange, args)),
+        "kong.request.get_query": lambda args: _query(exchange, args),
         "kong.request.get_query_arg": lambda args: _first(
             decode_args(exchange.args).get(_text(args, 0, "query argument name"))
         ),
         "kong.request.get_header": lambda args: pdk_get_header(exchange.headers, _text(args, 0, "header name")),
-        "kong.request.get_headers": lambda args: multi_map(_header_table(exchange.headers, args)),
+        "kong.request.get_headers": lambda args: _header_table(exchange.headers, args),
         "kong.request.get_start_time": lambda _: exchange.started_at,
     }
 
@@ -200,6 +164,8 @@ def _service_request(exchange: Exchange) -> dict[str, Function]:
     }
 
 
+_ERROR_PHASES = "rewrite, access, balancer, response, header_filter, error, admin_api"
+_RESPONSE_PHASES = "response, header_filter, body_filter, log, error, admin_api"
 _RESPONSE_FUNCTIONS = (
     "kong.log.serialize",
     "kong.response.get_status",
@@ -209,15 +175,19 @@ _RESPONSE_FUNCTIONS = (
 )
 
 
-def _wrong_phase(name: str) -> Function:
+def _wrong_phase(phase: str, right: str) -> Function:
     def fail(_args: list[Value]) -> Value:
-        raise LuaError(f"function cannot be called in access phase: {name}")
+        raise LuaError(f"function cannot be called in {phase} phase (only in: {right})")
 
     return fail
 
 
 def _gone(_args: list[Value]) -> Value:
     raise LuaError("API disabled in the context of ngx.timer")
+
+
+def _no_variables(_args: list[Value]) -> Value:
+    raise LuaError("API disabled in the current context")
 
 
 def _exit(args: list[Value]) -> Value:
@@ -234,6 +204,13 @@ def _exit(args: list[Value]) -> Value:
             fields.insert(0, (b"Content-Type", b"application/json; charset=utf-8"))
         body = encode_json(body)
     raise PluginExit(Reply(int(status), body or b"", tuple(fields)))
+
+
+def _error(exchange: Exchange, args: list[Value]) -> Value:
+    status, text = _argument(args, 0), _argument(args, 1)
+    if not isinstance(status, (int, float)) or int(status) not in _ERROR_RANGE:
+        raise LuaError("code must be a number between 400 and 599")
+    raise PluginExit(refusal(exchange, int(status), error_message(int(status)) if text is None else as_text(text)))
 
 
 def _argument(args: list[Value], index: int) -> Value:
@@ -286,7 +263,8 @@ def nginx_variable(exchange: Exchange, name: bytes) -> bytes | str | None:
     """Return one of nginx's variables; None for one that it does not have."""
     name = name.lower()
     if name.startswith(b"http_"):
-        return exchange.headers.variable(name.removeprefix(b"http_"))
+        # A dash in a header counts as an underscore; one in the variable's name matches nothing.
+        return None if b"-" in name else exchange.headers.variable(name.removeprefix(b"http_"))
     if name.startswith(b"arg_"):
         return _raw_argument(exchange.args, name.removeprefix(b"arg_"))
     known = _VARIABLES.get(name.decode("latin-1"))
@@ -303,7 +281,7 @@ def _raw_argument(args: bytes, name: bytes) -> bytes | None:
 
 _VARIABLES: dict[str, Callable[[Exchange], bytes | str | None]] = {
     "request_id": lambda exchange: exchange.nginx_request_id,
-    "kong_request_id": lambda exchange: exchange.request_id,
+    "kong_request_id": lambda exchange: exchange.kong_request_id,
     "remote_addr": lambda exchange: exchange.client_ip,
     "realip_remote_addr": lambda exchange: exchange.client_ip,
     "remote_port": lambda exchange: str(exchange.client_port),

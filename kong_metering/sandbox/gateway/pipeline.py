@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from .context import LuaError, PluginExit, Reply, Saved
-from .errorpages import error_page, refusal
+from .errorpages import error_message, error_page, refusal
 from .forward import NameResolutionError, drop_connection_headers, forward, local_try, service_target
 from .headers import Headers
 from .outbound import UpstreamError, UpstreamResponse
@@ -38,14 +38,6 @@ class Site:
     identities: Identities
 
 
-@dataclass
-class Worker:
-    """One nginx worker: its own plugin instances and connections, its own view of the plugins."""
-
-    externals: Mapping[str, ExternalPlugin]
-    iterator: PluginsIterator
-
-
 class Background:
     """Tasks that outlive the request that started them: the log phases."""
 
@@ -62,6 +54,40 @@ class Background:
         """Wait until everything has ended, at most so many seconds."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within)
+
+
+class LogTimers:
+    """One worker's log phases, each in a timer: no more than `limit` run at once, and what comes then is dropped."""
+
+    def __init__(self, limit: int, background: Background, error_log: ErrorLog) -> None:
+        self._limit = limit
+        self._background = background
+        self._error_log = error_log
+        self._running = 0
+
+    def start(self, external: ExternalPlugin, saved: Saved, config: Table) -> None:
+        """Run a log phase in the background, if not too many run."""
+        if self._running >= self._limit:
+            self._error_log.write("alert", f"{self._limit} lua_max_running_timers are not enough")
+            external.drop_log(saved)
+            return
+        self._running += 1
+        self._background.start(self._run(external, saved, config))
+
+    async def _run(self, external: ExternalPlugin, saved: Saved, config: Table) -> None:
+        try:
+            await external.log(saved, config)
+        finally:
+            self._running -= 1
+
+
+@dataclass
+class Worker:
+    """One nginx worker: its own plugin instances, connections and timers, its own view of the plugins."""
+
+    externals: Mapping[str, ExternalPlugin]
+    timers: LogTimers
+    iterator: PluginsIterator
 
 
 @dataclass(frozen=True)
@@ -178,8 +204,8 @@ class Pipeline:
         except LuaError as error:
             self._machinery.error_log.error(f"init.lua: {error}")
             exchange.unexpected = True
-            message = {"message": "An unexpected error occurred"}
-            return Reply.json(HTTPStatus.INTERNAL_SERVER_ERROR, message)
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            return refusal(exchange, status, error_message(status))
         return None
 
     async def _proxy(
@@ -237,7 +263,7 @@ class Pipeline:
             exchange.status,
         )
         for external, config in loggers:
-            self._machinery.background.start(external.log(saved, config))
+            self._worker.timers.start(external, saved, config)
 
 
 async def _unless_gone(work: Coroutine[Any, Any, UpstreamResponse], reader: ClientReader) -> UpstreamResponse:

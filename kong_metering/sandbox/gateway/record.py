@@ -55,8 +55,9 @@ def build_record(exchange: Exchange) -> Table:
 def _request(exchange: Exchange) -> Table:
     head = exchange.head
     authority = b"http://%s:%d" % (head.host or b"kong", exchange.server_port)
+    request_id = {} if exchange.kong_request_id is None else {"id": exchange.kong_request_id}
     return {
-        "id": exchange.request_id,
+        **request_id,
         "uri": head.target,
         "url": authority + head.target,
         "querystring": querystring(exchange),

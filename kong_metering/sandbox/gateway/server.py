@@ -30,6 +30,7 @@ class Lane:
     pipeline: Callable[[], Pipeline]
     is_retired: Callable[[], bool]
     workspace: str
+    tells_request_id: bool
 
 
 class ProxyServer:
@@ -146,12 +147,14 @@ class _ClientConnection:
     def _exchange(self, head: RequestHead) -> Exchange:
         peer = self._writer.get_extra_info("peername") or ("unknown", 0)
         own = self._writer.get_extra_info("sockname") or ("", 0)
+        request_id = uuid.uuid4().hex
         exchange = Exchange(
             head=head,
             client_ip=str(peer[0]),
             client_port=int(peer[1]),
             server_port=int(own[1]),
-            request_id=uuid.uuid4().hex,
+            request_id=request_id,
+            kong_request_id=request_id if self._lane.tells_request_id else None,
             nginx_request_id=uuid.uuid4().hex,
             workspace=self._lane.workspace,
         )

@@ -55,6 +55,12 @@ class Settings:
     header_limits: HeaderLimits = field(default_factory=HeaderLimits)
     reload_linger: float = 9.5
     """Seconds that the old plugin server lives on after a reload (`standin_reload_linger`)."""
+    socket_pool_size: int = 256
+    """How many idle connections to a plugin server each worker keeps (`lua_socket_pool_size`)."""
+    max_running_timers: int = 4096
+    """How many log phases run at once in a worker; Kong's template fixes it (`standin_max_running_timers`)."""
+    tells_request_id: bool = True
+    """Whether there is `$kong_request_id`, which Kongs before 3.5 do not have (`standin_kong_request_id`)."""
     log_phases: Path | None = None
     """Where to note what became of each log phase (`standin_log_phases`)."""
 
@@ -109,8 +115,18 @@ def _settings(values: Mapping[str, str], prefix: Path) -> Settings:
         ),
         header_limits=_header_limits(values),
         reload_linger=float(values.get("standin_reload_linger", "9.5")),
+        socket_pool_size=_number(values, "lua_socket_pool_size", "256"),
+        max_running_timers=_number(values, "standin_max_running_timers", "4096"),
+        tells_request_id=values.get("standin_kong_request_id", "on") != "off",
         log_phases=Path(values["standin_log_phases"]) if "standin_log_phases" in values else None,
     )
+
+
+def _number(values: Mapping[str, str], key: str, default: str) -> int:
+    text = values.get(key, default)
+    if not text.isdigit() or not int(text):
+        raise SettingsError(f"{key} must be a positive number, not '{text}'")
+    return int(text)
 
 
 def _names(text: str) -> list[str]:

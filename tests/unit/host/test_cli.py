@@ -28,6 +28,7 @@ PROGRAM = str(BIN / "kong-metering-plugin-server")
 FLAGS = {
     "--kong-prefix": "/somewhere",
     "--socket-name": "other.sock",
+    "--servers": "3",
     "--listen-queue-size": "17",
     "--event-ttl": "1.5",
     "--instance-ttl": "7",
@@ -154,6 +155,7 @@ def test_a_flag_that_cannot_be_used_is_refused_with_the_reason(
         ("--event-ttl", "nan", "nan is not a number of seconds above 0"),
         ("--instance-ttl", "-1", "-1 is not a number of seconds above 0"),
         ("--listen-queue-size", "99999999999", "99999999999 is not between 1 and 65535"),
+        ("--servers", "0", "0 is not between 1 and 100"),
         ("--spool-sync", "always", "always is not commit, second, off"),
         ("--spool-max-bytes", "1.5G", "1.5G is not a size above 0, such as 500M or 1G"),
         ("--spool-max-bytes", "0", "0 is not a size above 0, such as 500M or 1G"),
@@ -169,7 +171,7 @@ def test_a_flag_that_cannot_be_used_is_refused_with_the_reason(
 def test_a_prefix_or_a_bundle_that_is_not_there_is_refused_with_the_reason(prefix: Path) -> None:
     options = cli._parser({}).parse_args(["--kong-prefix", str(prefix / "missing")])
     with pytest.raises(StartupError, match=r"missing is not a directory; -p/--kong-prefix must name Kong's prefix$"):
-        cli._server_options(options)
+        cli._place(options)
     with pytest.raises(StartupError, match=r"--ca-bundle /nowhere\.pem cannot be read"):
         cli._ca_bundle("/nowhere.pem")
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.plugin_server import PluginServerProcess
+from kong_metering.host.channels import Channel, Kind
+from kong_metering.host.handover import Predecessor, Sockets
+from tests.support import odd_host
+from tests.support.plugin_server import PluginServerProcess, ServerProcess, script_command
 from tests.support.rpc import Connection, KongClient, KongRequest, PhaseRun, RPCFailedError, request_frame
 from tests.support.waiting import wait_until
 from tests.unit.host.conftest import answers, header_config
@@ -21,6 +28,8 @@ if TYPE_CHECKING:
 
 Launch = Callable[..., PluginServerProcess]
 
+# What version 0.1.0 of October 2026 answers, recorded.
+UNKNOWN_TO_VERSION_0 = b"\x94\x01\x01\xd90RPC method plugin.ShareListener is not supported\xc0"
 GET_STATUS = request_frame(1, "GetStatus", None).data
 
 
@@ -103,15 +112,14 @@ def test_no_request_under_load_notices_that_another_process_took_over(launch: La
 def test_a_connection_that_is_open_goes_on_with_the_next_process(launch: Launch) -> None:
     old = launch().start()
     with Connection(old.path) as kept, Connection(old.path) as never_used:
-        assert pid_over(kept) == old.pid
+        assert pid_over(kept) == old.server_pid
         new = launch().start()
-        assert [pid_over(kept), pid_over(never_used)] == [new.pid] * 2
+        assert [pid_over(kept), pid_over(never_used)] == [new.server_pid] * 2
         assert old.stop() == 0
-        assert pid_over(kept) == new.pid
+        assert pid_over(kept) == new.server_pid
         with Connection(new.path) as fresh:
-            assert pid_over(fresh) == new.pid
+            assert pid_over(fresh) == new.server_pid
     assert new.stop() == 0
-    assert not new.path.exists()
 
 
 def test_a_phase_that_is_under_way_ends_where_it_began_and_new_ones_wait(launch: Launch, ingest: IngestServer) -> None:
@@ -148,7 +156,7 @@ def test_a_phase_that_never_goes_on_does_not_hold_the_next_process(launch: Launc
         access = PhaseRun(instance, "access", KongRequest(answers("acme")))
         access.take(client.answer_to(access.next_frame(1)))
         new = launch().start()
-        assert pid_over(connection) == new.pid
+        assert pid_over(connection) == new.server_pid
         with pytest.raises(RPCFailedError, match=r"event id \d+ not found"):
             client.run(access)
     assert new.stop() == 0
@@ -158,12 +166,12 @@ def test_a_phase_that_never_goes_on_does_not_hold_the_next_process(launch: Launc
 def test_a_connection_amid_a_frame_stays_where_it_is(launch: Launch) -> None:
     old = launch().start()
     with Connection(old.path) as connection:
-        assert pid_over(connection) == old.pid
+        assert pid_over(connection) == old.server_pid
         connection.send(GET_STATUS[:7])
         wait_until(lambda: len(KongClient(old.path).call("GetStatus")["Plugins"]) == 1, "the bytes to be read")
         new = launch().start()
         connection.send(GET_STATUS[7:])
-        assert connection.receive().result["Pid"] == old.pid
+        assert connection.receive().result["Pid"] == old.server_pid
     assert old.stop() == 0
     assert new.stop() == 0
 
@@ -173,15 +181,149 @@ def test_nobody_reads_from_a_connection_that_may_have_been_handed_over(launch: L
     with ExitStack() as stack:
         # More than fit into the socket of one who asks for them and does not take them.
         connections = [stack.enter_context(Connection(old.path)) for _ in range(400)]
-        assert pid_over(connections[-1]) == old.pid
-        other = stack.enter_context(Connection(old.path))
-        other.send(request_frame(1, "HandOver", None).data)
-        old.wait_for_log("broke off handing 400 connections over")
+        assert pid_over(connections[-1]) == old.server_pid
+        shared = stack.enter_context(shared_sockets(old.path))
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            shared.servers[0].send(Kind.PART, theirs.fileno())
+            old.wait_for_log("broke off handing over")
         # Those that had arrived there end with it.
-        other.close()
         for connection in connections:
             assert connection.is_ended()
     assert old.stop() == 0
+
+
+@contextmanager
+def shared_sockets(path: Path) -> Iterator[Sockets]:
+    """Ask for the socket that listens and the channels, as the next plugin server does."""
+    predecessor = Predecessor.find(path)
+    assert predecessor is not None
+    assert predecessor._sockets is not None
+    try:
+        yield predecessor._sockets
+    finally:
+        predecessor.release()
+        predecessor._sockets.listener.close()
+
+
+def test_a_supervisor_that_was_taken_over_from_starts_no_more_servers(launch: Launch) -> None:
+    old = launch().start()
+    new = launch().start()
+    old.wait_for_log("has taken over")
+    os.kill(old.server_pid, signal.SIGKILL)
+    wait_until(lambda: old.server_pids() == [], "the end of the old server")
+    os.kill(new.server_pid, signal.SIGKILL)
+    with Connection(new.path) as connection:
+        assert pid_over(connection) == new.server_pid
+    assert old.server_pids() == []
+    assert old.stop() == 0
+    assert old.complaints() == []
+    assert new.stop() == 0
+
+
+def test_a_server_goes_on_when_the_one_that_was_to_take_over_dies_before(launch: Launch) -> None:
+    old = launch().start()
+    serving = old.server_pid
+    with Connection(old.path) as kept:
+        for end in (signal.SIGKILL, signal.SIGTERM):
+            new = launch().launch()
+            old.wait_for_log(f"process {new.pid} is going to take over")
+            new.process.send_signal(end)
+            assert new.wait() == -end
+            assert pid_over(kept) == serving
+    with Connection(old.path) as fresh:
+        assert pid_over(fresh) == serving
+    assert old.stop() == 0
+    assert old.complaints() == []
+
+
+def test_another_server_serves_when_the_one_that_took_over_dies_with_all_connections(launch: Launch) -> None:
+    old = launch().start()
+    parted = old.server_pid
+    with Connection(old.path) as lost:
+        assert pid_over(lost) == parted
+        with shared_sockets(old.path) as shared:
+            assert shared.supervisor is not None
+            to_supervisor, to_server = (
+                asking(shared.supervisor, Kind.RETIRE),
+                asking(shared.servers[0], Kind.PART),
+            )
+            with to_supervisor, to_server:
+                assert to_supervisor.recv(1)
+                while to_server.recv(4096):
+                    pass
+        with Connection(old.path) as connection:
+            assert pid_over(connection) != parted
+        assert lost.is_ended()
+    assert old.stop() == 0
+    assert ["did not take over in the end" in line for line in old.complaints()] == [True]
+
+
+def asking(channel: Channel, kind: Kind) -> socket.socket:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(10)
+    with theirs:
+        channel.send(kind, theirs.fileno())
+    return ours
+
+
+def test_two_processes_that_start_at_once_take_turns(launch: Launch) -> None:
+    servers = [launch().launch() for _ in range(3)]
+    for server in servers:
+        server.wait_until_it_serves()
+    taken = [any("taken over from the process before" in line for line in server.log) for server in servers]
+    assert sorted(taken) == [False, True, True]
+    with Connection(servers[0].path) as connection:
+        pid = pid_over(connection)
+    assert [pid in server.server_pids() for server in servers].count(True) == 1
+    assert [server.stop() for server in servers] == [0] * 3
+    assert [server.complaints() for server in servers] == [[]] * 3
+
+
+def test_what_a_server_kept_for_its_requests_arrives_at_the_next_one(prefix: Path) -> None:
+    command = script_command(Path(odd_host.__file__), prefix, "keep")
+    with ServerProcess(command, prefix / "odd.sock") as old, ServerProcess(command, prefix / "odd.sock") as new:
+        assert new.log[0] == f"info: arrived: kept by {old.server_pid}"
+
+
+def test_a_plugin_server_of_the_version_before_is_taken_over_from_at_once(launch: Launch) -> None:
+    """It does not know how to share its socket, and hands everything over when it is asked the old way."""
+    server = launch()
+    with ExitStack() as stack:
+        other = stack.enter_context(socket.socket(socket.AF_UNIX))
+        other.bind(str(server.path))
+        other.listen()
+        with_unread = stack.enter_context(Connection(server.path))
+        its_end = stack.enter_context(other.accept()[0])
+        answered: list[bytes] = []
+
+        def serve() -> None:
+            asked = other.accept()[0]
+            answered.append(asked.recv(4096))
+            asked.sendall(UNKNOWN_TO_VERSION_0)
+            answered.append(asked.recv(4096))
+            asked.sendall(b"kong-metering-handover-1\n\x01\x00\x00\x00")
+            socket.send_fds(asked, [b"\x00\x00\x00\x00"], [other.fileno()])
+            socket.send_fds(asked, [struct.pack("<I", len(GET_STATUS))], [its_end.fileno()])
+            asked.sendall(GET_STATUS)
+            asked.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        server.launch()
+        wait_until(lambda: len(answered) == 1, "the first question")
+        # In the backlog of the one before, when the path is not its own any more.
+        waiting = stack.enter_context(Connection(server.path))
+        server.wait_until_it_serves()
+        thread.join()
+        assert with_unread.receive().result["Pid"] == server.server_pid
+        assert pid_over(waiting) == server.server_pid
+        with Connection(server.path) as fresh:
+            assert pid_over(fresh) == server.server_pid
+    assert answered == [request_frame(1, "ShareListener", None).data, request_frame(1, "HandOver", None).data]
+    server.wait_for_log("taken over from the process before")
+    assert server.stop() == 0
+    assert server.complaints() == []
 
 
 def answer_nothing(connection: socket.socket) -> None:
@@ -217,9 +359,78 @@ def test_a_server_that_does_not_know_of_it_is_replaced_on_the_path(
         server.start()
         thread.join()
         with Connection(server.path) as connection:
-            assert pid_over(connection) == server.pid
+            assert pid_over(connection) == server.server_pid
         for connection_to_other in served:
             connection_to_other.close()
     assert server.stop() == 0
     assert server.complaints() == []
     assert prefix.is_dir()
+
+
+# The program started anew in place, with SIGHUP
+
+
+@pytest.mark.parametrize("flags", ["", "--servers 2"])
+def test_a_planned_restart_costs_no_request(flags: str, launch: Launch, ingest: IngestServer) -> None:
+    server = launch(flags).start()
+    config = header_config(ingest.url, queue={"max_batch_size": 100, "max_coalescing_delay": 0.1})
+    inode = server.path.stat().st_ino
+    with workers(server.path, config, 4) as started:
+        for _ in range(2):
+            wait_for_more(started)
+            start_anew(server)
+            wait_for_more(started)
+    assert [worker.failures for worker in started] == [[]] * 4
+    assert server.path.stat().st_ino == inode
+    assert server.stop() == 0
+    expected = {worker._name: worker.requests for worker in started}
+    ids = {(event["subject"], event["id"]) for event in ingest.events()}
+    assert {name: sum(subject == name for subject, _ in ids) for name in expected} == expected
+    assert server.complaints() == []
+
+
+def start_anew(server: PluginServerProcess) -> None:
+    """Tell it to, and wait until all servers are others."""
+    before = server.server_pids()
+    server.process.send_signal(signal.SIGHUP)
+
+    def are_others() -> bool:
+        now = server.server_pids()
+        return len(now) == len(before) and set(now).isdisjoint(before)
+
+    wait_until(are_others, "other servers")
+
+
+def test_a_program_that_could_not_be_started_anew_goes_on(prefix: Path) -> None:
+    program = prefix / "program.py"
+    shutil.copy(odd_host.__file__, program)
+    with ServerProcess(script_command(program, prefix, "keep"), prefix / "odd.sock") as server:
+        serving = server.server_pid
+        program.write_text("raise SystemExit(3)")
+        server.process.send_signal(signal.SIGHUP)
+        line = server.wait_for_log("cannot be started anew")
+        assert line == "error: the program cannot be started anew, it ended with status 3; this one goes on"
+        with Connection(server.path) as connection:
+            assert pid_over(connection) == serving
+
+
+def test_a_program_that_is_told_to_end_while_it_starts_anew_ends_in_order(launch: Launch) -> None:
+    server = launch().start()
+    serving = server.server_pid
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("starting anew")
+    assert server.stop() == 0
+    assert not Path(f"/proc/{serving}").exists()
+    assert server.complaints() == []
+
+
+def test_a_server_that_does_not_hand_over_at_a_restart_is_killed(launch: Launch) -> None:
+    server = launch().start()
+    stuck = server.server_pid
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("starting anew")
+    os.kill(stuck, signal.SIGSTOP)
+    with Connection(server.path) as connection:
+        assert pid_over(connection) != stuck
+    wait_until(lambda: stuck not in server.server_pids(), "its end")
+    assert server.stop() == 0

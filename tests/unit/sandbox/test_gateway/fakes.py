@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import requests
 
 from kong_metering.sandbox.gateway import READY_FILE, command
@@ -38,6 +39,8 @@ plugins:
   config: {ingest_endpoint: "http://127.0.0.1:1", api_token: t, subject: {look_up_value_in: header, field: x-tenant-id}}
 """
 DUMP_COMMAND = f"{sys.executable} {Path(fake_plugin_server.__file__)} --dump"
+MESSAGEPACK, PROTOBUF = "MsgPack:1", "ProtoBuf:1"
+both_protocols = pytest.mark.parametrize("protocol", [MESSAGEPACK, PROTOBUF])
 
 
 @dataclass
@@ -112,6 +115,18 @@ class Gateway:
         wait_for(found)
         return found()[0]
 
+    def frames(self) -> list[bytes]:
+        """Return the frames that Kong sent in ProtoBuf as answers to PDK calls."""
+        return [entry[1] for entry in self.journal() if entry[0] == "frame"]
+
+    def closed(self) -> int:
+        """Count the connections to the plugin server that have been closed."""
+        return sum(entry[0] == "closed" for entry in self.journal())
+
+    def connections(self) -> int:
+        """Count the connections to the plugin server that are open."""
+        return sum(entry[0] == "opened" for entry in self.journal()) - self.closed()
+
     def wait_for_log_events(self, count: int = 1) -> None:
         wait_for(lambda: len(self.log_events()) >= count)
 
@@ -156,14 +171,16 @@ def serves(path: Path) -> bool:
 
 
 @contextmanager
-def running_gateway(prefix: Path, config: str, *, database: str = "off", **keys: str) -> Iterator[Gateway]:
+def running_gateway(
+    prefix: Path, config: str, *, database: str = "off", protocol: str = MESSAGEPACK, **keys: str
+) -> Iterator[Gateway]:
     """Run a gateway with the fake plugin server; `config` is the declarative file, with @UPSTREAM@ in it."""
     prefix.mkdir(parents=True, exist_ok=True)
     if not (prefix / "script.json").exists():
         write_script(prefix, log=[["kong.log.serialize"]])
     upstream, upstream_url = start_upstream() if "@UPSTREAM@" in config else (None, "")
     (prefix / "kong.yaml").write_text(config.replace("@UPSTREAM@", upstream_url), encoding="utf-8")
-    write_conf(prefix, database, keys)
+    write_conf(prefix, database, {"pluginserver_metering_query_cmd": f"{DUMP_COMMAND} {protocol}", **keys})
     environment = {
         **os.environ,
         "OM_TOKEN": "om_secret",
@@ -212,6 +229,14 @@ def raw_exchange(gateway: Gateway, request: bytes) -> bytes:
         while data := client.recv(65536):
             received += data
     return received
+
+
+def check_unexpected_error(response: requests.Response) -> None:
+    """Check that a response is what Kong answers when a plugin fails, as a real 3.9.3 does it."""
+    assert response.status_code == 500
+    request_id = response.headers["X-Kong-Request-Id"]
+    assert response.headers["Content-Type"] == "application/json; charset=utf-8"
+    assert response.text == f'{{\n  "message":"An unexpected error occurred",\n  "request_id":"{request_id}"\n}}'
 
 
 def get(gateway: Gateway, path: str, **arguments: Any) -> requests.Response:

@@ -14,16 +14,35 @@ import pytest
 
 from kong_metering.sandbox.gateway import READY_FILE, command
 
-from .fakes import DEADLINE, METERED_ECHO, Gateway, get, running_gateway, serves, wait_for, write_conf
+from .fakes import (
+    DEADLINE,
+    DUMP_COMMAND,
+    MESSAGEPACK,
+    METERED_ECHO,
+    PROTOBUF,
+    Gateway,
+    check_unexpected_error,
+    get,
+    running_gateway,
+    serves,
+    wait_for,
+    write_conf,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 
+@pytest.fixture(params=[MESSAGEPACK, PROTOBUF])
+def protocol(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def gateway(tmp_path: Path) -> Iterator[Gateway]:
-    with running_gateway(tmp_path, METERED_ECHO, nginx_worker_processes="1", standin_reload_linger="2") as gateway:
+def gateway(tmp_path: Path, protocol: str) -> Iterator[Gateway]:
+    settings = {"nginx_worker_processes": "1", "standin_reload_linger": "2"}
+    with running_gateway(tmp_path, METERED_ECHO, protocol=protocol, **settings) as gateway:
         yield gateway
 
 
@@ -53,14 +72,14 @@ def test_pid_and_ready_file_are_there_while_it_runs_and_gone_afterwards(gateway:
     assert not (gateway.prefix / READY_FILE).exists()
 
 
-def test_it_is_respawned_not_sooner_than_a_second_after_its_start(gateway: Gateway) -> None:
+def test_it_is_respawned_not_sooner_than_a_second_after_its_start(gateway: Gateway, protocol: str) -> None:
     get(gateway, "/echo")
     gateway.wait_for_log_events()
     first = gateway.starts()[0]["pid"]
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: not is_alive(first))
-    # An instance is known: the request passes, without the plugin.
-    assert get(gateway, "/echo").status_code == 200
+    # An instance is known: with MessagePack the request passes, without the plugin.
+    assert get(gateway, "/echo").status_code == (200 if protocol == MESSAGEPACK else 500)
     wait_for(lambda: len(gateway.starts()) == 2 and serves(gateway.prefix / "plugin.socket"))
     # The new process does not know the instance: Kong starts one and sends the event again.
     before = len(gateway.log_events())
@@ -69,32 +88,19 @@ def test_it_is_respawned_not_sooner_than_a_second_after_its_start(gateway: Gatew
     assert len(gateway.calls("plugin.StartInstance")) == 2
     text = gateway.log_text()
     assert "trying to connect: connection refused" in text
-    assert "No plugin instance" in text
+    said = "mp_rpc.lua: No plugin instance" if protocol == MESSAGEPACK else "pb_rpc.lua: closed"
+    assert f"[kong] {said}" in text
 
 
 def test_without_an_instance_a_dead_plugin_server_makes_a_500(gateway: Gateway) -> None:
     os.kill(gateway.starts()[0]["pid"], signal.SIGKILL)
     wait_for(lambda: not serves(gateway.prefix / "plugin.socket"))
-    response = get(gateway, "/echo")
-    assert (response.status_code, response.json()) == (500, {"message": "An unexpected error occurred"})
+    check_unexpected_error(get(gateway, "/echo"))
     assert "starting instance: connection refused" in gateway.log_text()
 
 
-def test_any_other_error_is_logged_and_the_request_goes_on(gateway: Gateway) -> None:
-    gateway.script(fail={"plugin.HandleEvent": "it broke"})
-    assert get(gateway, "/echo").status_code == 200
-    wait_for(lambda: gateway.log_text().count("[error]") >= 2)
-    assert "it broke" in gateway.log_text()
-
-
-def test_an_instance_that_cannot_be_started_makes_a_500(gateway: Gateway) -> None:
-    gateway.script(fail={"plugin.StartInstance": "bad configuration"})
-    assert get(gateway, "/echo").status_code == 500
-    assert "starting instance: bad configuration" in gateway.log_text()
-
-
-def test_concurrent_first_requests_share_one_instance_per_worker(tmp_path: Path) -> None:
-    with running_gateway(tmp_path, METERED_ECHO, nginx_worker_processes="3") as gateway:
+def test_concurrent_first_requests_share_one_instance_per_worker(tmp_path: Path, protocol: str) -> None:
+    with running_gateway(tmp_path, METERED_ECHO, protocol=protocol, nginx_worker_processes="3") as gateway:
         threads = [threading.Thread(target=get, args=(gateway, "/echo")) for _ in range(12)]
         for thread in threads:
             thread.start()
@@ -161,6 +167,7 @@ def test_a_reload_with_a_broken_configuration_changes_nothing(gateway: Gateway) 
     [
         ({"pluginserver_metering_query_cmd": "echo no json"}, "failed decoding plugin info"),
         ({"pluginserver_metering_query_cmd": "echo []"}, "not a plugin info table"),
+        ({"pluginserver_metering_query_cmd": f"{DUMP_COMMAND} JSON:1"}, "unknown protocol implementation: JSON:1"),
         ({"plugins": "bundled,other"}, "other plugin is enabled but not installed"),
     ],
 )

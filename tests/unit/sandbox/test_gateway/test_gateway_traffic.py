@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from .fakes import DEADLINE, Gateway, get, raw_exchange, running_gateway, wait_for, write_script
+from .fakes import DEADLINE, Gateway, check_unexpected_error, get, raw_exchange, running_gateway, wait_for, write_script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -382,7 +382,7 @@ def test_a_plugin_can_answer_the_request(gateway: Gateway) -> None:
 def test_a_call_that_raises_in_the_access_phase_makes_a_500(gateway: Gateway, call: list[Any]) -> None:
     gateway.script(access=[call], log=[["kong.log.serialize"]])
     response = get(gateway, "/echo")
-    assert (response.status_code, response.json()) == (500, {"message": "An unexpected error occurred"})
+    check_unexpected_error(response)
     assert gateway.record(response)["source"] == "kong"
 
 
@@ -391,11 +391,11 @@ def test_a_call_that_raises_in_the_access_phase_makes_a_500(gateway: Gateway, ca
 )
 def test_a_call_that_raises_in_the_log_phase_ends_the_event(gateway: Gateway, call: list[Any]) -> None:
     gateway.script(log=[["kong.log.serialize"], call, ["kong.response.get_status"]])
-    before, complaints = len(gateway.calls()), gateway.log_text().count("API disabled in the context of ngx.timer")
+    before, complaints = len(gateway.calls()), gateway.log_text().count("API disabled in the")
     response = get(gateway, "/echo")
     assert response.status_code == 200
     gateway.record(response)
-    wait_for(lambda: gateway.log_text().count("API disabled in the context of ngx.timer") > complaints)
+    wait_for(lambda: gateway.log_text().count("API disabled in the") > complaints)
     assert 200 not in [message[3][0].get(b"Data") for message in gateway.calls()[before:]]
 
 

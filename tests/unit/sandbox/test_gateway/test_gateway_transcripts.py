@@ -142,7 +142,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     prefix = tmp_path_factory.mktemp("gateway")
     write_script(prefix, access=ACCESS, log=LOG)
     # The recorder ran before rate-limiting (910) and after key-auth (1250).
-    keys = {"nginx_worker_processes": "1", "pluginserver_metering_query_cmd": f"{DUMP_COMMAND} 1000"}
+    keys = {"nginx_worker_processes": "1", "pluginserver_metering_query_cmd": f"{DUMP_COMMAND} MsgPack:1 1000"}
     with running_gateway(prefix, CONFIG, **keys) as gateway:
         yield gateway
 

@@ -1,0 +1,96 @@
+"""Messages between the processes of one plugin server: one byte that tells the kind, and at most one socket with it.
+
+Contract: a channel is a pair of sockets that never block. All processes of a plugin server hold both ends of all of
+them, so that what is in a channel is kept when its reader dies, and the next one reads it; only one process reads from
+a channel at a time. A full channel takes nothing more; one that was shut down takes nothing any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+_MESSAGE_BYTES = 16
+
+
+class Kind(bytes, Enum):
+    """What a message means; whether a socket comes with it."""
+
+    # To a server: a connection from Kong that belongs to it.
+    CONNECTION = b"C"
+    # To a server, from the next plugin server: give all connections over this socket.
+    PART = b"P"
+    # To a supervisor, from the next plugin server, which holds the other end of this socket: start no more servers.
+    RETIRE = b"R"
+    # To a supervisor, from one of its servers, without a socket: it is ending.
+    ENDING = b"E"
+
+
+@dataclass(frozen=True)
+class Message:
+    """What came out of a channel."""
+
+    kind: Kind
+    socket: socket.socket | None
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The two ends: what goes into `inlet` comes out of `outlet`."""
+
+    inlet: socket.socket
+    outlet: socket.socket
+
+    @classmethod
+    def make(cls) -> Channel:
+        """Make a new one."""
+        return cls.of(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+
+    @classmethod
+    def of(cls, inlet: socket.socket, outlet: socket.socket) -> Channel:
+        """Put one together from its ends."""
+        for end in (inlet, outlet):
+            end.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        return cls(inlet, outlet)
+
+    def send(self, kind: Kind, given: int | None = None) -> None:
+        """Put a message in, with a socket by its descriptor, which stays open here.
+
+        Raises `BlockingIOError` when the channel is full, another `OSError` when nobody will ever read from it.
+        """
+        socket.send_fds(self.inlet, [kind.value], [] if given is None else [given])
+
+    def messages(self) -> Iterator[Message]:
+        """Take out what is there; what this version does not know is closed and left out."""
+        with contextlib.suppress(OSError):
+            while True:
+                data, descriptors, _, _ = socket.recv_fds(self.outlet, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+                if not data:
+                    return
+                given = socket.socket(fileno=descriptors[0]) if descriptors else None
+                try:
+                    kind = Kind(data)
+                except ValueError:
+                    if given is not None:
+                        given.close()
+                    continue
+                yield Message(kind, given)
+
+    def shut_down(self) -> None:
+        """Let nothing more in, for whoever holds it; what is in there can still be taken out."""
+        with contextlib.suppress(OSError):
+            self.inlet.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close both ends in this process."""
+        self.inlet.close()
+        self.outlet.close()
+
+
+def duplicate(descriptor: int) -> socket.socket:
+    """Give another descriptor of a socket, as a socket."""
+    return socket.socket(fileno=os.dup(descriptor))

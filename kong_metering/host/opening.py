@@ -1,0 +1,185 @@
+"""The socket that a plugin server listens with, from its first moment on.
+
+Contract: `open_at` is called before everything that takes long, so that Kong's connections wait instead of being
+refused: it makes the socket, or shares that of the plugin server that serves at the path until now. `Opening.take_over`
+is called when all is ready, `Opening.finish` when the servers are there. Plugin servers that start at the same time do
+so one after the other: a lock on the directory keeps them apart, which ends with its process.
+
+The socket is made under a temporary name with mode 0600 and renamed into place, so that no other user can ever connect.
+Its path is never removed: where nobody serves any more, connections are refused, until the next one renames its own
+socket over it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import stat
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kong_metering.errors import StartupError
+from kong_metering.host.handover import Inheritance, Predecessor
+
+if TYPE_CHECKING:
+    from kong_metering.host.restart import Restart
+
+_MAX_PATH_BYTES = 107
+# As long as others may take to start; then it begins all the same.
+_LOCK_SECONDS = 30.0
+_LOCK_POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where Kong connects to; `backlog` connections may wait to be accepted."""
+
+    path: Path
+    backlog: int = 4096
+
+
+class Opening:
+    """A plugin server that starts."""
+
+    def __init__(
+        self,
+        place: Place,
+        predecessor: Predecessor | None,
+        listener: socket.socket | None,
+        *,
+        lock: int = -1,
+        restart: Restart | None = None,
+    ) -> None:
+        self.place = place
+        # What this very process has left to itself.
+        self.restart = restart
+        self._predecessor = predecessor
+        self._listener = listener
+        self._lock = lock
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether another plugin server serves until now."""
+        return self._predecessor is not None
+
+    @property
+    def silent(self) -> tuple[int, ...]:
+        """Those of the servers before, by their index, that did not hand over."""
+        return () if self._predecessor is None else self._predecessor.silent
+
+    def take_over(self) -> tuple[socket.socket, Inheritance]:
+        """Give the socket that listens, and what the plugin server before leaves. Raises `StartupError`."""
+        inheritance = Inheritance() if self._predecessor is None else self._predecessor.take_over()
+        if self._listener is None:
+            # Not before: an old one of one step only would remove it from the path, as its own.
+            self._listener = listen(self.place)
+        return self._listener, emptied(inheritance)
+
+    def finish(self) -> None:
+        """Let go of the plugin server before, and let others start."""
+        if self._predecessor is not None:
+            self._predecessor.release()
+        if self._lock >= 0:
+            # By hand: the servers have the descriptor too.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self.leave()
+
+    def leave(self) -> None:
+        """Close what only the start needs, in this process."""
+        if self._predecessor is not None:
+            self._predecessor.close()
+            self._predecessor = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def open_at(place: Place) -> Opening:
+    """Get hold of the socket that listens. Raises `StartupError` that tells why that cannot be."""
+    check(place.path)
+    lock = _lock(place.path.parent)
+    predecessor = Predecessor.find(place.path)
+    listener = listen(place) if predecessor is None else predecessor.listener
+    return Opening(place, predecessor, listener, lock=lock)
+
+
+def open_again(place: Place, restart: Restart) -> Opening:
+    """Go on with the socket that this process has listened with before it was started anew."""
+    sockets = restart.sockets()
+    return Opening(place, Predecessor(None, sockets), sockets.listener, restart=restart)
+
+
+def check(path: Path) -> None:
+    """See that a socket can be at this path, in the place of one that is there or of nothing. Raises `StartupError`."""
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        # The temporary name may be short enough; then nobody could connect to the socket after it was renamed.
+        raise StartupError(f"cannot serve on {path}: a Unix socket's path has at most {_MAX_PATH_BYTES} bytes")
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise StartupError(f"{path} exists and is not a socket; move it away, or choose another --socket-name")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StartupError(f"cannot look at {path}: {error}; see -p/--kong-prefix") from error
+
+
+def listen(place: Place) -> socket.socket:
+    """Make the socket, in the place of one that an earlier process left, but of nothing else.
+
+    Raises `StartupError` that tells why it cannot be.
+    """
+    path = place.path
+    check(path)
+    temporary = path.with_name(f".{os.getpid():x}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        temporary.unlink(missing_ok=True)
+        listener.bind(str(temporary))
+        temporary.chmod(0o600)
+        listener.listen(place.backlog)
+        temporary.rename(path)
+    except OSError as error:
+        listener.close()
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StartupError(f"cannot serve on {path}: {error}; see -p/--kong-prefix") from error
+    listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    return listener
+
+
+def emptied(inheritance: Inheritance) -> Inheritance:
+    """Accept who waits at the former socket that listens, to which nobody can connect any more, and close it."""
+    former = inheritance.former
+    if former is None:
+        return inheritance
+    waiting = []
+    former.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    with former, contextlib.suppress(OSError):
+        while True:
+            waiting.append((former.accept()[0], b""))
+    return replace(inheritance, connections=(*inheritance.connections, *waiting), former=None)
+
+
+def _lock(directory: Path) -> int:
+    """Wait for others that start here; -1 where there are no locks."""
+    try:
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_POLL_SECONDS)
+        except OSError:
+            break
+        else:
+            return lock
+    os.close(lock)
+    return -1
