@@ -115,6 +115,9 @@ class Plugin:
         """Do what `log` does, in steps."""
         try:
             yield from self._meter_request()
+        except GeneratorExit:
+            self._fail(ConnectionError("Kong did not go on with it"))
+            raise
         except Exception as error:  # noqa: BLE001 - metering fails open
             self._fail(error)
         try:

@@ -141,4 +141,8 @@ class Greenlets:
         if len(self._idle) < _IDLE_RUNNERS:
             self._idle.append(runner)
         if wants.error is not None:
-            raise wants.error
+            try:
+                raise wants.error
+            finally:
+                # The error's traceback leads here: what the phase had at hand would wait for the garbage collector.
+                del wants

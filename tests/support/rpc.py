@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 PLUGIN = "metering-and-billing"
 
 _TIMEOUT_SECONDS = 20.0
+_REQUEST_ID = "kong.nginx.get_var(kong_request_id)"
 _FORMS = {
     "kong.client.authenticate": "StepCredential",
     "kong.client.get_consumer": "StepConsumer",
@@ -115,7 +117,10 @@ class Connection:
 
 
 class Step(Protocol):
-    """The RPC that brings a PDK call's result."""
+    """The RPC that brings a PDK call's result, and the result."""
+
+    @property
+    def value(self) -> Any: ...
 
     def frame(self, number: int, event_id: int) -> Frame: ...
 
@@ -124,7 +129,7 @@ class Step(Protocol):
 class Result:
     """A result of our own making; `form` is the kind of step, None stands for nil."""
 
-    value: object = None
+    value: Any = None
     form: str = "Step"
 
     def frame(self, number: int, event_id: int) -> Frame:
@@ -135,11 +140,13 @@ class Result:
 class KongRequest:
     """One client's request in Kong: it answers the PDK calls of its phases, and keeps `kong.ctx.shared`.
 
-    `answers` has the values of PDK functions by name, or by `name(first argument)`; what is not there is nil.
+    `answers` has the values of PDK functions by name, or by `name(first argument)`; what is not there is nil, but the
+    id of the request: it is the log record's, if there is one.
     """
 
     def __init__(self, answers: Mapping[str, object] | None = None) -> None:
-        self._answers = answers or {}
+        answers = answers or {}
+        self._answers = {_REQUEST_ID: _id_in(answers.get("kong.log.serialize")), **answers}
         self.shared: dict[object, object] = {}
         self.said: list[str] = []
 
@@ -161,6 +168,13 @@ class KongRequest:
         specific = f"{method}({arguments[0]})" if arguments else method
         value = self._answers.get(specific, self._answers.get(method))
         return Result(value, _FORMS.get(method, "Step"))
+
+
+def _id_in(record: object) -> str:
+    try:
+        return str(json.loads(cast("str", record))["request"]["id"])
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return secrets.token_hex(16)
 
 
 def _without_nil(value: object) -> object:

@@ -4,7 +4,8 @@ The recorder in the plugin server's place asked for other PDK calls than our plu
 replay sends, for each call of ours, the very frame in which Kong answered that call in that phase. The ids of
 instances and events in it must be those of today: the frame is decoded without touching its strings, the id is
 replaced, and it is encoded again as Kong's library does; that this changes nothing but the id is itself tested.
-`kong.ctx.shared` was filled by the recorder, and is kept for real instead.
+`kong.ctx.shared` was filled by the recorder, and is kept for real instead. nginx's variables, which it did not ask for,
+are worked out from what it did.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ class RecordedStep:
 
     recorded: RecordedFrame
 
+    @property
+    def value(self) -> Any:
+        """What Kong answered, strings as bytes; None for nil."""
+        return self.recorded.argument.get(b"Data")
+
     def frame(self, number: int, event_id: int) -> Frame:  # noqa: ARG002 - as any `Step`
         return self.recorded.with_member(b"EventId", event_id)
 
@@ -90,18 +96,29 @@ class RecordedPhase:
 
 
 class RecordedRequest(KongRequest):
-    """One client's request of a transcript; what was not recorded of it, it cannot answer."""
+    """One client's request of a transcript; what was not recorded of it, it cannot answer.
 
-    def __init__(self, phases: Sequence[RecordedPhase]) -> None:
+    A `copy` above 0 is another request like it, with an id of its own: Kong gives no two requests the same.
+    """
+
+    def __init__(self, phases: Sequence[RecordedPhase], copy: int = 0) -> None:
         super().__init__()
         self.phases = {phase.name: phase for phase in phases}
+        self._copy = copy
 
     @property
     def record(self) -> dict[str, Any]:
         """What `kong.log.serialize` gave; bytes that are not UTF-8 as Python's surrogate escapes."""
-        text = self.phases["log"].value("kong.log.serialize").decode("utf-8", "surrogateescape")
-        record: dict[str, Any] = json.loads(text)
+        record: dict[str, Any] = json.loads(self._record_text.decode("utf-8", "surrogateescape"))
         return record
+
+    @property
+    def _record_text(self) -> bytes:
+        recorded: bytes = self.phases["log"].value("kong.log.serialize")
+        if not self._copy:
+            return recorded
+        request_id = str(json.loads(recorded.decode("utf-8", "surrogateescape"))["request"]["id"]).encode()
+        return recorded.replace(request_id, b"%032x" % (int(request_id, 16) ^ self._copy << 64))
 
     def handle_event(self, number: int, phase: str, instance_id: int) -> Frame:  # noqa: ARG002 - it has its own number
         return self.phases[phase].handle.with_member(b"InstanceId", instance_id)
@@ -109,12 +126,25 @@ class RecordedRequest(KongRequest):
     def answer(self, phase: str, method: str, arguments: Sequence[Any]) -> Step:
         recorded = self.phases[phase].step(method, arguments)
         if recorded is not None:
-            return recorded
+            return Result(self._record_text) if self._copy and method == "kong.log.serialize" else recorded
         if (phase, method) == ("access", "kong.request.get_header"):
-            headers = self.phases["access"].value("kong.request.get_headers", 1000)
-            values = headers.get(arguments[0].lower().encode())
+            values = self._headers.get(arguments[0].lower().encode())
             return Result(values[0] if values else None)
+        if (phase, method, arguments[0]) == ("access", "kong.nginx.get_var", "kong_request_id"):
+            return Result(self.record["request"]["id"])
+        if (phase, method) == ("access", "kong.nginx.get_var"):
+            return Result(self._variable(arguments[0].removeprefix("http_").encode()))
         raise LookupError(f"the transcript does not tell what {method}{tuple(arguments)} gave in {phase}")
+
+    @property
+    def _headers(self) -> dict[bytes, list[bytes]]:
+        headers: dict[bytes, list[bytes]] = self.phases["access"].value("kong.request.get_headers", 1000)
+        return headers
+
+    def _variable(self, name: bytes) -> bytes | None:
+        """Give nginx's variable of a header: all its lines, joined."""
+        lines = [line for key, lines in self._headers.items() if key.replace(b"-", b"_") == name for line in lines]
+        return b", ".join(lines) if lines else None
 
 
 @dataclass(frozen=True)
@@ -128,9 +158,9 @@ class Transcript:
     def frames_of(self, method: str) -> list[RecordedFrame]:
         return [frame for frame in self.frames if frame.method == method]
 
-    def fresh_requests(self) -> list[RecordedRequest]:
+    def fresh_requests(self, copy: int = 0) -> list[RecordedRequest]:
         """Give the requests anew, with nothing in their `kong.ctx.shared`."""
-        return [RecordedRequest(list(request.phases.values())) for request in self.requests]
+        return [RecordedRequest(list(request.phases.values()), copy) for request in self.requests]
 
 
 def scenarios() -> list[str]:

@@ -476,6 +476,26 @@ def test_answers_that_do_not_come_cost_the_access_phase_what_it_read_and_the_log
     assert "Kong's connection ended before the log record came" in said[-1].getMessage()
 
 
+@pytest.mark.parametrize("answered", [0, 1, 2])
+def test_a_log_phase_in_steps_that_kong_does_not_go_on_with_is_counted_until_its_event_waits(
+    answered: int, clock: FakeClock, said: list[logging.LogRecord]
+) -> None:
+    gateway = Gateway(clock)
+    plugin = gateway.plugin()
+    gateway.relay.handle(logging.makeLogRecord({"levelno": logging.WARNING, "msg": "to be said"}))
+    kong = gateway.request((TENANT, "acme"), request_id=None)
+    gateway.run(plugin, "access", kong)
+    steps = plugin.log_steps()
+    asked = next(steps)
+    for _ in range(answered):
+        asked = steps.send(kong.answer(*asked)[0])
+    steps.close()
+    assert asked.method == ("kong.log.serialize", "kong.ctx.shared.get", "kong.log.warn")[answered]
+    assert gateway.subjects == (["acme"] if answered == 2 else [])
+    assert gateway.skipped == ({} if answered == 2 else {"error": 1})
+    assert len([line for line in said if "Kong did not go on with it" in line.getMessage()]) == (answered < 2)
+
+
 def test_a_record_that_kong_cannot_serialise_costs_one_request_and_the_next_is_asked_for_in_pieces(
     clock: FakeClock, said: list[logging.LogRecord]
 ) -> None:

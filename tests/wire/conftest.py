@@ -8,9 +8,10 @@ import pytest
 
 from tests.support.ingest import IngestServer
 from tests.support.plugin_server import PluginServerProcess
+from tests.support.protocols import PROTOCOLS, Client, Protocol
 from tests.support.rpc import KongClient
 
-NO_RECORD = "Kong could not serialise the log record of a request"
+NO_RECORD = "Kong could not serialise the log record"
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,19 @@ def server() -> Iterator[PluginServerProcess]:
     assert [line for line in process.complaints() if NO_RECORD not in line] == []
 
 
+@pytest.fixture(params=PROTOCOLS)
+def protocol(request: pytest.FixtureRequest) -> Protocol:
+    """Give each of the two that Kong may speak."""
+    chosen: Protocol = PROTOCOLS[request.param]
+    return chosen
+
+
 @pytest.fixture
-def client(server: PluginServerProcess) -> KongClient:
+def client(protocol: Protocol, server: PluginServerProcess) -> Client:
+    return protocol.client(server.path)
+
+
+@pytest.fixture
+def messagepack(server: PluginServerProcess) -> KongClient:
+    """Give a client for what was recorded byte for byte of `MsgPack:1`."""
     return KongClient(server.path)

@@ -14,7 +14,8 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.support.ingest import IngestServer
-    from tests.support.rpc import Frame, KongClient
+    from tests.support.protocols import Client
+    from tests.support.rpc import Frame
 
 # Where Kong's own start of an instance was recorded: with the subject in a header, and with an attribute as well.
 LIFECYCLE = "lifecycle_create_update_delete_on_postgres"
@@ -46,24 +47,26 @@ def recorded_start(scenario: str = LIFECYCLE) -> RecordedFrame:
     return load(scenario).frames_of("StartInstance")[0]
 
 
-def start_frame(recorded: RecordedFrame, ingest: IngestServer, **changes: object) -> Frame:
-    """Give a recorded StartInstance for today's ingest endpoint, with `changes` in its configuration."""
-    config = json.loads(recorded.argument[b"Config"]) | {"ingest_endpoint": ingest.url} | changes
-    return recorded.with_member(b"Config", json.dumps(config).encode())
+def start_frame(recorded: RecordedFrame, ingest: IngestServer) -> Frame:
+    """Give a recorded StartInstance for today's ingest endpoint."""
+    return recorded.with_member(b"Config", _config(recorded, ingest).encode())
 
 
-def start_instance(client: KongClient, ingest: IngestServer, recorded: RecordedFrame, **changes: object) -> int:
-    answer = client.answer_to(start_frame(recorded, ingest, **changes).data)
-    assert (answer.id, answer.error) == (recorded.number, None)
-    return int(answer.result["Id"])
+def start_instance(client: Client, ingest: IngestServer, recorded: RecordedFrame, **changes: object) -> int:
+    """Start an instance with a recorded configuration, and `changes` in it."""
+    return client.start_instance(_config(recorded, ingest, **changes))
 
 
-def drain(client: KongClient) -> dict[str, Any]:
+def _config(recorded: RecordedFrame, ingest: IngestServer, **changes: object) -> str:
+    return json.dumps(json.loads(recorded.argument[b"Config"]) | {"ingest_endpoint": ingest.url} | changes)
+
+
+def drain(client: Client) -> dict[str, Any]:
     """Wait until no event waits for delivery any more, and give the plugin's account."""
     return wait_until(lambda: _account(client), "an empty queue")
 
 
-def _account(client: KongClient) -> dict[str, Any] | None:
+def _account(client: Client) -> dict[str, Any] | None:
     account: dict[str, Any] = client.status()["Status"]
     return account if account["waiting"] == 0 else None
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.pb_rpc import FrameConnection, PBKongClient, call_frame
+from tests.support.protocols import PROTOCOLS
 from tests.support.rpc import Connection, KongClient, PhaseRun, Write, request_frame
 from tests.support.transcripts import RecordedRequest, load, scenarios
 from tests.support.waiting import wait_until
@@ -21,6 +23,7 @@ from tests.wire.replay import HEADER_SUBJECTS, drain, expected_event, recorded_s
 if TYPE_CHECKING:
     from tests.support.ingest import IngestServer
     from tests.support.plugin_server import PluginServerProcess
+    from tests.support.protocols import Client, Protocol
 
 WITH_EVENTS = [scenario for scenario in scenarios() if load(scenario).requests]
 COPIES = 5
@@ -28,16 +31,16 @@ CONNECTIONS = 12
 
 
 @pytest.fixture
-def instance(client: KongClient, ingest: IngestServer) -> Iterator[int]:
+def instance(client: Client, ingest: IngestServer) -> Iterator[int]:
     number = start_instance(client, ingest, recorded_start(), meter_ai_token_usage=False)
     yield number
     client.close_instance(number)
 
 
 @pytest.fixture
-def connections(server: PluginServerProcess) -> Iterator[list[Connection]]:
+def connections(protocol: Protocol, server: PluginServerProcess) -> Iterator[list[Connection]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(Connection(server.path)) for _ in range(CONNECTIONS)]
+        yield [stack.enter_context(protocol.connection(server.path)) for _ in range(CONNECTIONS)]
 
 
 def write_in_pieces(connection: Connection, pieces: Sequence[bytes]) -> None:
@@ -59,21 +62,22 @@ def write_byte_by_byte(connection: Connection, frame: bytes) -> None:
 
 def write_cut_by_chance(connection: Connection, frame: bytes) -> None:
     chance = random.Random(frame)  # noqa: S311 - the same cuts each time
-    cuts = [0, *sorted(chance.sample(range(1, len(frame)), 6)), len(frame)]
+    cuts = [0, *sorted(chance.sample(range(1, len(frame)), min(6, len(frame) - 1))), len(frame)]
     write_in_pieces(connection, [frame[start:end] for start, end in itertools.pairwise(cuts)])
 
 
-def requests_of(*played: str) -> list[RecordedRequest]:
-    return [request for scenario in played for request in load(scenario).fresh_requests()]
+def requests_of(*played: str, copy: int = 0) -> list[RecordedRequest]:
+    return [request for scenario in played for request in load(scenario).fresh_requests(copy)]
 
 
-def expected(*played: str) -> list[dict[str, Any]]:
+def expected(*played: str, copies: int = 1) -> list[dict[str, Any]]:
     subjects = {scenario: HEADER_SUBJECTS.get(scenario, "acme") for scenario in played}
     return in_order(
         expected_event(request, subject)
         for scenario, subject in subjects.items()
         if subject
-        for request in load(scenario).requests
+        for copy in range(copies)
+        for request in load(scenario).fresh_requests(copy)
     )
 
 
@@ -81,7 +85,7 @@ def in_order(events: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(events, key=lambda event: str(event["id"]))
 
 
-def arrived(client: KongClient, ingest: IngestServer) -> list[dict[str, Any]]:
+def arrived(client: Client, ingest: IngestServer) -> list[dict[str, Any]]:
     drain(client)
     return in_order(iter(ingest.events()))
 
@@ -95,13 +99,13 @@ def arrived(client: KongClient, ingest: IngestServer) -> list[dict[str, Any]]:
         (write_byte_by_byte, "no_route_404"),
     ],
 )
-def test_frames_that_are_cut_give_the_same_events(
-    write: Write, scenario: str, server: PluginServerProcess, instance: int, ingest: IngestServer
+def test_frames_that_are_cut_give_the_same_events(  # noqa: PLR0913, PLR0917 - the matrix
+    write: Write, scenario: str, protocol: Protocol, server: PluginServerProcess, instance: int, ingest: IngestServer
 ) -> None:
-    client = KongClient(server.path, write=write)
+    client = protocol.client(server.path, write=write)
     for request in requests_of(scenario):
         client.run_phases(instance, request, *request.phases)
-    assert arrived(KongClient(server.path), ingest) == expected(scenario)
+    assert arrived(client, ingest) == expected(scenario)
 
 
 def write_whole(connection: Connection, frames: bytes) -> None:
@@ -114,35 +118,46 @@ def write_in_halves(connection: Connection, frames: bytes) -> None:
 
 
 @pytest.mark.parametrize("write", [write_whole, write_in_halves])
-def test_many_frames_in_one_write_are_all_answered_in_order(
-    write: Write, server: PluginServerProcess, instance: int, connections: list[Connection], ingest: IngestServer
+def test_many_frames_in_one_write_are_all_answered_in_order(  # noqa: PLR0913, PLR0917 - the matrix
+    write: Write,
+    protocol: Protocol,
+    server: PluginServerProcess,
+    instance: int,
+    connections: list[Any],
+    ingest: IngestServer,
 ) -> None:
-    client = KongClient(server.path, write=write)
+    """The steps of many events; or, in the other protocol, the answers of one and the call of the next."""
+    client = protocol.client(server.path, write=write)
     requests = requests_of(*WITH_EVENTS)
     for phase in ("access", "log"):
         runs = [PhaseRun(instance, phase, request) for request in requests if phase in request.phases]
         client.run_together(runs, connections[0])
-        assert all(run.rpcs <= 4 for run in runs)
-    assert arrived(KongClient(server.path), ingest) == expected(*WITH_EVENTS)
+        assert all(run.is_over and run.rpcs <= 4 for run in runs)
+    assert arrived(client, ingest) == expected(*WITH_EVENTS)
 
 
 @pytest.mark.parametrize("scenario", WITH_EVENTS)
-def test_steps_of_one_event_arrive_over_different_connections(
-    scenario: str, server: PluginServerProcess, instance: int, connections: list[Connection], ingest: IngestServer
+def test_a_request_arrives_over_different_connections(  # noqa: PLR0913, PLR0917 - the matrix
+    scenario: str,
+    protocol: Protocol,
+    server: PluginServerProcess,
+    instance: int,
+    connections: list[Connection],
+    ingest: IngestServer,
 ) -> None:
-    client = KongClient(server.path, connections)
+    """Each step of its events does; or, in the other protocol, each event."""
+    client = protocol.client(server.path, connections)
     for request in requests_of(scenario):
         client.run_phases(instance, request, *request.phases)
     assert arrived(client, ingest) == expected(scenario)
 
 
 def test_many_events_interleave_over_many_connections(
-    server: PluginServerProcess, instance: int, connections: list[Connection], ingest: IngestServer
+    client: Client, instance: int, connections: list[Any], ingest: IngestServer
 ) -> None:
-    """Each step goes over a connection by chance, while other requests are in their access or log phase."""
-    client = KongClient(server.path)
+    """Each step goes out at a time by chance, while other requests are in their access or log phase."""
     chance = random.Random(20)  # noqa: S311 - the same order each time
-    requests = [request for _ in range(COPIES) for request in requests_of(*WITH_EVENTS)]
+    requests = [request for copy in range(COPIES) for request in requests_of(*WITH_EVENTS, copy=copy)]
     chance.shuffle(requests)
     in_log: list[RecordedRequest] = []
     for start in range(0, len(requests) + 30, 30):
@@ -151,30 +166,54 @@ def test_many_events_interleave_over_many_connections(
         runs += [PhaseRun(instance, "log", request) for request in in_log]
         client.run_shuffled(runs, connections, chance)
         in_log = in_access
-    assert arrived(client, ingest) == in_order(event for event in expected(*WITH_EVENTS) for _ in range(COPIES))
+    assert arrived(client, ingest) == expected(*WITH_EVENTS, copies=COPIES)
 
 
 def test_a_connection_that_ends_in_the_middle_of_a_frame_takes_nothing_with_it(
-    server: PluginServerProcess, client: KongClient, instance: int, ingest: IngestServer
+    server: PluginServerProcess, messagepack: KongClient, ingest: IngestServer
 ) -> None:
     """The event of the frame that was cut off goes on when its step is sent again, over another connection."""
     (request,) = requests_of("get_header_subject")
+    instance = start_instance(messagepack, ingest, recorded_start(), meter_ai_token_usage=False)
     run = PhaseRun(instance, "access", request)
-    run.take(client.answer_to(run.next_frame(1)))
+    run.take(messagepack.answer_to(run.next_frame(1)))
     frame = run.next_frame(2)
     with Connection(server.path) as connection:
         write_in_pieces(connection, [frame[:-1]])
-    run.take(client.answer_to(frame))
-    client.run(run)
-    client.run_phases(instance, request, "log")
-    assert arrived(client, ingest) == expected("get_header_subject")
+    run.take(messagepack.answer_to(frame))
+    messagepack.run(run)
+    messagepack.run_phases(instance, request, "log")
+    assert arrived(messagepack, ingest) == expected("get_header_subject")
+    messagepack.close_instance(instance)
 
 
 def test_a_request_that_is_half_there_does_not_hold_up_others(
-    client: KongClient, connections: list[Connection]
+    server: PluginServerProcess, messagepack: KongClient
 ) -> None:
     frame = request_frame(7, "GetStatus").data
-    write_in_pieces(connections[0], [frame[:5]])
-    assert client.status()
-    connections[0].send(frame[5:])
-    assert connections[0].receive().id == 7
+    call = call_frame(7, get_plugin_names={})
+    with Connection(server.path) as half, FrameConnection(server.path) as other_half:
+        write_in_pieces(half, [frame[:5]])
+        write_in_pieces(other_half, [call[:5]])
+        assert messagepack.status()
+        assert PBKongClient(server.path).call(get_plugin_names={}).plugin_names.names == [b"metering-and-billing"]
+        half.send(frame[5:])
+        other_half.send(call[5:])
+        assert half.receive().id == 7
+        assert other_half.receive_frame()[:2] == b"\x08\x07"
+
+
+def test_both_protocols_are_served_side_by_side(server: PluginServerProcess, ingest: IngestServer) -> None:
+    """An instance belongs to none of them, and neither do the headers that an access phase kept."""
+    clients: list[Client] = [protocol.client(server.path) for protocol in PROTOCOLS.values()]
+    instances = [start_instance(client, ingest, recorded_start(), meter_ai_token_usage=False) for client in clients]
+    requests = [requests_of(*WITH_EVENTS, copy=copy) for copy in range(4)]
+    for turn, copies in enumerate(requests):
+        for request in copies:
+            for phase in request.phases:
+                # In turn: both phases in one protocol, and each phase in one of its own.
+                client = clients[(turn + (turn > 1 and phase == "log")) % 2]
+                client.run_phases(instances[turn % 2], request, phase)
+    assert arrived(clients[0], ingest) == expected(*WITH_EVENTS, copies=4)
+    for client, instance in zip(clients, instances, strict=True):
+        client.close_instance(instance)

@@ -68,7 +68,8 @@ def test_kong_pdks_own_dump_tells_the_same_of_the_plugin() -> None:
 
 def _dumped(*command: str) -> dict[str, Any]:
     output = subprocess.run([*command, "--dump"], capture_output=True, check=True).stdout
-    (information,) = json.loads(output)
+    dumped = json.loads(output)
+    (information,) = dumped["Plugins"] if isinstance(dumped, dict) else dumped
     assert isinstance(information, dict)
     return information
 

@@ -6,11 +6,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from tests.support import raising_host
+from tests.support.pb_rpc import FrameConnection, PBKongClient, call_frame
 from tests.support.plugin_server import PluginServerProcess, ServerProcess, script_command
+from tests.support.protocols import PROTOCOLS, Protocol
 from tests.support.rpc import Connection, KongClient, KongRequest, PhaseRun
 from tests.support.waiting import wait_until
 from tests.unit.host.conftest import header_config, record
@@ -34,6 +39,12 @@ HOSTILE = [
 ]
 
 
+@pytest.fixture(params=PROTOCOLS)
+def protocol(request: pytest.FixtureRequest) -> Protocol:
+    chosen: Protocol = PROTOCOLS[request.param]
+    return chosen
+
+
 def in_groups(runs: Sequence[PhaseRun]) -> Iterable[Sequence[PhaseRun]]:
     return (runs[start : start + AT_ONCE] for start in range(0, len(runs), AT_ONCE))
 
@@ -46,11 +57,11 @@ def growth(server: ServerProcess, work: Callable[[int], None]) -> int:
     return server.resident_bytes() - before
 
 
-def test_ten_thousand_requests_whose_phases_raise_are_answered(prefix: Path) -> None:
-    """Each is answered `ret`: the request goes on. The log tells of it a few times, not of each."""
+def test_ten_thousand_requests_whose_phases_raise_are_answered(protocol: Protocol, prefix: Path) -> None:
+    """Each is answered that it is over: the request goes on. The log tells of it a few times, not of each."""
     command = script_command(Path(raising_host.__file__), prefix)
-    with ServerProcess(command, prefix / "raising.sock") as server, Connection(server.path) as connection:
-        client = KongClient(server.path)
+    with ServerProcess(command, prefix / "raising.sock") as server, protocol.connection(server.path) as connection:
+        client: Any = protocol.client(server.path)
         instance = client.start_instance({}, raising_host.NAME)
 
         def work(requests: int) -> None:
@@ -76,7 +87,7 @@ def test_ten_thousand_abandoned_events_are_forgotten() -> None:
 
         def abandon(events: int) -> None:
             for group in in_groups([PhaseRun(instance, "access", KongRequest()) for _ in range(events)]):
-                connection.send(b"".join(run.next_frame(number) for number, run in enumerate(group)))
+                connection.send(b"".join(run.next_frame(number) for number, run in enumerate(group, 1)))
                 for run in group:
                     run.take(connection.receive())
             wait_until(lambda: client.status()["Events"] == 0, "the events to be forgotten")
@@ -91,10 +102,36 @@ def test_ten_thousand_abandoned_events_are_forgotten() -> None:
     assert 1 <= len(server.complaints()) < 10
 
 
-def test_ten_thousand_requests_with_hostile_bytes_are_all_billed(ingest: IngestServer) -> None:
+def test_ten_thousand_events_whose_answers_do_not_come_are_given_up() -> None:
+    """Kong's connections end between its call and its answers."""
+    with PluginServerProcess() as server:
+        client = PBKongClient(server.path)
+        instance = client.start_instance(header_config("http://127.0.0.1:1"))
+
+        def give_up(phase: bytes) -> None:
+            with ExitStack() as stack:
+                connections = [stack.enter_context(FrameConnection(server.path)) for _ in range(AT_ONCE)]
+                for connection in connections:
+                    connection.send(call_frame(1, handle_event={"instance_id": instance, "event_name": phase}))
+                for connection in connections:
+                    assert connection.receive_frame().startswith(b"kong.")
+
+        def work(events: int) -> None:
+            for number in range(events // AT_ONCE):
+                give_up((b"access", b"log")[number % 2])
+
+        assert growth(server, work) < SANE_BYTES
+        given_up = (WARM_UP + MANY) // AT_ONCE // 2 * AT_ONCE
+        wait_until(lambda: client.status()["Status"]["skipped"] == {"error": given_up}, "the account")
+        client.close_instance(instance)
+    assert "a request was not metered, its log phase failed" in server.complaints()[0]
+    assert 1 <= len(server.complaints()) < 10
+
+
+def test_ten_thousand_requests_with_hostile_bytes_are_all_billed(protocol: Protocol, ingest: IngestServer) -> None:
     queue = {"max_batch_size": 1000, "max_coalescing_delay": 0.01, "max_entries": 100_000}
-    with PluginServerProcess() as server, Connection(server.path) as connection:
-        client = KongClient(server.path)
+    with PluginServerProcess() as server, protocol.connection(server.path) as connection:
+        client: Any = protocol.client(server.path)
         instance = client.start_instance(header_config(ingest.url, queue=queue))
         sent: Counter[str] = Counter()
 
