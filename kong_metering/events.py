@@ -173,7 +173,7 @@ def api_request_data(record: Record) -> dict[str, Any]:
         "service_protocol": text(service.get("protocol")),
         "upstream_status": last_upstream_status(record.get("upstream_status")),
     }
-    return {name: value for name, value in fields.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None} if None in fields.values() else fields
 
 
 def llm_request_data(record: Record, request_id: str) -> Iterator[tuple[str, dict[str, Any]]]:

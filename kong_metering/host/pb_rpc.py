@@ -136,8 +136,16 @@ class PBConversation:
                     raise ProtocolError(f"a frame of more than {MAX_FRAME_BYTES} bytes")
                 self._hold(data[position:], _HEADER + length)
                 return written
-            written += self._take(data[position + _HEADER : end])
+            message = data[position + _HEADER : end]
             position = end
+            # Answers and calls are by far the most: they are taken without another call in between.
+            if not self._due:
+                written += self._take(message)
+                continue
+            self._answers.append(message)
+            self._due -= 1
+            if not self._due:
+                self._take_answers()
         if position < size:
             self._hold(data[position:], _HEADER)
         return written
@@ -156,8 +164,6 @@ class PBConversation:
         self._parts, self._held, self._needed = [rest], len(rest), needed
 
     def _take(self, message: bytes) -> bytes:
-        if self._due:
-            return self._take_answer(message)
         if self._event is not None:
             return self._go_on(self._event, message)
         # A call is its sequence number and the rest; the rest is the same for each event of an instance's phase.
@@ -192,19 +198,18 @@ class PBConversation:
             )
             return None
 
-    def _take_answer(self, message: bytes) -> bytes:
-        self._answers.append(message)
-        self._due -= 1
+    def _take_answers(self) -> None:
+        """End an event at once: all that it asked is answered."""
         known, asked = self._known, self._asked
-        if not self._due and known is not None and asked is not None:
-            answers, self._answers, self._known = self._answers, [], None
-            try:
-                results = [read(answer) for read, answer in zip(asked.readers, answers, strict=True)]
-            except ProtocolError:
-                self._run(known, asked.plan.give_up)
-                raise
-            self._run(known, asked.plan.finish, results)
-        return b""
+        answers, self._answers, self._known = self._answers, [], None
+        if known is None or asked is None:
+            return
+        try:
+            results = [read(answer) for read, answer in zip(asked.readers, answers, strict=True)]
+        except ProtocolError:
+            self._run(known, asked.plan.give_up)
+            raise
+        self._run(known, asked.plan.finish, results)
 
     def _run(self, known: _Known, end: Callable[..., None], *arguments: object) -> None:
         """End an event at once; its instance may be closed only afterwards."""
@@ -372,7 +377,10 @@ def _string(answer: bytes) -> str | None:
     """Return the string in an answer, None if it is empty: what most answers are, without going through tables."""
     if not answer:
         return None
-    length, start = read_varint(answer, 1)
+    if len(answer) > 1 and answer[1] < _VARINT_MORE:
+        length, start = answer[1], 2
+    else:
+        length, start = read_varint(answer, 1)
     if answer[0] != _STRING_TAG or start + length != len(answer):
         raise ProtocolError("an answer that is no string")
     return answer[start:].decode("utf-8", "surrogateescape")
