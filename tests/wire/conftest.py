@@ -36,6 +36,13 @@ def server() -> Iterator[PluginServerProcess]:
     assert [line for line in process.complaints() if NO_RECORD not in line] == []
 
 
+@pytest.fixture
+def fresh_server() -> Iterator[PluginServerProcess]:
+    """Start a process that knows nothing yet: what it asks first is in steps, and it may complain."""
+    with PluginServerProcess() as server:
+        yield server
+
+
 @pytest.fixture(params=PROTOCOLS)
 def protocol(request: pytest.FixtureRequest) -> Protocol:
     """Give each of the two that Kong may speak."""

@@ -71,9 +71,11 @@ def _account(client: Client) -> dict[str, Any] | None:
     return account if account["waiting"] == 0 else None
 
 
-def expected_event(request: RecordedRequest, subject: str, subject_type: str = "header") -> dict[str, Any]:
-    """Give the event of a request, whole."""
-    record = request.record
+def expected_event(
+    request: RecordedRequest | dict[str, Any], subject: str, subject_type: str = "header"
+) -> dict[str, Any]:
+    """Give the event of a request, or of its record, whole."""
+    record = request if isinstance(request, dict) else request.record
     service = record.get("service") or {}
     started_at = datetime.fromtimestamp(record["started_at"] / 1000, timezone.utc)
     return {
