@@ -15,8 +15,9 @@ import pytest
 
 from tests.support import kong_pdk_host
 from tests.support.plugin_server import BIN, ServerProcess, script_command, short_directory
-from tests.support.rpc import KongClient
+from tests.support.rpc import Connection, KongClient
 from tests.support.transcripts import load, scenarios
+from tests.support.waiting import wait_until
 from tests.wire.replay import HEADER_SUBJECTS, expected_event, recorded_start, start_instance
 
 if TYPE_CHECKING:
@@ -28,6 +29,14 @@ BEYOND_IT = ("invalid_utf8_in_other_header", "latin1_subject_header_invalid_utf8
 PLAYED = [scenario for scenario in scenarios() if load(scenario).requests and scenario not in BEYOND_IT]
 
 
+def accepts(path: Path) -> bool:
+    try:
+        Connection(path).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture(
     params=["", "--no-lua-style", "--gevent", "--gevent --no-lua-style"],
     ids=["threads, Lua style", "threads", "gevent, Lua style", "gevent"],
@@ -36,7 +45,8 @@ def foreign_server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     prefix = short_directory()
     process = ServerProcess(script_command(SCRIPT, prefix, request.param), prefix / "metering-and-billing.sock")
     try:
-        process.start()
+        process.launch()
+        wait_until(lambda: accepts(process.path), "kong-pdk's server to accept connections")
         yield process
     finally:
         process.stop(signal.SIGKILL)
