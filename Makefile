@@ -33,8 +33,10 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# All tests; and those that go through a gateway once more, over the other of Kong's two protocols.
 check: $(VENV)/.dev
 	$(BIN)/pytest
+	$(BIN)/pytest tests/e2e --protocol msgpack
 
 demo: $(VENV)/.sandbox
 	@$(BIN)/python -m kong_metering.sandbox.demo --gateway $(GATEWAY)
