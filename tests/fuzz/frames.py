@@ -1,20 +1,26 @@
-"""Fuzzing of what comes over the socket: frames, whole, damaged and made up, into the host with the plugin in it."""
+"""Fuzzing of what comes over the socket: frames, whole, damaged and made up, into the host with the plugin in it.
+
+A case is in one of Kong's two protocols; those that do not say in which are in `MsgPack:1`.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
 from hypothesis import strategies as st
 
 from kong_metering import PLUGIN_NAME
 from kong_metering.app import PHASES, plugin_information
+from kong_metering.host.conversation import FIRST_BYTES, Conversation, Conversations
 from kong_metering.host.dispatch import Dispatcher
-from kong_metering.host.errors import ProtocolError
+from kong_metering.host.errors import ConnectionEnd, ProtocolError
 from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.mp_codec import FrameReader
 from kong_metering.host.mp_rpc import Answers
@@ -28,6 +34,8 @@ from tests.fuzz.records import changed_records
 from tests.fuzz.strategies import configs, json_values, texts, whole_config
 from tests.fuzz.variation import varied_json, varied_list
 from tests.support.clock import FakeClock
+from tests.support.pb_rpc import answer_to, call_frame, frame
+from tests.support.protobuf import as_bytes, parsed
 
 if TYPE_CHECKING:
     from kong_metering.delivery.registry import Delivery
@@ -54,6 +62,7 @@ _operations = st.one_of(
 )
 _cases = st.fixed_dictionaries(
     {
+        "protocol": st.sampled_from(["MsgPack:1", "ProtoBuf:1"]),
         "config": configs,
         "operations": st.lists(_operations, min_size=1, max_size=12),
         "damage": st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)).map(list), max_size=3),
@@ -62,14 +71,18 @@ _cases = st.fixed_dictionaries(
 )
 
 
+def _dispatcher(runtime: Runtime) -> Dispatcher:
+    definition = PluginDefinition(
+        PLUGIN_NAME, PHASES, lambda config: Plugin(config, runtime), plugin_information(), dict
+    )
+    return Dispatcher(definition, clock=runtime.clock, troubles=runtime.troubles)
+
+
 class _Kong:
     """Sends operations in frames, with the ids that the host gave, and reads every answer."""
 
     def __init__(self, runtime: Runtime) -> None:
-        definition = PluginDefinition(
-            PLUGIN_NAME, PHASES, lambda config: Plugin(config, runtime), plugin_information(), dict
-        )
-        self.dispatcher = Dispatcher(definition, clock=runtime.clock, troubles=runtime.troubles)
+        self.dispatcher = _dispatcher(runtime)
         self.errors: list[str] = []
         self._answers = Answers(self.dispatcher, runtime.troubles)
         self._reader = FrameReader()
@@ -123,12 +136,144 @@ class _Kong:
             return b""
 
 
+class _PBKong:
+    """Sends the same operations over the other protocol, on one connection; when that ends, it opens the next."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.dispatcher = _dispatcher(runtime)
+        self._conversations = Conversations(self.dispatcher, runtime.troubles)
+        self._conversation: Conversation | None = None
+        self._held = b""
+        self._instance = 1
+        self._sequence = 0
+        self._asked: list[str] = []
+        self._has_argument_next = False
+
+    def frame(self, operation: Case) -> bytes:
+        """Give the bytes of an operation; a step is the answer to the oldest PDK call that has none yet."""
+        self._sequence += 1
+        match operation["do"]:
+            case "start":
+                config = operation["config"]
+                raw = json.dumps(whole_config(config) if isinstance(config, dict) else config)
+                return self._call(start_instance={"name": _bytes(PLUGIN_NAME), "config": _bytes(raw)})
+            case "handle":
+                phase = operation["phase"]
+                named = {} if phase is None else {"event_name": _bytes(phase)}
+                return self._call(handle_event={"instance_id": self._instance, **named})
+            case "step":
+                return self._answer(operation["data"])
+            case "close":
+                return self._call(close_instance={"instance_id": self._instance})
+            case "call":
+                return self._call(get_plugin_info={"name": _bytes(operation["method"])})
+        return bytes.fromhex(operation["hex"])
+
+    def send(self, data: bytes) -> None:
+        """Let the host read bytes, as a connection does."""
+        if self._conversation is None:
+            data, self._held = self._held + data, b""
+            if len(data) < FIRST_BYTES:
+                self._held = data
+                return
+            self._conversation = self._conversations.begin(data[:FIRST_BYTES], {})
+        try:
+            written = self._conversation.receive(data)
+        except (ProtocolError, ConnectionEnd):
+            self.end_connection()
+        else:
+            # What begins as a request of the other protocol is answered in it.
+            if written[:1] != b"\x94":
+                self._take(written)
+
+    def end_connection(self) -> None:
+        """End the connection, between whatever and whatever."""
+        if self._conversation is not None:
+            self._conversation.lose()
+        self._conversation, self._held, self._asked, self._has_argument_next = None, b"", [], False
+
+    def _take(self, written: bytes) -> None:
+        while written:
+            end = 4 + int.from_bytes(written[:4], "little")
+            content, written = written[4:end], written[end:]
+            if self._has_argument_next:
+                self._has_argument_next = False
+            elif content.startswith(b"kong."):
+                self._asked.append(content.decode("ascii"))
+                self._has_argument_next = True
+            elif content:
+                self._instance = parsed("Return", content).instance_status.instance_id or self._instance
+
+    def _answer(self, data: Any) -> bytes:
+        method = self._asked.pop(0) if self._asked else "kong.log.serialize"
+        with suppress(TypeError, ValueError, AttributeError, AssertionError, OverflowError):
+            return frame(answer_to(method, data))
+        return frame(answer_to("kong.log.serialize", _bytes(data)))
+
+    def _call(self, **fields: Any) -> bytes:
+        return call_frame(self._sequence, **fields)
+
+
+def _bytes(value: object) -> bytes:
+    """Give text as Kong has it, and in the place of what is none its form in Python."""
+    try:
+        return as_bytes(value)
+    except UnicodeEncodeError:
+        return str(value).encode("utf-8", "replace")
+
+
+class _Complaints(logging.Handler):
+    """Keeps what is said of failures."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    keeper = _Complaints()
+    level, handlers, propagates = LOGGER.level, LOGGER.handlers[:], LOGGER.propagate
+    LOGGER.handlers[:], LOGGER.propagate = [keeper], False
+    LOGGER.setLevel(logging.ERROR)
+    try:
+        yield keeper.lines
+    finally:
+        LOGGER.handlers[:], LOGGER.propagate = handlers, propagates
+        LOGGER.setLevel(level)
+
+
 def check(case: Case) -> None:
     """Send operations as a stream of bytes: each frame is answered, and nothing but the connection breaks."""
-    LOGGER.setLevel("CRITICAL")
+    if case.get("protocol") == "ProtoBuf:1":
+        _check_protobuf(case)
+    else:
+        _check_messagepack(case)
+
+
+def _check_protobuf(case: Case) -> None:
     clock, delivery = FakeClock(), _Delivery()
-    runtime = replace(make_runtime(clock), delivery=cast("Delivery", delivery))
-    kong = _Kong(runtime)
+    with _complaints() as complaints:
+        runtime = replace(make_runtime(clock), delivery=cast("Delivery", delivery))
+        kong = _PBKong(runtime)
+        _send(kong, case)
+        kong.end_connection()
+        instances = kong.dispatcher.instances.all().values()
+        assert all(instance.events == 0 for instance in instances)
+        clock.advance(10_000)
+        kong.dispatcher.sweep()
+        kong.dispatcher.close()
+    failures = [line for line in complaints if " failed" in line]
+    # A connection that ended, and an answer that is no record: anything else is a failure of our own.
+    assert all("ConnectionError" in line or "could not serialise" in line for line in failures), failures
+    for event in delivery.queue.events:
+        check_events([event], case["config"])
+
+
+def _send(kong: _Kong | _PBKong, case: Case) -> None:
     for number, operation in enumerate([{"do": "start", "config": case["config"]}, *case["operations"]]):
         data = bytearray(kong.frame(operation))
         for position, value in case["damage"]:
@@ -136,6 +281,14 @@ def check(case: Case) -> None:
                 data[position % len(data)] = value
         for piece in _pieces(bytes(data), case["cuts"]):
             kong.send(piece)
+
+
+def _check_messagepack(case: Case) -> None:
+    LOGGER.setLevel("CRITICAL")
+    clock, delivery = FakeClock(), _Delivery()
+    runtime = replace(make_runtime(clock), delivery=cast("Delivery", delivery))
+    kong = _Kong(runtime)
+    _send(kong, case)
     assert not any("see its log" in error for error in kong.errors), "an RPC failed for a reason of our own"
     assert "error" not in runtime.stats.snapshot().skipped
     for event in delivery.queue.events:

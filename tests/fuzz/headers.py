@@ -66,6 +66,9 @@ class _Delivery:
     def open(self, *_: object) -> _Queue:
         return self.queue
 
+    def release(self, queue: _Queue) -> None:
+        assert queue is self.queue
+
 
 def check(case: Case) -> None:
     """Run a request through the plugin: it gives one event or one counted skip, and the right one is billed."""
