@@ -7,15 +7,46 @@ Headers can be asked for step by step (`capture_headers`), where a step depends 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kong_pdk.exception import PDKException
 
 from kong_metering.record import LINE_SEPARATOR, REDACTED, Record, first_not_blank, header_values, is_blank
 from kong_metering.steps import PDKCall, Steps, call
 
+if TYPE_CHECKING:
+    from kong_metering.clock import Clock
+
 GET_REQUEST_ID = call("kong.nginx.get_var", "kong_request_id")
+_REQUESTS_TO_LEARN = 100
+_WARY_SECONDS = 600.0
 _MAX_HEADERS = 1000  # the most that kong.request.get_headers gives
+
+
+class HeaderExperience:
+    """Whether the headers of an instance's requests are such that asking at once tells them for certain.
+
+    At once, nginx joins the lines of a header, and the record tells them apart: not if the header stands behind 100
+    others, or if a later plugin changed it. Step by step they are always told apart. So a new instance asks step by
+    step, and any instance does for a while after a value that looks like several, or that was changed.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._left_to_learn = _REQUESTS_TO_LEARN
+        self._wary_until = 0.0
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether nothing odd was seen for long enough."""
+        return self._left_to_learn <= 0 and self._clock.monotonic() >= self._wary_until
+
+    def note(self, *, is_odd: bool) -> None:
+        """Learn from the headers of a request."""
+        if is_odd:
+            self._wary_until = self._clock.monotonic() + _WARY_SECONDS
+        elif self._left_to_learn:
+            self._left_to_learn -= 1
 
 
 def header_calls(names: Sequence[str]) -> tuple[PDKCall, ...]:

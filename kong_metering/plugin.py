@@ -17,7 +17,14 @@ from typing import Any
 from kong_pdk.exception import PDKException
 
 from kong_metering import __version__
-from kong_metering.capture import GET_REQUEST_ID, capture_headers, header_calls, headers_in, piecewise_record
+from kong_metering.capture import (
+    GET_REQUEST_ID,
+    HeaderExperience,
+    capture_headers,
+    header_calls,
+    headers_in,
+    piecewise_record,
+)
 from kong_metering.config import parse_config, parse_entity
 from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
@@ -38,9 +45,6 @@ SHARED_KEY = "metering-and-billing"
 _GET_SHARED = call("kong.ctx.shared.get", SHARED_KEY)
 _SERIALIZE = call("kong.log.serialize")
 _NOTHING_TO_DO = AtOnce((), lambda _: None)
-# How long headers are asked for step by step, which always tells one value from several, after a request whose record
-# could not have told: its header stood behind too many others, or a later plugin changed it.
-_WARY_SECONDS = 600.0
 
 
 class Plugin:
@@ -50,7 +54,7 @@ class Plugin:
         self._runtime = runtime or default_runtime()
         self._entity = parse_entity(config)
         self._headers: tuple[str, ...] = ()
-        self._wary_until = 0.0
+        self._experience = HeaderExperience(self._runtime.clock)
         self._has_met_unserialisable = False
         try:
             settings = parse_config(config)
@@ -99,8 +103,8 @@ class Plugin:
         """Tell what `access` asks, where all of that is known beforehand."""
         if not self._headers:
             return _NOTHING_TO_DO
-        is_wary = self._runtime.clock.monotonic() < self._wary_until
-        return None if is_wary or not self._runtime.captured.are_identified else self._ask_headers
+        is_enough = self._experience.are_plain and self._runtime.captured.are_identified
+        return self._ask_headers if is_enough else None
 
     def _keep_answers(self, answers: Sequence[Any]) -> None:
         try:
@@ -188,8 +192,8 @@ class Plugin:
             return
         request = FinishedRequest(record, captured)
         events = self._meter.events(request)
-        if request.has_guessed or request.was_changed:
-            self._wary_until = self._runtime.clock.monotonic() + _WARY_SECONDS
+        if captured is not None:
+            self._experience.note(is_odd=request.has_odd_headers)
         if isinstance(events, Skipped):
             self._runtime.stats.skip(events)
             return

@@ -32,15 +32,12 @@ class FinishedRequest:
     answered. Then the record's headers count, and else they do not: a later plugin may have added one. A value in a
     list is one that may be several lines, which nginx has joined.
 
-    `has_guessed` is True once a value was told that may be the first of several or a part of one: nothing that is known
-    tells them apart.
     """
 
-    __slots__ = ("_captured", "has_guessed", "record")
+    __slots__ = ("_captured", "record")
 
     def __init__(self, record: Record, captured: object = None) -> None:
         self.record = record
-        self.has_guessed = False
         self._captured: Mapping[str, Any] | None = None
         if captured == NO_HEADERS:
             self._captured = {}
@@ -60,18 +57,19 @@ class FinishedRequest:
         return self._first_of_several(name) if is_blank(value) else value
 
     @property
-    def was_changed(self) -> bool:
-        """Whether a later plugin changed or removed a header that the access phase read."""
+    def has_odd_headers(self) -> bool:
+        """Whether a value that was captured looks like several, or a later plugin changed or removed it."""
         if not self._captured:
             return False
         shown = section(section(self.record, "request"), "headers")
         for name, value in self._captured.items():
+            if isinstance(value, list) or (isinstance(value, str) and LINE_SEPARATOR in value):
+                return True
             lowered = name.lower()
             # What nearly always holds is found out without going through all headers.
-            if isinstance(value, list) or shown.get(lowered) == value or lowered in REDACTED:
+            if shown.get(lowered) == value or lowered in REDACTED or value in header_lines(self.record, name):
                 continue
-            if value not in header_lines(self.record, name):
-                return not may_hide_headers(self.record)
+            return not may_hide_headers(self.record)
         return False
 
     def argument(self, name: str) -> str | None:
@@ -82,14 +80,13 @@ class FinishedRequest:
     def _first_line(self, name: str, joined: str) -> str | None:
         """Give the first line that is not blank, of those that nginx has joined.
 
-        The record has them one by one, unless a later plugin changed them or they stand behind too many others.
+        The record has them one by one, unless a later plugin changed them or they stand behind too many others. Then
+        the first part counts, so that nobody becomes somebody else by sending a header twice.
         """
         lines = joined.split(LINE_SEPARATOR)
         shown = LINE_SEPARATOR.join(header_lines(self.record, name)).split(LINE_SEPARATOR)
-        if sorted(lines) == sorted(shown):
-            return first_not_blank(header_values(self.record, name))
-        self.has_guessed = True
-        return first_not_blank(lines)
+        is_shown = sorted(lines) == sorted(shown)
+        return first_not_blank(header_values(self.record, name) if is_shown else lines)
 
     def _first_of_several(self, name: str) -> str | None:
         values = header_values(self.record, name)

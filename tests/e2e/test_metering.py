@@ -165,7 +165,8 @@ def test_query_arguments_are_read_from_the_request_target(
     assert get(port, f"/echo?{query}") == 200
     assert get(port, "/echo?tenant=last") == 200
     collector.client.wait_for_events(1 if subject is None else 2)
-    assert subjects(collector) == ([] if subject is None else [subject]) + ["last"]
+    # Two workers of the gateway: whose log phase comes first is chance.
+    assert sorted(subjects(collector)) == sorted([*([] if subject is None else [subject]), "last"])
 
 
 @pytest.fixture(scope="module")
