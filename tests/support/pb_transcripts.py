@@ -1,7 +1,8 @@
 """What was recorded of a real Kong 3.9.3 over `ProtoBuf:1`, and how to play it again (`wire/transcripts_protobuf`).
 
 It was recorded between Kong and our own plugin server, frame by frame, in the order in which frames were complete; an
-entry with `end` in it is the end of a connection. So a replay sends the very bytes of Kong's and compares what comes
+entry with `end` in it is the end of a connection, and one with `warm_up` stands for so many requests with a plain
+header, after which a phase asks at once. So a replay sends the very bytes of Kong's and compares what comes
 back. Only the ids of instances, and the endpoint in a configuration, must be those of today: they are replaced in the
 bytes, everything else in the frame stays where it is.
 """
@@ -37,6 +38,11 @@ class Entry:
     @property
     def is_end(self) -> bool:
         return "end" in self.said
+
+    @property
+    def warm_up(self) -> int:
+        """How many plain requests there were, which are not here."""
+        return int(self.said.get("warm_up", 0))
 
     @property
     def call(self) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def load(scenario: str) -> PBTranscript:
 def _entries(items: list[dict[str, Any]]) -> Iterator[Entry]:
     for item in items:
         said = {name: value for name, value in item.items() if name not in ("from", "conn", "hex")}
-        yield Entry(item["from"], item["conn"], bytes.fromhex(item.get("hex", "")), said)
+        yield Entry(item.get("from", ""), item.get("conn", 0), bytes.fromhex(item.get("hex", "")), said)
 
 
 def fields(content: bytes) -> list[_Field]:

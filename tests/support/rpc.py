@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 PLUGIN = "metering-and-billing"
 
 _TIMEOUT_SECONDS = 20.0
-_REQUEST_ID = "kong.nginx.get_var(kong_request_id)"
+_GET_VARIABLE = "kong.nginx.get_var"
+_REQUEST_ID = f"{_GET_VARIABLE}(kong_request_id)"
+_HEADER = "http_"
 _FORMS = {
     "kong.client.authenticate": "StepCredential",
     "kong.client.get_consumer": "StepConsumer",
@@ -141,7 +143,8 @@ class KongRequest:
     """One client's request in Kong: it answers the PDK calls of its phases, and keeps `kong.ctx.shared`.
 
     `answers` has the values of PDK functions by name, or by `name(first argument)`; what is not there is nil, but the
-    id of the request: it is the log record's, if there is one.
+    id of the request, which is the log record's if there is one, and nginx's variables of headers, which are what
+    `kong.request.get_header` gives.
     """
 
     def __init__(self, answers: Mapping[str, object] | None = None) -> None:
@@ -164,8 +167,11 @@ class KongRequest:
             return Result()
         return self.answer(phase, method, arguments)
 
-    def answer(self, phase: str, method: str, arguments: Sequence[Any]) -> Step:  # noqa: ARG002 - a recording needs it
+    def answer(self, phase: str, method: str, arguments: Sequence[Any]) -> Step:
         specific = f"{method}({arguments[0]})" if arguments else method
+        if method == _GET_VARIABLE and arguments[0].startswith(_HEADER) and specific not in self._answers:
+            name = arguments[0].removeprefix(_HEADER).replace("_", "-")
+            return self.answer(phase, "kong.request.get_header", [name])
         value = self._answers.get(specific, self._answers.get(method))
         return Result(value, _FORMS.get(method, "Step"))
 

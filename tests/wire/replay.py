@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import secrets
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from tests.support.records import log_record
+from tests.support.rpc import KongRequest
 from tests.support.transcripts import RecordedFrame, RecordedRequest, load
 from tests.support.waiting import wait_until
 
@@ -59,6 +62,15 @@ def start_instance(client: Client, ingest: IngestServer, recorded: RecordedFrame
 
 def _config(recorded: RecordedFrame, ingest: IngestServer, **changes: object) -> str:
     return json.dumps(json.loads(recorded.argument[b"Config"]) | {"ingest_endpoint": ingest.url} | changes)
+
+
+def warm_up(client: Client, instance: int, requests: int = 110) -> None:
+    """Let an instance see so many requests whose headers leave no question open: then its phases ask at once."""
+    for _ in range(requests):
+        record = log_record(request={"id": secrets.token_hex(16), "headers": {"x-tenant-id": "warm"}})
+        warm = {"kong.request.get_header(x-tenant-id)": "warm", "kong.log.serialize": json.dumps(record)}
+        client.run_phases(instance, KongRequest(warm))
+    drain(client)
 
 
 def drain(client: Client) -> dict[str, Any]:

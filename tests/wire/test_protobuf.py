@@ -10,7 +10,7 @@ from tests.support.pb_rpc import FrameConnection, PBKongClient, call_frame, fram
 from tests.support.protobuf import as_bytes, message
 from tests.support.transcripts import RecordedRequest, load
 from tests.support.waiting import wait_until
-from tests.wire.replay import drain, expected_event, recorded_start, start_instance
+from tests.wire.replay import drain, expected_event, recorded_start, start_instance, warm_up
 
 if TYPE_CHECKING:
     from tests.support.ingest import IngestServer
@@ -26,10 +26,9 @@ def client(fresh_server: PluginServerProcess) -> PBKongClient:
 
 @pytest.fixture
 def instance(client: PBKongClient, ingest: IngestServer) -> int:
-    """Start an instance, and let a request through: from the second one on, phases ask at once."""
+    """Start an instance, and let it see so many requests that its phases ask at once."""
     number = start_instance(client, ingest, recorded_start(), meter_ai_token_usage=False)
-    client.run_phases(number, request(1))
-    ingest.wait_for_events(1)
+    warm_up(client, number)
     ingest.clear()
     return number
 
@@ -62,14 +61,10 @@ def test_kong_reads_the_end_of_both_phases_before_it_has_answered_anything(
     fresh_server: PluginServerProcess, instance: int, client: PBKongClient, ingest: IngestServer
 ) -> None:
     with FrameConnection(fresh_server.path) as connection:
-        assert begin(connection, instance, "access") == [
-            b"kong.request.get_header",
-            b"kong.nginx.get_var",
-            b"kong.nginx.get_var",
-        ]
+        assert begin(connection, instance, "access") == [b"kong.nginx.get_var", b"kong.nginx.get_var"]
         record = request().record
         # A header that was changed on its way to the log phase: what access was told counts.
-        answers = string("by access") + string("by access") + string(record["request"]["id"])
+        answers = string("by access") + string(record["request"]["id"])
         connection.send(answers)
         assert begin(connection, instance, "log") == [b"kong.log.serialize"]
         connection.send(record_of(request()) + NEW_CALL)
@@ -79,7 +74,7 @@ def test_kong_reads_the_end_of_both_phases_before_it_has_answered_anything(
     assert fresh_server.complaints() == []
 
 
-@pytest.mark.parametrize("answered", [0, 1, 2])
+@pytest.mark.parametrize("answered", [0, 1])
 def test_a_connection_that_ends_in_the_access_phase_costs_what_it_would_have_read(
     answered: int, fresh_server: PluginServerProcess, instance: int, client: PBKongClient, ingest: IngestServer
 ) -> None:
@@ -140,7 +135,7 @@ def test_an_event_without_an_instance_ends_the_connection_and_nothing_else(
                 connection.send(call_frame(7, handle_event=handled))
                 with pytest.raises(ConnectionError, match="closed"):
                     connection.receive_frame()
-        other.send(string("acme") * 3 + NEW_CALL)
+        other.send(string("acme") * 2 + NEW_CALL)
         assert other.receive_frame()
     assert [one["Id"] for one in client.status()["Instances"]] == [instance]
     assert fresh_server.complaints() == []

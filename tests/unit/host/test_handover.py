@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -30,6 +31,8 @@ Launch = Callable[..., PluginServerProcess]
 
 # What version 0.1.0 of October 2026 answers, recorded.
 UNKNOWN_TO_VERSION_0 = b"\x94\x01\x01\xd90RPC method plugin.ShareListener is not supported\xc0"
+# No two requests have the same id, whichever worker they are in.
+_REQUESTS = itertools.count()
 GET_STATUS = request_frame(1, "GetStatus", None).data
 
 
@@ -61,7 +64,7 @@ class Worker:
 
     def _work(self) -> None:
         while not self._over.is_set():
-            request = KongRequest(answers(self._name, self.requests))
+            request = KongRequest(answers(self._name, next(_REQUESTS)))
             try:
                 for phase in ("access", "log"):
                     self._run(phase, request)
