@@ -81,13 +81,12 @@ class Client:
         self._path = path
         self._number = 0
         self._free: deque[socket.socket] = deque()
-        self._shared: object = None
-        self._shared_packed = b""
         record = _RECORD.read_text().strip()
         request_id = json.loads(record)["request"]["id"].encode()
         packed = cast("bytes", msgpack.packb(record))
         self._record_head, _, self._record_tail = packed.partition(request_id)
         self._id_format = b"%%0%dx" % len(request_id)
+        self._id_head = cast("bytes", msgpack.packb(request_id.decode())).removesuffix(request_id)
         self._subject = cast("bytes", msgpack.packb(_SUBJECT))
 
     def start_instance(self, name: str, config: Mapping[str, Any]) -> int:
@@ -181,13 +180,8 @@ class Client:
             return self._record_head + self._id_format % request.number + self._record_tail
         if method == "kong.request.get_header":
             return self._subject
-        if method == "kong.ctx.shared.get":
-            return self._shared_packed
-        if method == "kong.ctx.shared.set":
-            value = call["Args"][1]
-            if value != self._shared:
-                self._shared, self._shared_packed = value, cast("bytes", msgpack.packb(value))
-            return None
+        if method == "kong.nginx.get_var":
+            return self._id_head + self._id_format % request.number
         if method in ("kong.log.warn", "kong.log.err"):
             return None
         raise ServerError(f"the plugin calls {method}, which this client does not know")

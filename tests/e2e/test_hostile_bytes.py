@@ -104,7 +104,8 @@ CASES = {
     "twice, after 150 others": Sent([*MANY, ACME, (TENANT, "globex")], "acme", is_seen_early=False),
     "a comma, after 150 others": Sent([*MANY, (TENANT, "acme, inc")], "acme, inc", is_seen_early=False),
     "once before and once after 150 others": Sent([ACME, *MANY, (TENANT, "globex")], "acme"),
-    # Kong 3.9.3 answers 400 to more than 1,000 lines.
+    # Kong 3.9.3 answers 400 to more than 1,000 lines, before it looks at any.
+    "in more lines than Kong takes": Sent([*[("a", "")] * 1200, ACME], None, refused=True),
     "after 980 others, twice": Sent([*[("a", "")] * 980, ACME, ACME], "acme", is_seen_early=False),
 }
 

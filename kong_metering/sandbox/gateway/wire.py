@@ -29,6 +29,7 @@ _UNIQUE = frozenset(
 _VERSION = re.compile(rb"HTTP/([1-9][0-9]{0,2})\.([0-9]{1,3})")
 _REFUSED_METHODS = (b"CONNECT", b"TRACE")
 _CHUNK_LINE_LIMIT = 1024
+_MAX_HEADER_LINES = 1000  # Kong's `max_headers` since 3.9.3, Host included
 _READ_SIZE = 65536
 
 # nginx's own numbers: inside of it only, no client sees them.
@@ -97,6 +98,7 @@ class HeadParser:
 
     def __init__(self) -> None:
         self.head = RequestHead()
+        self._lines = 0
         self.was_read = True
         """Whether the latest line has the form of one: such a line counts, even if it is refused for what it says."""
 
@@ -146,6 +148,9 @@ class HeadParser:
         self.was_read = True
         if _INVALID_IN_NAME.search(name):
             return 0
+        self._lines += 1
+        if self._lines > _MAX_HEADER_LINES:
+            return HTTPStatus.BAD_REQUEST
         if name.lower() in _UNIQUE and self.head.headers.count(name):
             return HTTPStatus.BAD_REQUEST
         self.head.headers.add(name, value.strip(b" "))
