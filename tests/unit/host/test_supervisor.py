@@ -180,8 +180,13 @@ def test_a_server_that_is_told_to_end_alone_delivers_what_it_has_while_the_next_
     meter(server, ingest.url, 20)
     told = server.server_pid
     os.kill(told, signal.SIGTERM)
-    with Connection(server.path) as connection:
-        assert pid_over(connection) != told
+
+    def the_next_one_serves() -> bool:
+        with Connection(server.path) as connection:
+            return pid_over(connection) != told
+
+    # The signal may take a moment to reach it.
+    wait_until(the_next_one_serves, "the next server")
     ingest.wait_for_events(20)
     wait_until(lambda: has_ended(told), "the end of the server")
     assert server.stop() == 0
