@@ -26,6 +26,12 @@ from tests.support.waiting import wait_until
 from .fakes import METERED_ECHO, get, running_gateway
 
 
+class SpeakingMessagePack(StandIn):
+    """Answers requests also where there is no plugin server: over ProtoBuf they get a 500."""
+
+    protocol = "msgpack"
+
+
 class Noting:
     """A gateway with one worker that notes log phases, beside plugin servers that are started by hand."""
 
@@ -36,7 +42,7 @@ class Noting:
             "nginx_worker_processes": "1",
             "standin_log_phases": str(self._file),
         }
-        self.gateway = StandIn(directory / "gateway", METERED_ECHO, settings=settings)
+        self.gateway = SpeakingMessagePack(directory / "gateway", METERED_ECHO, settings=settings)
         self._numbers = itertools.count()
 
     def plugin_server(self) -> PluginServerProcess:
