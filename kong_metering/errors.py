@@ -19,3 +19,11 @@ class SpoolError(KongMeteringError):
 
 class SpoolFormatError(SpoolError):
     """A file of the spool was written in a format that this version does not know; it is left as it is."""
+
+
+class InboxError(KongMeteringError):
+    """Shared memory cannot be had; the text says why."""
+
+
+# What the spool raises for the disk's sake.
+DISK_ERRORS = (OSError, SpoolError)

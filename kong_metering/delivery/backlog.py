@@ -1,46 +1,40 @@
-"""Where the events of a queue wait: what the queue needs of such a place, and the one in memory.
+"""Where the events of a queue wait: what the queue needs of such a place, and the one in memory (`--no-spool`).
 
-Contract: any thread may call anything. Events come out in the order in which they went in. An event that was taken
+Contract: any thread may call anything. Events come out in the order in which they went in. An event that was read
 still waits until it is settled, whatever happens to it in between.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from kong_metering.delivery import policy
-from kong_metering.stats import Dropped
+from kong_metering.delivery import batching
+from kong_metering.delivery.source import Entry, MemorySource, Source
+from kong_metering.stats import Buried, Dropped
 
 if TYPE_CHECKING:
+    from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
-
-
-class Entry(NamedTuple):
-    """An event that waits: since when (monotonic); and on disk: its number there, its log, when it was accepted."""
-
-    event: bytes
-    queued_at: float
-    sequence: int = 0
-    log: Any = None
-    accepted_ms: int = 0
+    from kong_metering.spool.format import Mark
 
 
 @dataclass(frozen=True)
 class Sending:
-    """Events that are about to be sent; `marks` is the backlog's own note of it."""
+    """Events that are about to go out: those that may, those that may not any more, and the sources' notes of it."""
 
-    entries: list[Entry]
-    marks: Sequence[Any] = ()
+    fresh: list[Entry]
+    stale: list[Entry]
+    notes: Sequence[tuple[Source, Sequence[Mark]]] = ()
 
 
 class Backlog(Protocol):
-    """The events of one queue that are not delivered yet."""
+    """The events of one queue that are not settled yet."""
 
     @property
     def keeps(self) -> bool:
@@ -48,62 +42,53 @@ class Backlog(Protocol):
         ...
 
     @property
-    def largest(self) -> int:
-        """The bytes of the largest event that can be taken in."""
+    def unread(self) -> int:
+        """How many events can be read now."""
         ...
 
     @property
-    def waiting(self) -> int:
-        """How many events wait, those that were taken included."""
+    def unread_bytes(self) -> int:
+        """The bytes of what can be read now, as far as they are bounded."""
         ...
 
     def on_ready(self, callback: Callable[[], None]) -> None:
-        """Have this called when there is more to take, by other means than `add`."""
+        """Have this called when there is more to read."""
         ...
 
     def reconfigure(self, settings: Queue) -> None:
         """Go by other parameters from now on."""
         ...
 
-    def add(self, event: bytes, now: float) -> bool:
-        """Take an event in; True when that makes a batch due, or is the first one. `now` is monotonic."""
+    def put(self, event: bytes) -> None:
+        """Take an event in, from the thread that answers Kong."""
         ...
 
-    def due_in(self, now: float) -> float | None:
-        """Tell in how many seconds a batch may be taken; None when there is nothing to take."""
+    def oldest_at(self) -> float | None:
+        """Tell when the first of the unread came (monotonic); None when there is none."""
         ...
 
-    @property
-    def ready(self) -> int:
-        """How many events can be taken now."""
+    def read(self, limit: int) -> list[Entry]:
+        """Read the next events."""
         ...
 
-    def take(self, limit: int) -> list[Entry]:
-        """Take the oldest events out to send them, up to `limit`; none when others were faster."""
-        ...
-
-    def begin_send(self, entries: list[Entry]) -> Sending:
-        """Note that events are about to be sent, and give those that may be."""
+    def begin_send(self, entries: Sequence[Entry]) -> Sending:
+        """Note that events are about to go out."""
         ...
 
     def did_not_arrive(self, sending: Sending) -> None:
         """Note that the endpoint surely has none of them."""
         ...
 
-    def settle(self, entries: Sequence[Entry]) -> bool:
-        """Let events go that need not wait any longer; False when `end` was faster, and has accounted for them."""
+    def settle(self, entries: Sequence[Entry]) -> int:
+        """Let events go that need not wait any longer; give how many were there still: `end` accounts for the others."""
         ...
 
-    def reject(self, entries: Sequence[Entry], answer: str) -> None:
-        """Settle and account for events that the endpoint refuses for themselves."""
+    def reject(self, entries: Sequence[Entry], reason: Buried, words: str) -> None:
+        """Settle and account for events that will not be delivered."""
         ...
 
-    def refuse(self, event: bytes) -> None:
-        """Account for an event that is too large to be sent."""
-        ...
-
-    def flush(self) -> None:
-        """Have all that was added ready to be taken."""
+    def try_again(self) -> None:
+        """Try again what the disk refused."""
         ...
 
     def end(self) -> None:
@@ -116,127 +101,101 @@ class MemoryBacklog:
 
     keeps = False
 
-    def __init__(self, settings: Queue, account: QueueAccount) -> None:
+    def __init__(self, settings: Queue, clock: Clock, account: QueueAccount) -> None:
+        self._clock = clock
         self._account = account
+        self._source = MemorySource()
+        self._on_ready: Callable[[], None] = lambda: None
+        # Held while an event makes room for itself.
         self._lock = threading.Lock()
-        self._entries: deque[Entry] = deque()
-        self._bytes = 0
-        self._taken = 0
-        self._warned = False
-        self._dropping = False
-        self._ended = False
+        self._has_warned = False
+        self._is_dropping = False
         self.reconfigure(settings)
 
     def on_ready(self, callback: Callable[[], None]) -> None:
-        """Do nothing: events come by `add` alone."""
+        """Have this called when there is more to read."""
+        self._on_ready = callback
 
     def reconfigure(self, settings: Queue) -> None:
         """Go by other parameters from now on."""
         self._settings = settings
-        self._thresholds = policy.thresholds(settings)
+        self._thresholds = batching.thresholds(settings)
 
     @property
-    def largest(self) -> int:
-        """The bytes of the largest event that can be taken in."""
-        return self._thresholds.largest
+    def unread(self) -> int:
+        """How many events can be read now."""
+        return self._source.unread
 
     @property
-    def waiting(self) -> int:
-        """How many events wait, those that were taken included."""
-        return len(self._entries) + self._taken
+    def unread_bytes(self) -> int:
+        """The bytes of what can be read now."""
+        return self._source.unread_bytes
 
-    @property
-    def ready(self) -> int:
-        """How many events can be taken now."""
-        return len(self._entries)
-
-    def add(self, event: bytes, now: float) -> bool:
+    def put(self, event: bytes) -> None:
         """Take an event in, and drop the oldest ones if it needs their place."""
-        with self._lock:
-            waiting = len(self._entries)
-            if waiting >= self._thresholds.roomy:
+        if len(event) > self._thresholds.largest:
+            self._account.drop(Dropped.EVENT_TOO_LARGE, 1, f"an event of {len(event)} bytes is too large")
+            return
+        waiting = self._source.unread
+        if waiting >= self._thresholds.roomy:
+            with self._lock:
                 self._make_room(len(event))
-            self._entries.append(Entry(event, now))
-            self._bytes += len(event)
-        return waiting == 0 or waiting + 1 >= self._thresholds.wakes_at
+        self._source.add([event], self._clock.monotonic())
+        if waiting == 0 or waiting + 1 >= self._thresholds.wakes_at:
+            self._on_ready()
 
-    def due_in(self, now: float) -> float | None:
-        """Tell in how many seconds a batch may be taken; None when there is nothing to take."""
-        with self._lock:
-            if not self._entries:
-                return None
-            return policy.due_in(self._settings, len(self._entries), self._bytes, now - self._entries[0].queued_at)
+    def oldest_at(self) -> float | None:
+        """Tell when the first of the unread came (monotonic); None when there is none."""
+        return self._source.oldest_at()
 
-    def take(self, limit: int) -> list[Entry]:
-        """Take the oldest events out to send them."""
-        with self._lock:
-            size = min(limit, len(self._entries))
-            self._taken += size  # first: `waiting` is read without the lock, and must never miss an event
-            batch = [self._entries.popleft() for _ in range(size)]
-            self._bytes -= sum(len(entry.event) for entry in batch)
-            if self._warned and not policy.is_nearly_full(self._settings, len(self._entries), self._bytes):
-                self._warned = False
-            resumed, self._dropping = self._dropping, False
-        if resumed:
+    def read(self, limit: int) -> list[Entry]:
+        """Read the next events."""
+        entries = self._source.read(limit, batching.MAX_BATCH_BYTES)
+        if self._has_warned and not batching.is_nearly_full(self._settings, self.unread, self.unread_bytes):
+            self._has_warned = False
+        if self._is_dropping:
+            self._is_dropping = False
             self._account.say("resumed", "resumed processing", logging.INFO)
-        return batch
+        return entries
 
-    def begin_send(self, entries: list[Entry]) -> Sending:
+    def begin_send(self, entries: Sequence[Entry]) -> Sending:
         """Give them all: nothing is known of what was sent before this process."""
-        return Sending(entries)
+        return Sending(list(entries), [])
 
     def did_not_arrive(self, sending: Sending) -> None:
         """Do nothing: nobody would ask."""
 
-    def settle(self, entries: Sequence[Entry]) -> bool:
-        """Let events go; False when `end` was faster."""
-        with self._lock:
-            if not self._ended:
-                self._taken -= len(entries)
-            return not self._ended
+    def settle(self, entries: Sequence[Entry]) -> int:
+        """Let events go."""
+        return self._source.settle(entries)
 
-    def reject(self, entries: Sequence[Entry], answer: str) -> None:
-        """Drop events that the endpoint refuses for themselves."""
-        if self.settle(entries):
-            self._account.drop(Dropped.REJECTED, len(entries), answer)
+    def reject(self, entries: Sequence[Entry], reason: Buried, words: str) -> None:
+        """Drop events that will not be delivered."""
+        dropped = Dropped.EVENT_TOO_LARGE if reason is Buried.TOO_LARGE else Dropped.REJECTED
+        if settled := self.settle(entries):
+            self._account.drop(dropped, settled, words)
 
-    def refuse(self, event: bytes) -> None:
-        """Drop an event that is too large."""
-        self._account.drop(Dropped.EVENT_TOO_LARGE, 1, f"an event of {len(event)} bytes is too large")
-
-    def flush(self) -> None:
-        """Do nothing: it is ready at once."""
+    def try_again(self) -> None:
+        """Do nothing: there is no disk."""
 
     def end(self) -> None:
         """Drop what still waits."""
-        with self._lock:
-            left = self.waiting
-            self._ended = True
-            self._entries.clear()
-            self._bytes = self._taken = 0
-        if left:
+        if left := self._source.end():
             message = f"{left} events were not delivered before the process ended"
             self._account.drop(Dropped.PROCESS_ENDED, left, message)
 
     def _make_room(self, size: int) -> None:
         settings = self._settings
-        if not self._warned and policy.is_nearly_full(settings, len(self._entries), self._bytes):
-            self._warned = True
-            self._account.say("capacity", f"at {policy.CAPACITY_WARNING:.0%} capacity", logging.WARNING)
-        by_entries = by_bytes = 0
-        while len(self._entries) >= settings.max_entries:
-            self._forget_oldest()
-            by_entries += 1
-        while settings.max_bytes is not None and self._entries and self._bytes + size > settings.max_bytes:
-            self._forget_oldest()
-            by_bytes += 1
+        if not self._has_warned and batching.is_nearly_full(settings, self.unread, self.unread_bytes):
+            self._has_warned = True
+            self._account.say("capacity", f"at {batching.CAPACITY_WARNING:.0%} capacity", logging.WARNING)
+        by_entries = self._source.forget_oldest(settings.max_entries - 1, math.inf)
+        max_bytes = math.inf if settings.max_bytes is None else settings.max_bytes - size
+        by_bytes = self._source.forget_oldest(math.inf, max_bytes)
         if by_entries:
             message = "full, dropping the oldest events until delivery works again"
             self._account.drop(Dropped.QUEUE_FULL, by_entries, message)
         if by_bytes:
             message = "byte capacity exceeded, dropping the oldest events"
             self._account.drop(Dropped.QUEUE_BYTES_FULL, by_bytes, message)
-        self._dropping = self._dropping or bool(by_entries or by_bytes)
-
-    def _forget_oldest(self) -> None:
-        self._bytes -= len(self._entries.popleft().event)
+        self._is_dropping = self._is_dropping or bool(by_entries or by_bytes)

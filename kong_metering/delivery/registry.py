@@ -10,55 +10,58 @@ process ends stays on disk, and comes back when its queue is opened in another p
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.backlog import Backlog, MemoryBacklog
-from kong_metering.delivery.ingest import Endpoint, IngestClient, without_credentials
+from kong_metering.delivery.backlog import MemoryBacklog
+from kong_metering.delivery.ingest import Endpoint
 from kong_metering.delivery.precedence import Configuration, Precedence
 from kong_metering.delivery.queue import EventQueue
 from kong_metering.log import LOGGER
 from kong_metering.spool.identity import QueueIdentity
+from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Entity, PluginConfig
+    from kong_metering.delivery.connections import Connections
+    from kong_metering.delivery.couriers import Couriers
     from kong_metering.delivery.spooler import Spooler
-    from kong_metering.log import TroubleLog
+    from kong_metering.delivery.spooled import SpooledBacklog
     from kong_metering.stats import Stats
 
 
 @dataclass
 class _Open:
-    """A queue; `let_go` is called when it has ended."""
+    """A queue, and its backlog if that is on disk."""
 
     queue: EventQueue
     precedence: Precedence
-    let_go: Callable[[], None]
+    spooled: SpooledBacklog | None
     users: int = 0
 
 
 class Delivery:
     """All queues of the process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         *,
         clock: Clock,
         stats: Stats,
-        troubles: TroubleLog,
+        couriers: Couriers,
+        connections: Connections,
         ca_bundle: str | None = None,
         spooler: Spooler | None = None,
     ) -> None:
         """Put it together; without a `spooler` events wait in memory."""
         self._clock = clock
         self._stats = stats
-        self._troubles = troubles
+        self._couriers = couriers
+        self._connections = connections
         self._ca_bundle = ca_bundle
         self._spooler = spooler
         self._lock = threading.Lock()
@@ -73,7 +76,7 @@ class Delivery:
             if opened is None:
                 opened = self._open[identity.key] = self._opened(identity, wanted, entity.sequence)
             elif opened.precedence.open(wanted, entity.sequence):
-                opened.queue.reconfigure(wanted.settings, self._connector(wanted.endpoint))
+                opened.queue.reconfigure(wanted.settings, wanted.endpoint)
                 LOGGER.info("queue %s: a newer configuration took over", opened.queue.name)
             elif wanted != opened.precedence.ruling:
                 LOGGER.info("queue %s: an older configuration came late, the newer one goes on", opened.queue.name)
@@ -94,7 +97,8 @@ class Delivery:
             ended = [key for key, opened in self._open.items() if opened.users <= 0 and opened.queue.waiting == 0]
             closing = [self._open.pop(key) for key in ended]
         for opened in closing:
-            self._close(opened, self._clock.monotonic())
+            opened.queue.end()
+            self._let_go(opened)
 
     def begin_close(self) -> None:
         """Send what waits in all queues at once, without waiting for it; what comes later is sent at once too."""
@@ -107,13 +111,22 @@ class Delivery:
         """Send what waits in all queues, each batch once, for `timeout` seconds at most; account for the rest."""
         deadline = self._clock.monotonic() + timeout
         self.begin_close()
+        if self._spooler is not None:
+            self._spooler.flush(timeout)
         with self._lock:
             closing = list(self._open.values())
             self._open.clear()
         for opened in closing:
-            self._close(opened, deadline)
+            opened.queue.close(deadline)
+        if self._spooler is not None:
+            self._spooler.end()
+        for opened in closing:
+            opened.queue.end()
+            self._let_go(opened)
         if self._spooler is not None:
             self._spooler.close()
+        self._couriers.close(max(0.0, deadline - self._clock.monotonic()))
+        self._connections.close()
 
     def waiting(self) -> dict[str, int]:
         """Tell how many events wait, by the name of their queue: after a change of the endpoint two have the same."""
@@ -127,26 +140,22 @@ class Delivery:
         """Tell how many events waited on disk, within the last minute, until an instance opens their queue."""
         return {} if self._spooler is None else self._spooler.waiting_for_instances()
 
-    def _close(self, opened: _Open, deadline: float) -> None:
-        opened.queue.close(deadline)
-        opened.let_go()
+    def _let_go(self, opened: _Open) -> None:
+        if self._spooler is not None and opened.spooled is not None:
+            self._spooler.release(opened.spooled)
 
     def _opened(self, identity: QueueIdentity, wanted: Configuration, sequence: int) -> _Open:
-        account = QueueAccount(identity.name, self._stats, self._troubles)
-        backlog, let_go = self._backlog(identity, wanted, account)
-        connect = self._connector(wanted.endpoint)
-        queue = EventQueue(wanted.settings, connect, backlog, clock=self._clock, account=account)
-        backlog.on_ready(queue.wake)
-        return _Open(queue, Precedence(wanted, sequence), let_go)
-
-    def _backlog(
-        self, identity: QueueIdentity, wanted: Configuration, account: QueueAccount
-    ) -> tuple[Backlog, Callable[[], None]]:
-        """Give the place where the events wait, and what is to be called when it is not needed any more."""
-        if self._spooler is None:
-            return MemoryBacklog(wanted.settings, account), lambda: None
-        spooled = self._spooler.backlog(identity, wanted.settings, account)
-        return spooled, functools.partial(self._spooler.release, spooled)
-
-    def _connector(self, endpoint: Endpoint) -> Callable[[], IngestClient]:
-        return lambda: IngestClient(endpoint, self._clock)
+        account = QueueAccount(identity.name, self._stats)
+        spooled = self._spooler.backlog(identity, wanted.settings, account) if self._spooler else None
+        queue = EventQueue(
+            wanted.settings,
+            wanted.endpoint,
+            spooled or MemoryBacklog(wanted.settings, self._clock, account),
+            clock=self._clock,
+            account=account,
+            couriers=self._couriers,
+            connections=self._connections,
+        )
+        if spooled is not None and self._spooler is not None:
+            self._spooler.look_after(spooled)
+        return _Open(queue, Precedence(wanted, sequence), spooled)

@@ -2,11 +2,13 @@
 
     ROOT/lock                        held for moments, while parts and logs are made, taken over or removed
     ROOT/proc-PID-RANDOM/lock        held by the process that made the part, and by nobody else, ever
-    ROOT/proc-PID-RANDOM/KEY/        a queue's log, and `queue.json`, which tells whose it is
+    ROOT/proc-PID-RANDOM/KEY/        a queue's log, and `queue.json`, which tells whose it is; `KEY-2` and so on are
+                                     further ones of the same queue
     ROOT/proc-PID-RANDOM/KEY/lock    held by the process that adopted the log when the first one was dead; has its pid
     ROOT/damaged/proc-PID-RANDOM-KEY-RANDOM/   what is left of a log that is done, but for bytes that nobody could read
 
-Contract: one thread at a time; processes keep each other out by `flock`. No two processes hold the same log. A log
+Contract: `log_for` is one thread's, everything else another one's, at the same time; `close` comes last. Processes keep
+each other out by `flock`. No two processes hold the same log. A log
 whose process is dead, however it died, can be taken over at once, and by itself: several processes can hold logs of one
 dead part, and a log that nobody wants stays free. Directories are 0700, files 0600. Nothing here waits for the disk:
 what makes a log be found again after a power cut, with its owner, is in its first `EventLog.unsynced`.
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 from collections.abc import Callable
@@ -45,6 +48,7 @@ class HeldLog:
 
     log: EventLog
     identity: QueueIdentity | None
+    home: SpoolDirectory
 
     @property
     def directory(self) -> Path:
@@ -101,13 +105,12 @@ class SpoolDirectory:
             raise unusable(root, error) from error
 
     def log_for(self, identity: QueueIdentity) -> HeldLog:
-        """Open this process's own log of a queue; the caller keeps it, and opens none twice.
+        """Make another log of this process for a queue.
 
         Raises `SpoolError`, which tells why it cannot be and what to do.
         """
         try:
-            directory = self._part() / identity.key
-            files.make_directory(directory)
+            directory = self._new_directory(identity)
             locks.reserve(directory)
             save_identity(directory, identity)
             held = self._opened(directory, identity)
@@ -179,7 +182,15 @@ class SpoolDirectory:
         # All of it for each log, one of a dead process too: nobody knows what was synced.
         part = directory.parent
         sync_first = (*identity_files(directory), directory, part, *files.above(part), *files.above(self.root))
-        return HeldLog(EventLog.open(directory, sync_first=sync_first), identity)
+        return HeldLog(EventLog.open(directory, sync_first=sync_first), identity, self)
+
+    def _new_directory(self, identity: QueueIdentity) -> Path:
+        """Make a directory in our part: one of the same queue may still be open, or be on its way out."""
+        part = self._part()
+        for name in itertools.chain([identity.key], (f"{identity.key}-{number}" for number in itertools.count(2))):
+            if files.make_directory(part / name):
+                return part / name
+        raise AssertionError("numbers do not end")
 
     def _part(self) -> Path:
         if self._own is not None and not self._own.is_dir():

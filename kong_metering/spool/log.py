@@ -168,8 +168,12 @@ class EventLog:
     def waiting_after(self, sequence: int) -> int:
         """Tell how many events above `sequence` are not done; damage that was not read yet counts as events."""
         after = max(sequence, self._done)
-        gaps = sum(end - max(first, after + 1) for first, end in self._gaps if end > after + 1)
-        return self._next - 1 - after - gaps
+        return self._next - 1 - after - self.gaps_after(after)
+
+    def gaps_after(self, sequence: int) -> int:
+        """Tell how many events above `sequence` are known to be unreadable."""
+        after = max(sequence, self._done)
+        return sum(end - max(first, after + 1) for first, end in self._gaps if end > after + 1)
 
     @property
     def bytes_on_disk(self) -> int:

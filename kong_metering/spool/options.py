@@ -17,10 +17,20 @@ class Sync(str, Enum):
 
 @dataclass(frozen=True)
 class SpoolOptions:
-    """How the spool is kept; sizes in bytes, times in seconds."""
+    """How the spool is kept; sizes in bytes, times in seconds.
+
+    `inbox_directory` is where shared memory is to be had for what is not written yet; None to have it in this process's
+    memory alone.
+    """
 
     directory: Path
     sync: Sync = Sync.SECOND
     max_bytes: int = 1024**3
     max_age: float = 30 * 86_400
     dedupe_window: float = 86_400
+    inbox_directory: Path | None = Path("/dev/shm")  # noqa: S108 - what is in there is checked to be ours
+
+    @property
+    def syncs_each_write(self) -> bool:
+        """Whether what is written has to survive a power cut at once."""
+        return self.sync is Sync.COMMIT

@@ -1,6 +1,6 @@
 """What the spool may keep: so many bytes, and nothing older than so long; beyond it the oldest events are dropped.
 
-Contract: on the thread of the housekeeping. Events in logs and dead letters count (dead letters have a bound of their
+Contract: on the janitor's thread. Events in logs and dead letters count (dead letters have a bound of their
 own within this one); what damage left in `damaged/` does not. What is dropped is counted and said by the one whose log
 it is.
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from kong_metering.delivery.spooled import DISK_ERRORS
+from kong_metering.errors import DISK_ERRORS
 
 # A clock that says less has not been set since the machine started; what was accepted then has no known age.
 _PLAUSIBLE_MS = 1_577_836_800_000  # 2020-01-01

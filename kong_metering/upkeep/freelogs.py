@@ -1,22 +1,20 @@
 """The logs on disk whose queue is not open in this process: nobody delivers them here, but somebody has to look.
 
-Contract: on the thread of the housekeeping, which borrows them for moments: meanwhile nobody else can take them. What
+Contract: on the janitor's thread, which borrows them for moments: meanwhile nobody else can take them. What
 is dropped of them goes through this process's account as adopted and dropped.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kong_metering.log import printable
+from kong_metering.log import LOGGER, printable, trouble
 from kong_metering.stats import Dropped
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.waitinglog import WaitingLog
-    from kong_metering.log import TroubleLog
+    from kong_metering.delivery.logsource import LogSource
     from kong_metering.spool.directory import HeldLog
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.stats import Stats
@@ -25,20 +23,18 @@ if TYPE_CHECKING:
 class FreeLog:
     """One of them, while it is borrowed."""
 
-    def __init__(self, log: WaitingLog, stats: Stats, troubles: TroubleLog) -> None:
+    def __init__(self, log: LogSource, stats: Stats) -> None:
         self.held = log.held
         self._log = log
         self._stats = stats
-        self._troubles = troubles
 
     def oldest_ms(self) -> int | None:
         """Tell when the oldest event was accepted; None when nothing waits."""
-        oldest = self.held.log.oldest()
-        return oldest.time_ms if oldest else None
+        return self._log.oldest_ms()
 
     def bytes_on_disk(self) -> int:
         """Tell the size of the log."""
-        return self.held.log.bytes_on_disk
+        return self._log.bytes_on_disk
 
     def drop_segment(self) -> None:
         """Drop the oldest segment."""
@@ -53,9 +49,12 @@ class FreeLog:
     def _count(self, reason: Dropped, dropped: int) -> None:
         if dropped:
             name = _name(self.held.identity)
-            self._troubles.report(
-                f"dropped:{reason.value}:{name}",
-                f"queue {name}: {dropped} events, the oldest, were dropped from disk: {reason.value}",
+            LOGGER.error(
+                "queue %s: %d events, the oldest, were dropped from disk: %s",
+                name,
+                dropped,
+                reason.value,
+                extra=trouble(f"dropped:{reason.value}:{name}"),
             )
             self._stats.adopt(dropped)
             self._stats.drop(reason, dropped)
@@ -64,8 +63,7 @@ class FreeLog:
 class FreeLogsReport:
     """Says how much waits for an instance of its plugin: when that changes, and once an hour."""
 
-    def __init__(self, troubles: TroubleLog) -> None:
-        self._troubles = troubles
+    def __init__(self) -> None:
         self._said: Counter[str] = Counter()
         self._said_at = 0.0
 
@@ -83,12 +81,13 @@ class FreeLogsReport:
             return
         self._said, self._said_at = waiting, now
         for name, events in waiting.items():
-            self._troubles.report(
-                f"free:{name}",
-                f"queue {name}: {events} events wait on disk until an instance of the plugin starts in a process that "
-                "uses this spool (Kong starts one with its first request); `kong-metering spool` shows them, delivers "
-                "or exports them",
-                logging.WARNING,
+            LOGGER.warning(
+                "queue %s: %d events wait on disk until an instance of the plugin starts in a process that uses this "
+                "spool (Kong starts one with its first request); `kong-metering spool` shows them, delivers or exports "
+                "them",
+                name,
+                events,
+                extra=trouble(f"free:{name}"),
             )
 
 

@@ -1,0 +1,92 @@
+"""A queue's events on their way to become dead letters.
+
+Contract: couriers bury, and wait for the disk; the janitor does for what it finds damaged. An event is settled when its
+letter is on disk, and not before. While letters cannot be written the events wait here, at most `MAX_PENDING` of them:
+beyond that the queue reads nothing more (`is_full`), so that a full disk and an endpoint that refuses everything take
+no more memory than that. `try_again` writes them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kong_metering.errors import DISK_ERRORS
+from kong_metering.log import cause_of
+from kong_metering.spool.deadletters import DeadLetter
+from kong_metering.stats import Buried
+
+if TYPE_CHECKING:
+    from kong_metering.clock import EpochClock
+    from kong_metering.delivery.account import QueueAccount
+    from kong_metering.delivery.source import Entry
+    from kong_metering.spool.identity import QueueIdentity
+    from kong_metering.spool.letterbox import LetterBox
+
+MAX_PENDING = 1000
+
+
+@dataclass(frozen=True)
+class _Burial:
+    """Events to make dead letters of; or, without events, a trace of some that cannot be read."""
+
+    entries: Sequence[Entry]
+    reason: Buried
+    words: str
+
+
+class Burials:
+    """The burials of one queue; `settle` lets entries go, and gives how many were there still."""
+
+    def __init__(
+        self,
+        identity: QueueIdentity,
+        letters: LetterBox,
+        clock: EpochClock,
+        account: QueueAccount,
+        settle: Callable[[Sequence[Entry]], int],
+    ) -> None:
+        self._identity = identity
+        self._letters = letters
+        self._clock = clock
+        self._account = account
+        self._settle = settle
+        self._lock = threading.Lock()
+        self._pending: deque[_Burial] = deque()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many events wait as may."""
+        return sum(len(burial.entries) for burial in list(self._pending)) >= MAX_PENDING
+
+    def bury(self, entries: Sequence[Entry], reason: Buried, words: str) -> None:
+        """Make dead letters of events, with the words of the endpoint; without events, of a stretch of damage."""
+        self._pending.append(_Burial(entries, reason, words))
+        self.try_again()
+
+    def try_again(self) -> None:
+        """Write what could not be written before."""
+        while (burial := self._taken()) is not None:
+            try:
+                self._letters.keep(self._letters_of(burial))
+            except DISK_ERRORS as error:
+                self._pending.appendleft(burial)
+                self._account.say("letters", f"dead letters cannot be written, for now: {cause_of(error)}")
+                return
+            if burial.entries and (settled := self._settle(burial.entries)):
+                self._account.bury(burial.reason, settled, f"kept as dead letters: {burial.words}")
+
+    def _taken(self) -> _Burial | None:
+        with self._lock:
+            return self._pending.popleft() if self._pending else None
+
+    def _letters_of(self, burial: _Burial) -> list[DeadLetter]:
+        now_ms = self._clock.wall_ms()
+        kept = [(entry.accepted_ms or now_ms, entry.event) for entry in burial.entries] or [(now_ms, b"")]
+        return [
+            DeadLetter(burial.reason.value, burial.words, self._identity, accepted_ms, event)
+            for accepted_ms, event in kept
+        ]

@@ -1,0 +1,240 @@
+"""The threads that deliver: a bounded pool, shared by all queues of a process.
+
+Contract: `wake` may be called from any thread and holds a lock for memory only. A queue that has nothing to do has no
+thread; a courier without work for `IDLE_SECONDS` goes. Queues take turns in the order in which they are due, a queue
+has at most `width` couriers at a time, and an endpoint at most half of those that others leave: one that hangs does
+not keep the others from being served. The threads are daemons and harmless at the interpreter's exit.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from kong_metering.log import LOGGER, cause_of, trouble
+
+if TYPE_CHECKING:
+    from kong_metering.clock import Clock
+
+# Kong sets no bound and starts a timer for each event. This one keeps the threads' memory small.
+MAX_COURIERS = 64
+IDLE_SECONDS = 10.0
+# After a bug, so that it does not take the whole processor.
+_AFTER_A_BUG_SECONDS = 1.0
+
+
+class Served(Protocol):
+    """What couriers serve: a queue."""
+
+    @property
+    def origin(self) -> str:
+        """Name the endpoint whose share of the couriers it uses."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """How many couriers may serve it at a time."""
+        ...
+
+    def step(self) -> float | None:
+        """Do what is due, one request at most; tell when to come again (monotonic), None to wait for `wake`."""
+        ...
+
+
+@dataclass(eq=False)
+class _Turn:
+    """When a queue is due next (monotonic), and how many couriers serve it now."""
+
+    queue: Served
+    at: float | None = None
+    running: int = 0
+
+
+class Couriers:
+    """The pool."""
+
+    def __init__(self, clock: Clock, *, limit: int = MAX_COURIERS, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._clock = clock
+        self._limit = limit
+        self._idle_seconds = idle_seconds
+        self._lock = threading.Lock()
+        # One idle courier watches the time for all; the others wait until there is more to do than it can.
+        self._watch = threading.Condition(self._lock)
+        self._spare = threading.Condition(self._lock)
+        self._is_watched = False
+        self._spares = 0
+        # How many were started that have not looked yet.
+        self._newcomers = 0
+        self._turns: dict[Served, _Turn] = {}
+        self._due: list[tuple[float, int, _Turn]] = []
+        self._order = itertools.count()
+        # Those that are due while their endpoint has its share, in order.
+        self._held_back: dict[str, list[_Turn]] = {}
+        self._at_work: Counter[str] = Counter()
+        self._threads: set[threading.Thread] = set()
+        self._is_closed = False
+
+    @property
+    def threads(self) -> int:
+        """How many couriers there are."""
+        return len(self._threads)
+
+    def wake(self, queue: Served, at: float) -> None:
+        """Have the queue served at this moment (monotonic), or before if that was said already."""
+        with self._lock:
+            if self._is_closed:
+                return
+            turn = self._turns.get(queue)
+            if turn is None:
+                turn = self._turns[queue] = _Turn(queue)
+            self._line_up(turn, at)
+
+    def look(self) -> None:
+        """Look at the clock again: somebody has moved it."""
+        with self._lock:
+            self._watch.notify_all()
+
+    def forget(self, queue: Served) -> None:
+        """Serve a queue no more; a courier that is at it goes on to the end of its step."""
+        with self._lock:
+            turn = self._turns.pop(queue, None)
+            if turn is not None:
+                turn.at = None
+
+    def close(self, timeout: float) -> None:
+        """Let all couriers go, and wait for those that are at work, `timeout` seconds at most."""
+        with self._lock:
+            self._is_closed = True
+            self._watch.notify_all()
+            self._spare.notify_all()
+            threads = list(self._threads)
+        deadline = self._clock.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, deadline - self._clock.monotonic()))
+
+    # -- with the lock held -------------------------------------------------------------------------------------------
+
+    def _line_up(self, turn: _Turn, at: float) -> None:
+        if turn.at is not None and turn.at <= at:
+            return
+        turn.at = at
+        if turn.running >= turn.queue.width:
+            return  # who serves it lines it up again
+        heapq.heappush(self._due, (at, next(self._order), turn))
+        if self._due[0][2] is turn:
+            self._call()
+
+    def _call(self) -> None:
+        """See to it that somebody looks at what is due; who takes a turn calls the next one."""
+        if self._is_watched:
+            self._watch.notify()
+        elif self._spares:
+            self._spare.notify()
+        elif not self._newcomers and len(self._threads) < self._limit:
+            self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._work, name="metering courier", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads, or the interpreter is exiting; the next event tries again
+            LOGGER.error("no thread can be started to deliver: %s", cause_of(error), extra=trouble("courier"))
+            return
+        self._newcomers += 1
+        self._threads.add(thread)
+
+    def _take(self) -> _Turn | None:
+        """Take the queue whose turn it is; None when none is due."""
+        now = self._clock.monotonic()
+        while self._due and self._due[0][0] <= now:
+            at, _, turn = heapq.heappop(self._due)
+            if turn.at != at or turn.running >= turn.queue.width:
+                continue
+            origin = turn.queue.origin
+            if self._at_work[origin] >= self._share_of(origin):
+                self._held_back.setdefault(origin, []).append(turn)
+                continue
+            turn.at = None
+            turn.running += 1
+            self._at_work[origin] += 1
+            if self._due:
+                self._call()
+            return turn
+        return None
+
+    def _share_of(self, origin: str) -> int:
+        others = self._at_work.total() - self._at_work[origin]
+        return max(1, (self._limit - others) // 2)
+
+    def _give_back(self, turn: _Turn, origin: str, at: float | None) -> None:
+        turn.running -= 1
+        self._at_work[origin] -= 1
+        if not self._at_work[origin]:
+            del self._at_work[origin]
+        for held in self._held_back.pop(origin, ()):
+            if held.at is not None:
+                heapq.heappush(self._due, (held.at, next(self._order), held))
+        if self._turns.get(turn.queue) is not turn:
+            return
+        asked, turn.at = turn.at, None
+        times = [time for time in (asked, at) if time is not None]
+        if times:
+            self._line_up(turn, min(times))
+        elif not turn.running:
+            del self._turns[turn.queue]
+
+    def _wait_for_turn(self) -> _Turn | None:
+        """Wait for a queue to serve; None when this courier is not needed any more."""
+        leaves_at = self._clock.monotonic() + self._idle_seconds
+        while not self._is_closed:
+            turn = self._take()
+            if turn is not None:
+                return turn
+            now = self._clock.monotonic()
+            if self._is_watched:
+                is_needed = self._wait_as_spare(leaves_at - now)
+            else:
+                is_needed = self._wait_as_watcher(self._due[0][0] - now if self._due else leaves_at - now)
+                is_needed |= bool(self._due)
+            if not is_needed and self._clock.monotonic() >= leaves_at:
+                return None
+        return None
+
+    def _wait_as_spare(self, seconds: float) -> bool:
+        self._spares += 1
+        is_called = self._spare.wait(max(0.0, seconds))
+        self._spares -= 1
+        return is_called
+
+    def _wait_as_watcher(self, seconds: float) -> bool:
+        self._is_watched = True
+        is_called = self._watch.wait(max(0.0, seconds))
+        self._is_watched = False
+        return is_called
+
+    # -- on a courier's thread ----------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        with self._lock:
+            self._newcomers -= 1
+        while True:
+            with self._lock:
+                turn = self._wait_for_turn()
+                if turn is None:
+                    self._threads.discard(threading.current_thread())
+                    return
+                origin = turn.queue.origin
+            at = self._serve(turn.queue)
+            with self._lock:
+                self._give_back(turn, origin, at)
+
+    def _serve(self, queue: Served) -> float | None:
+        try:
+            return queue.step()
+        except Exception as error:  # noqa: BLE001 - a bug here must not end delivery for good
+            LOGGER.error("delivery failed: %s", cause_of(error), extra=trouble("bug"))
+            return self._clock.monotonic() + _AFTER_A_BUG_SECONDS

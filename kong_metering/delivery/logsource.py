@@ -1,0 +1,311 @@
+"""A log on disk as a queue's source: how far it was read, and what was read and is not settled yet.
+
+Contract: `append` is the writer's, takes no lock and waits for nobody. Everything else takes the source's lock, which
+is held over I/O, by couriers and the janitor; the writer takes it only to spill memory after an outage of the disk
+(`append_in_flight`). An event's space is free once it and all before it are settled. What reads or writes raises one of
+`DISK_ERRORS`; a position that cannot be saved raises after the rest was done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+from kong_metering.delivery.source import Entry
+
+if TYPE_CHECKING:
+    from kong_metering.spool.directory import HeldLog
+    from kong_metering.spool.format import Mark
+    from kong_metering.spool.log import Damage
+
+# What is kept in memory of unread events, at most: as much as Kong's queue keeps by default. To read them back from
+# disk costs 1.4 µs each.
+_RECENT_EVENTS = 10_000
+_RECENT_BYTES = 8 * 1024 * 1024
+
+
+class _Written(NamedTuple):
+    """Events that the writer wrote together; `at` is monotonic, `bytes` those of all before and of these."""
+
+    first: int
+    events: Sequence[bytes]
+    time_ms: int
+    at: float
+    end_bytes: int
+
+
+class LogSource:
+    """A log that this process holds."""
+
+    def __init__(self, held: HeldLog, *, syncs_each_write: bool = False) -> None:
+        self.held = held
+        self._log = held.log
+        self._syncs_each_write = syncs_each_write
+        self._lock = threading.Lock()
+        self._cursor = held.log.done_up_to
+        self._unsettled: dict[int, Entry] = {}
+        # Numbers that were passed in reading, or that are still ahead, whose events damage has cost; and those told of.
+        self._lost_behind = 0
+        self._lost_told = held.log.gaps_after(self._cursor)
+        # The writer appends, who reads takes off; each counts its own bytes.
+        self._recent: deque[_Written] = deque()
+        self._recent_end_bytes = 0
+        self._recent_taken_bytes = 0
+        self._is_closed = False
+        self.waiting_at_first = self.unread
+        if held.log.was_position_lost:
+            self._doubt_all()
+
+    @property
+    def unread(self) -> int:
+        """How many events were not read yet."""
+        return self._log.waiting_after(self._cursor)
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait, those that were read included."""
+        return self.unread + len(self._unsettled)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing waits in it any more."""
+        return not self._unsettled and not self.unread
+
+    def oldest_at(self) -> float | None:
+        """Tell when the first unread event came (monotonic), minus infinity if not known, None when there is none."""
+        if not self.unread:
+            return None
+        with contextlib.suppress(IndexError):  # a courier takes it off just now
+            oldest = self._recent[0]
+            if oldest.first <= self._cursor + 1:
+                return oldest.at
+        return -math.inf
+
+    # -- the writer's -------------------------------------------------------------------------------------------------
+
+    def append(self, events: Sequence[bytes], now_ms: int, now: float) -> None:
+        """Write events behind the last one, all or none."""
+        if not events:
+            return
+        numbers = self._log.append(events, now_ms)
+        size = sum(map(len, events))
+        in_memory = self._recent_end_bytes - self._recent_taken_bytes
+        if in_memory + size <= _RECENT_BYTES and self.unread <= _RECENT_EVENTS:
+            self._recent_end_bytes += size
+            self._recent.append(_Written(numbers.start, events, now_ms, now, self._recent_end_bytes))
+        if self._syncs_each_write:
+            self._log.unsynced().sync()
+
+    def append_in_flight(self, events: Sequence[bytes], now_ms: int) -> list[Entry]:
+        """Write events that couriers hold already; nothing may be unread here. Give their entries."""
+        with self._lock:
+            numbers = self._log.append(events, now_ms)
+            self._cursor = numbers.stop - 1
+            entries = [
+                Entry(event, number, self, now_ms) for event, number in zip(events, numbers, strict=True)
+            ]
+            self._unsettled.update(zip(numbers, entries, strict=True))
+        return entries
+
+    # -- the couriers' ------------------------------------------------------------------------------------------------
+
+    def read(self, limit: int, max_bytes: int) -> list[Entry]:
+        """Read the next events; none are given when nothing that is left can be read."""
+        with self._lock:
+            if self._is_closed or not self.unread:
+                return []
+            return self._recall(limit, max_bytes) or self._read_back(limit, max_bytes)
+
+    def _recall(self, limit: int, max_bytes: int) -> list[Entry]:
+        """Take the next events from memory, none if they are not there."""
+        entries: list[Entry] = []
+        while self._recent and len(entries) < limit:
+            written = self._recent[0]
+            start = self._cursor + 1 - written.first
+            if start < 0:
+                break
+            events = written.events[start : start + limit - len(entries)]
+            events = _within(events, max_bytes, needs_one=not entries)
+            numbers = range(self._cursor + 1, self._cursor + 1 + len(events))
+            entries += [Entry(event, number, self, written.time_ms) for event, number in zip(events, numbers, strict=True)]
+            self._cursor += len(events)
+            max_bytes -= sum(map(len, events))
+            if start + len(events) < len(written.events):
+                break
+            self._recent.popleft()
+            self._recent_taken_bytes = written.end_bytes
+        self._unsettled.update((entry.number, entry) for entry in entries)
+        return entries
+
+    def _read_back(self, limit: int, max_bytes: int) -> list[Entry]:
+        """Read the next events from disk."""
+        with contextlib.suppress(IndexError):  # what is in memory need not be read
+            limit = min(limit, max(1, self._recent[0].first - 1 - self._cursor))
+        stored = self._log.read(self._cursor, limit, max_bytes)
+        last = stored[-1].sequence if stored else self._log.next_sequence - 1
+        self._lost_behind += last - self._cursor - len(stored)
+        self._cursor = last
+        entries = [Entry(event.payload, event.sequence, self, event.time_ms) for event in stored]
+        self._unsettled.update((entry.number, entry) for entry in entries)
+        if not entries:
+            self._settle_head()
+        return entries
+
+    def mark_sent(self, entries: Sequence[Entry], now_ms: int) -> list[Mark]:
+        """Note on disk that entries are about to go out."""
+        with self._lock:
+            if self._is_closed:
+                return []
+            marks = [mark for first, last in _runs(entries) for mark in self._log.mark_ambiguous(first, last, now_ms)]
+            self._log.save_position()
+            if self._syncs_each_write:
+                self._log.unsynced().sync()
+        return marks
+
+    def unmark(self, marks: Sequence[Mark]) -> None:
+        """Take such notes back."""
+        with self._lock:
+            if not self._is_closed:
+                self._log.unmark(marks)
+                self._log.save_position()
+
+    def sent_before(self, entries: Sequence[Entry], time_ms: int) -> list[Entry]:
+        """Give those that went out before this time and were not answered."""
+        with self._lock:
+            if not any(mark.time_ms < time_ms for mark in self._log.marks):
+                return []
+            return [entry for entry in entries if (self._log.sent_at(entry.number) or time_ms) < time_ms]
+
+    def settle(self, entries: Sequence[Entry]) -> int:
+        """Let entries go; none are there any more once the log was closed."""
+        with self._lock:
+            if self._is_closed:
+                return 0
+            settled = sum(self._unsettled.pop(entry.number, None) is not None for entry in entries)
+            self._settle_head()
+            self._log.save_position()
+        return settled
+
+    def _settle_head(self) -> None:
+        first = next(iter(self._unsettled), None)
+        self._log.done(self._cursor if first is None else first - 1)
+
+    # -- the janitor's ------------------------------------------------------------------------------------------------
+
+    def oldest_ms(self) -> int | None:
+        """Tell when the oldest event was accepted; None when nothing waits."""
+        with self._lock:
+            oldest = None if self._is_closed else self._log.oldest()
+        return oldest.time_ms if oldest else None
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """The size of the log."""
+        return self._log.bytes_on_disk
+
+    def drop_segment(self) -> int:
+        """Drop the oldest segment; tell how many events that were not read yet went with it."""
+        with self._lock:
+            if self._is_closed:
+                return 0
+            gaps = self._log.gaps_after(self._cursor)
+            self._log.drop_oldest_segment()
+            return self._pass_to(self._log.done_up_to, gaps)
+
+    def drop_older_than(self, time_ms: int) -> int:
+        """Drop the unread events that were accepted before this time, some of them; tell how many."""
+        with self._lock:
+            if self._is_closed:
+                return 0
+            last = self._log.last_older_than(self._cursor, time_ms)
+            dropped = self._pass_to(last, self._log.gaps_after(self._cursor))
+            self._settle_head()
+        return dropped
+
+    def _pass_to(self, cursor: int, gaps: int) -> int:
+        """Go on behind this event, past some that were not read; tell how many. `gaps` is how many are unreadable."""
+        if cursor <= self._cursor:
+            return 0
+        lost = gaps - self._log.gaps_after(cursor)
+        passed = cursor - self._cursor - lost
+        self._lost_behind += lost
+        self._cursor = cursor
+        return passed
+
+    def take_damage(self) -> tuple[list[Damage], int]:
+        """Give what was found damaged since the last call, and how many events that has cost."""
+        with self._lock:
+            lost = self._lost_behind + self._log.gaps_after(self._cursor)
+            new, self._lost_told = lost - self._lost_told, lost
+            return self._log.take_damage(), new
+
+    def save_position(self) -> None:
+        """Write down how far the log is settled, after the disk refused that for a while."""
+        with self._lock:
+            if not self._is_closed:
+                self._log.save_position()
+
+    def close_ranks(self) -> None:
+        """Write what is not settled once more, behind the last event, if others overtook it or it is gone from disk.
+
+        Those others would come again with it, as all does that stands behind it. The writer has ended.
+        """
+        with self._lock:
+            if self._is_closed:
+                return
+            first = next(iter(self._unsettled), self._cursor + 1)
+            if first > self._log.done_up_to and self._log.waiting - self.unread == len(self._unsettled):
+                return
+            for time_ms, run in groupby(list(self._unsettled.values()), attrgetter("accepted_ms")):
+                self._write_again(list(run), time_ms)
+
+    def _write_again(self, entries: Sequence[Entry], time_ms: int) -> None:
+        sent_at = [self._log.sent_at(entry.number) for entry in entries]
+        numbers = self._log.append([entry.event for entry in entries], time_ms)
+        for number, sent_ms in zip(numbers, sent_at, strict=True):
+            if sent_ms is not None:
+                self._log.mark_ambiguous(number, number, sent_ms)
+        for entry in entries:
+            del self._unsettled[entry.number]
+        self._settle_head()
+
+    def close(self) -> None:
+        """Let no courier touch the log any more."""
+        with self._lock:
+            self._is_closed = True
+
+    def _doubt_all(self) -> None:
+        """Take all events for sent when the first of them came: it is not known any more which ones were."""
+        oldest = self._log.oldest()
+        if oldest is not None:
+            self._log.mark_ambiguous(self._log.done_up_to + 1, self._log.next_sequence - 1, oldest.time_ms)
+            # The log has a position again by now, which would tell the next one that none was sent.
+            with contextlib.suppress(OSError):
+                self._log.save_position()
+
+
+def _within(events: Sequence[bytes], max_bytes: int, *, needs_one: bool) -> Sequence[bytes]:
+    """Cut events off that are too many bytes together."""
+    if sum(map(len, events)) <= max_bytes:
+        return events
+    fitting = sum(1 for total in itertools.accumulate(map(len, events)) if total <= max_bytes)
+    return events[: max(fitting, int(needs_one))]
+
+
+def _runs(entries: Sequence[Entry]) -> Iterator[tuple[int, int]]:
+    """Find the stretches of numbers that follow each other: first and last."""
+    numbers = sorted(entry.number for entry in entries)
+    if numbers[-1] - numbers[0] == len(numbers) - 1:
+        # A batch as it was read.
+        yield numbers[0], numbers[-1]
+        return
+    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        stretch = [number for _, number in run]
+        yield stretch[0], stretch[-1]

@@ -1,0 +1,1 @@
+"""Who looks after the spool: one thread for each kind of work."""

@@ -1,0 +1,62 @@
+"""The logs that this process holds in the spool's directory, also over a removal of that directory.
+
+Contract: `own_log` is the writer's; the janitor calls everything else, and `close` who ends the process. Nobody locks:
+the two only share which directory is in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kong_metering.spool.directory import Adoption, HeldLog, SpoolDirectory
+
+if TYPE_CHECKING:
+    from kong_metering.spool.identity import QueueIdentity
+
+
+class Holdings:
+    """The ones that were opened through it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._directory: SpoolDirectory | None = None
+        # All that were ever made: two threads may both begin anew, and both are good.
+        self._made: list[SpoolDirectory] = []
+
+    def make(self) -> None:
+        """Make the spool's directory, if it is not there. Raises `SpoolError`."""
+        self._opened()
+
+    def own_log(self, identity: QueueIdentity) -> HeldLog:
+        """Open another log of this process for a queue. Raises `SpoolError`."""
+        return self._opened().log_for(identity)
+
+    def adopt(self, is_wanted: Callable[[QueueIdentity | None], bool]) -> Adoption:
+        """Take over the logs of dead processes that are wanted. Raises `SpoolError`."""
+        return self._opened().adopt(is_wanted)
+
+    def retire(self, held: HeldLog) -> None:
+        """Close a log; one in which nothing waits is removed."""
+        held.home.retire(held)
+
+    def leave(self, *, is_gone: bool) -> bool:
+        """Begin anew if the directory that is in use is not there any more, or `is_gone` says so; tell whether."""
+        directory = self._directory
+        if directory is None or not (is_gone or not self.root.is_dir()):
+            return False
+        self._directory = None
+        return True
+
+    def close(self) -> None:
+        """Close everything, for others to take over at once."""
+        for directory in self._made:
+            directory.close()
+
+    def _opened(self) -> SpoolDirectory:
+        directory = self._directory
+        if directory is None:
+            directory = self._directory = SpoolDirectory(self.root)
+            self._made.append(directory)
+        return directory

@@ -1,0 +1,287 @@
+"""What has to be done about the spool besides writing events: it may take its time, and no event waits for it.
+
+Contract: all of it happens on the thread `metering janitor`, once a second and when a queue goes; the rest may be
+called from any thread. What dead processes left is poured from their inboxes into their logs, and these are taken over
+for the queues that are open here; a queue sends nothing before they were looked for once (`look_for_others` has that
+done at once: a process that ends may not have got that far). Logs that are done with are removed, those of idle queues
+closed; what the disk refused is tried again; the bounds are kept; idle connections are closed.
+
+Logs of queues that are not open here stay free, for another process or `kong-metering spool deliver`; they are counted
+in the log, and bounded as all others.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from kong_metering.delivery.logsource import LogSource
+from kong_metering.errors import DISK_ERRORS
+from kong_metering.inbox.pouring import pour
+from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.upkeep.freelogs import FreeLog, FreeLogsReport
+from kong_metering.upkeep.guard import guarded
+from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
+
+if TYPE_CHECKING:
+    from kong_metering.delivery.connections import Connections
+    from kong_metering.delivery.spooled import Shared, SpooledBacklog
+    from kong_metering.spool.directory import Adoption, HeldLog
+    from kong_metering.spool.log import Damage
+    from kong_metering.stats import Stats
+    from kong_metering.upkeep.writer import Writer
+
+ROUND_SECONDS = 1.0
+# How often the bounds are looked at; each round once half of the space is used.
+_BOUNDS_SECONDS = 5.0
+# How often logs are looked at whose queues are not open here.
+_FREE_LOGS_SECONDS = 60.0
+# A log whose queue has had nothing to do for so many rounds is closed; and no more than so many are open besides.
+_IDLE_ROUNDS = 10
+# A write that takes longer is said.
+_HANGING_SECONDS = 5.0
+
+
+class Janitor:
+    """The backlogs that are open in this process, and all that is theirs on disk."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        writer: Writer,
+        *,
+        stats: Stats,
+        connections: Connections,
+        round_seconds: float = ROUND_SECONDS,
+    ) -> None:
+        self._root = shared.options.directory
+        self._options = shared.options
+        self._holdings = shared.holdings
+        self._clock = shared.clock
+        self._writer = writer
+        self._stats = stats
+        self._connections = connections
+        self._round_seconds = round_seconds
+        self._lock = threading.Lock()
+        self._backlogs: dict[str, SpooledBacklog] = {}
+        self._released: deque[SpooledBacklog] = deque()
+        self._idle_rounds: dict[SpooledBacklog, int] = {}
+        self._wanted = threading.Event()
+        self._is_ending = False
+        # How many rounds are over, and who waits for the end of one.
+        self.rounds = 0
+        self._round_over = threading.Condition()
+        self._bounds_at = self._clock.monotonic()
+        self._free_logs_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
+        self._report = FreeLogsReport()
+        self._thread = threading.Thread(target=self._run, name="metering janitor", daemon=True)
+
+    def start(self) -> None:
+        """Begin; raises `RuntimeError` when no thread can be started."""
+        self._thread.start()
+
+    def backlogs(self) -> list[SpooledBacklog]:
+        """Give those that are open."""
+        with self._lock:
+            return list(self._backlogs.values())
+
+    def look_after(self, backlog: SpooledBacklog) -> None:
+        """Take charge of one that was opened: what waits on disk for it from before comes in with the next round."""
+        with self._lock:
+            self._backlogs[backlog.identity.key] = backlog
+
+    def release(self, backlog: SpooledBacklog) -> None:
+        """Close what a queue that has ended has on disk; what waits there stays."""
+        with self._lock:
+            self._released.append(backlog)
+            if self._backlogs.get(backlog.identity.key) is backlog:
+                del self._backlogs[backlog.identity.key]
+        self._wanted.set()
+
+    def waiting_for_instances(self) -> dict[str, int]:
+        """Tell how many events waited on disk, within the last minute, for queues that are not open here."""
+        return self._report.waiting
+
+    def look_for_others(self, timeout: float) -> None:
+        """Have what dead processes left taken over now, `timeout` seconds at most; at once if that was done before."""
+        with self._round_over:
+            if all(backlog.has_begun or not backlog.waits for backlog in self.backlogs()):
+                return
+            begun = self.rounds
+            self._wanted.set()
+            self._round_over.wait_for(lambda: self.rounds > begun + 1 or self._is_ending, timeout)
+
+    def end(self, timeout: float) -> None:
+        """End, after what was released is closed, and wait for it, `timeout` seconds at most."""
+        self._is_ending = True
+        self._wanted.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    # -- on the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._is_ending:
+            self._wanted.clear()
+            self._keep_house()
+            with self._round_over:
+                self.rounds += 1
+                self._round_over.notify_all()
+            self._wanted.wait(self._round_seconds)
+        guarded(self._retire_released)
+
+    def _keep_house(self) -> None:
+        for step in (
+            self._leave_what_is_gone,
+            self._retire_released,
+            self._retire_settled,
+            self._pour,
+            self._take_over,
+            self._try_again,
+            self._keep_bounds,
+            self._close_idle_connections,
+        ):
+            guarded(step)
+
+    def _leave_what_is_gone(self) -> None:
+        """Begin anew when somebody has removed the directory from under us."""
+        gone = [backlog for backlog in self.backlogs() if not backlog.is_own_log_there]
+        if self._holdings.leave(is_gone=bool(gone)):
+            LOGGER.error("%s was removed while it was in use", self._root, extra=trouble("spool gone"))
+        for backlog in gone:
+            self._writer.order(backlog.let_go)
+
+    def _retire(self, logs: Sequence[HeldLog]) -> None:
+        for held in logs:
+            self._holdings.retire(held)
+
+    def _retire_released(self) -> None:
+        with self._lock:
+            released = list(self._released)
+            self._released.clear()
+        for backlog in released:
+            self._retire(backlog.take_all())
+
+    def _retire_settled(self) -> None:
+        backlogs = self.backlogs()
+        self._idle_rounds = {
+            backlog: self._idle_rounds.get(backlog, 0) + 1 for backlog in backlogs if backlog.is_idle
+        }
+        for backlog, rounds in self._idle_rounds.items():
+            if rounds >= _IDLE_ROUNDS:
+                self._writer.order(backlog.let_go)
+        for backlog in backlogs:
+            self._retire(backlog.take_settled())
+
+    def _pour(self) -> None:
+        if self._options.inbox_directory is not None:
+            pour(self._root, self._options.inbox_directory)
+
+    def _take_over(self) -> None:
+        with self._lock:
+            open_here = dict(self._backlogs)
+        guarded(functools.partial(self._adopt, open_here))
+        for backlog in open_here.values():
+            backlog.begin()
+
+    def _adopt(self, open_here: dict[str, SpooledBacklog]) -> None:
+        adoption = self._holdings.adopt(lambda identity: identity is not None and identity.key in open_here)
+        for log in self._looked_into(adoption.logs):
+            self._hand_over(log, open_here)
+        self._say_troubles(adoption)
+
+    def _hand_over(self, log: LogSource, open_here: dict[str, SpooledBacklog]) -> None:
+        identity = log.held.identity
+        backlog = open_here[identity.key] if identity else None
+        if backlog is None or not backlog.adopt(log):
+            self._retire([log.held])
+            return
+        LOGGER.info(
+            "queue %s: took over %d events that another process left", backlog.identity.name, log.waiting_at_first
+        )
+
+    def _say_troubles(self, adoption: Adoption) -> None:
+        for refused in adoption.refused:
+            LOGGER.error(
+                "events in %s stay there, they cannot be read: %s",
+                refused.directory,
+                refused.reason,
+                extra=trouble(f"refused:{refused.directory}"),
+            )
+        for damage in adoption.damage:
+            self._say_damage("found in a spool that was done", damage)
+
+    def _say_damage(self, where: str, damage: Damage) -> None:
+        kept = f", they are kept in {damage.kept_in}" if damage.kept_in else ""
+        message = f"{where}: {damage.length} bytes of {damage.segment} were {damage.kind.value}{kept}"
+        LOGGER.log(logging.WARNING, message, extra=trouble("damage"))
+
+    def _looked_into(self, held_logs: Sequence[HeldLog]) -> list[LogSource]:
+        """Line logs up, the one with the oldest event first; those that cannot be read now are left for later."""
+        found: list[tuple[float, LogSource]] = []
+        for held in held_logs:
+            try:
+                log = LogSource(held, syncs_each_write=self._options.syncs_each_write)
+                found.append((log.oldest_ms() or float("inf"), log))
+            except DISK_ERRORS as error:
+                message = f"events in {held.directory} cannot be read, for now: {cause_of(error)}"
+                LOGGER.error(message, extra=trouble("adopt"))
+                self._retire([held])
+        return [log for _, log in sorted(found, key=itemgetter(0))]
+
+    def _try_again(self) -> None:
+        for backlog in self.backlogs():
+            if backlog.is_failing:
+                self._writer.order(backlog.spill)
+            guarded(backlog.try_again)
+        since = self._writer.writing_since
+        if since is not None and self._clock.monotonic() - since > _HANGING_SECONDS:
+            LOGGER.error(
+                "the disk hangs: a write has taken %.0f s by now; events wait in memory meanwhile",
+                self._clock.monotonic() - since,
+                extra=trouble("disk hangs"),
+            )
+
+    def _close_idle_connections(self) -> None:
+        self._connections.sweep()
+
+    # -- the bounds ---------------------------------------------------------------------------------------------------
+
+    def _keep_bounds(self) -> None:
+        now = self._clock.monotonic()
+        if now < self._bounds_at:
+            return
+        used = bytes_used(self._root)
+        self._bounds_at = now + (_BOUNDS_SECONDS if used < self._options.max_bytes / 2 else 0)
+        # On a disk that is read-only just now, dropping events would free nothing.
+        excess = used - self._options.max_bytes if os.access(self._root, os.W_OK) else 0
+        is_due = now >= self._free_logs_at
+        free = self._borrow() if excess > 0 or is_due else []
+        try:
+            logs = [*free, *(log for backlog in self.backlogs() for log in backlog.bounded_logs())]
+            # By the clock that shows less: when it was set, what was accepted between would look older than it is.
+            keep_age(logs, int(min(self._clock.now_ms(), self._clock.wall_ms()) - self._options.max_age * 1000))
+            keep_bytes(logs, excess)
+            if is_due:
+                self._free_logs_at = now + _FREE_LOGS_SECONDS
+                self._report.say([log.held for log in free], now)
+        finally:
+            self._retire([log.held for log in free])
+
+    def _borrow(self) -> list[FreeLog]:
+        """Take the logs whose queues are not open here, for a moment."""
+        with self._lock:
+            open_here = set(self._backlogs)
+        adoption = self._holdings.adopt(lambda identity: identity is None or identity.key not in open_here)
+        self._say_troubles(adoption)
+        borrowed = self._looked_into(adoption.logs)
+        for log in borrowed:
+            for damage in log.take_damage()[0]:
+                self._say_damage(f"found in {log.held.directory}", damage)
+        return [FreeLog(log, self._stats) for log in borrowed]

@@ -1,0 +1,127 @@
+"""The spool of this process: the inbox, who looks after what is on disk, and each queue's place there.
+
+Contract: `backlog` may be called by the thread that answers Kong, and waits for no disk; nor does `release`. `flush`,
+`end` and `close` are for the end of the process, in this order, with the queues' own ends in between.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from kong_metering.clock import EpochClock
+from kong_metering.delivery.spooled import Shared, SpooledBacklog
+from kong_metering.errors import InboxError, StartupError
+from kong_metering.inbox.inbox import Inbox
+from kong_metering.inbox.place import Place
+from kong_metering.spool.directory import SpoolDirectory
+from kong_metering.spool.letterbox import LetterBox
+from kong_metering.spool.options import Sync
+from kong_metering.upkeep.guard import guarded
+from kong_metering.upkeep.holdings import Holdings
+from kong_metering.upkeep.janitor import Janitor
+from kong_metering.upkeep.syncer import Syncer
+from kong_metering.upkeep.writer import Bell, Writer
+
+if TYPE_CHECKING:
+    from kong_metering.clock import Clock
+    from kong_metering.config import Queue
+    from kong_metering.delivery.account import QueueAccount
+    from kong_metering.delivery.connections import Connections
+    from kong_metering.spool.identity import QueueIdentity
+    from kong_metering.spool.options import SpoolOptions
+    from kong_metering.spool.unsynced import Unsynced
+    from kong_metering.stats import Stats
+
+_ENDING_SECONDS = 1.0
+
+
+class Spooler:
+    """The spool of this process."""
+
+    def __init__(self, options: SpoolOptions, *, clock: Clock, stats: Stats, connections: Connections) -> None:
+        self._options = options
+        self._holdings = Holdings(options.directory)
+        bell = Bell()
+        self._inbox = _opened(options, self._holdings, bell)
+        self._writer = Writer(self._inbox, bell, clock)
+        epoch = EpochClock(clock)
+        letters = LetterBox(options, epoch)
+        self._letters = letters
+        self._shared = Shared(self._holdings, letters, options, epoch)
+        self._numbers = itertools.count(1)
+        self._number_of: dict[SpooledBacklog, int] = {}
+        self._janitor = Janitor(self._shared, self._writer, stats=stats, connections=connections)
+        self._syncer = Syncer(self._unsynced)
+
+    def start(self) -> None:
+        """Begin to write; raises `StartupError` when that cannot be."""
+        try:
+            self._writer.start()
+            if self._options.sync is Sync.SECOND:
+                self._syncer.start()
+            self._janitor.start()
+        except RuntimeError as error:
+            raise StartupError(f"no thread can be started to write the spool: {error}") from error
+
+    # -- for the queues -----------------------------------------------------------------------------------------------
+
+    def backlog(self, identity: QueueIdentity, settings: Queue, account: QueueAccount) -> SpooledBacklog:
+        """Give a queue its place; what waits on disk for it from before comes in once `look_after` was called."""
+        number = next(self._numbers)
+        self._inbox.open_queue(number, identity)
+        intake = functools.partial(self._inbox.append, number)
+        opened = functools.partial(self._inbox.log_opened, number)
+        backlog = SpooledBacklog(identity, settings, self._shared, account, intake, opened)
+        self._number_of[backlog] = number
+        self._writer.register(number, backlog)
+        return backlog
+
+    def look_after(self, backlog: SpooledBacklog) -> None:
+        """Have what waits on disk for a queue from before come in."""
+        self._janitor.look_after(backlog)
+
+    def release(self, backlog: SpooledBacklog) -> None:
+        """Close what a queue that has ended has on disk; what waits there stays."""
+        self._writer.forget(self._number_of.pop(backlog))
+        self._janitor.release(backlog)
+
+    def waiting_for_instances(self) -> dict[str, int]:
+        """Tell how many events waited on disk, within the last minute, for queues that are not open here."""
+        return self._janitor.waiting_for_instances()
+
+    def flush(self, timeout: float) -> None:
+        """Have what is in the inbox written, and what dead processes left adopted, `timeout` seconds at most."""
+        self._writer.flush(timeout)
+        self._janitor.look_for_others(timeout)
+
+    def end(self) -> bool:
+        """Write no more; False if the disk hangs, and events are left in the inbox."""
+        return self._writer.end(_ENDING_SECONDS)
+
+    def close(self) -> None:
+        """Close everything, for others to take over at once. All queues have ended."""
+        self._syncer.end(_ENDING_SECONDS)
+        self._janitor.end(_ENDING_SECONDS)
+        guarded(self._holdings.close)
+        self._inbox.close()
+
+    @property
+    def is_inbox_kept(self) -> bool:
+        """Whether what is in the inbox outlives this process."""
+        return self._inbox.name is not None
+
+    def _unsynced(self) -> Iterable[Unsynced]:
+        yield self._shared.letters.unsynced()
+        for backlog in self._janitor.backlogs():
+            yield from backlog.unsynced()
+
+
+def _opened(options: SpoolOptions, holdings: Holdings, bell: Bell) -> Inbox:
+    """Open the inbox in shared memory, or in our own if there is none, or no spool that it could belong to."""
+    if options.inbox_directory is None:
+        return Inbox.in_memory(bell.ring)
+    guarded(holdings.make)
+    return Inbox.open(Place(options.directory, options.inbox_directory), bell.ring)

@@ -1,0 +1,48 @@
+"""The thread that makes what was written survive a power cut, once a second (`--spool-sync second`).
+
+Contract: it holds no lock over a sync, so nobody waits for it, however slow the disk is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.upkeep.guard import guarded
+
+if TYPE_CHECKING:
+    from kong_metering.spool.unsynced import Unsynced
+
+_SYNC_SECONDS = 1.0
+
+
+class Syncer:
+    """The thread; `written` gives what was written since the last time."""
+
+    def __init__(self, written: Callable[[], Iterable[Unsynced]]) -> None:
+        self._written = written
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metering syncer", daemon=True)
+
+    def start(self) -> None:
+        """Begin; raises `RuntimeError` when no thread can be started."""
+        self._thread.start()
+
+    def end(self, timeout: float) -> None:
+        """End, and wait for it, `timeout` seconds at most."""
+        self._ending.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while not self._ending.wait(_SYNC_SECONDS):
+            guarded(self._sync)
+
+    def _sync(self) -> None:
+        for unsynced in self._written():
+            try:
+                unsynced.sync()
+            except OSError as error:
+                LOGGER.error("the disk does not confirm what was written: %s", cause_of(error), extra=trouble("sync"))
