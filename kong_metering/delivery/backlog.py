@@ -91,8 +91,8 @@ class Backlog(Protocol):
         """Try again what the disk refused."""
         ...
 
-    def end(self) -> None:
-        """Let all events go that still wait, and account for them."""
+    def end(self, *, is_written: bool) -> None:
+        """Let all events go that still wait, and account for them; `is_written` tells that the writer has ended."""
         ...
 
 
@@ -178,7 +178,7 @@ class MemoryBacklog:
     def try_again(self) -> None:
         """Do nothing: there is no disk."""
 
-    def end(self) -> None:
+    def end(self, *, is_written: bool) -> None:  # noqa: ARG002 - nothing is written here
         """Drop what still waits."""
         if left := self._source.end():
             message = f"{left} events were not delivered before the process ended"

@@ -148,8 +148,10 @@ class LogSource:
         """Read the next events from disk."""
         with contextlib.suppress(IndexError):  # what is in memory need not be read
             limit = min(limit, max(1, self._recent[0].first - 1 - self._cursor))
+        # Asked before it is read: events come meanwhile.
+        end = self._log.next_sequence - 1
         stored = self._log.read(self._cursor, limit, max_bytes)
-        last = stored[-1].sequence if stored else self._log.next_sequence - 1
+        last = stored[-1].sequence if stored else end
         self._lost_behind += last - self._cursor - len(stored)
         self._cursor = last
         entries = [Entry(event.payload, event.sequence, self, event.time_ms) for event in stored]

@@ -118,11 +118,11 @@ class EventQueue:
         while self.waiting and not self._is_done.is_set() and (left := deadline - self._clock.monotonic()) > 0:
             self._is_done.wait(left)
 
-    def end(self) -> None:
-        """Account for what is left."""
+    def end(self, *, is_written: bool = True) -> None:
+        """Account for what is left; without `is_written` the disk hangs, and some of it is still in the inbox."""
         self._has_ended = True
         self._couriers.forget(self)
-        self._backlog.end()
+        self._backlog.end(is_written=is_written)
 
     def _call(self) -> None:
         self._is_done.clear()

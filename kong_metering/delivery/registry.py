@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from kong_metering.config import Entity, PluginConfig
     from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.couriers import Couriers
-    from kong_metering.delivery.spooler import Spooler
     from kong_metering.delivery.spooled import SpooledBacklog
     from kong_metering.stats import Stats
+    from kong_metering.upkeep.spooler import Spooler
 
 
 @dataclass
@@ -118,10 +118,9 @@ class Delivery:
             self._open.clear()
         for opened in closing:
             opened.queue.close(deadline)
-        if self._spooler is not None:
-            self._spooler.end()
+        is_written = self._spooler is None or self._spooler.end()
         for opened in closing:
-            opened.queue.end()
+            opened.queue.end(is_written=is_written)
             self._let_go(opened)
         if self._spooler is not None:
             self._spooler.close()

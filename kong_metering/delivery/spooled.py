@@ -23,7 +23,7 @@ from enum import Enum
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.delivery import batching
 from kong_metering.delivery.backlog import Sending
@@ -71,10 +71,27 @@ class Shared:
     clock: EpochClock
 
 
+class Intake(Protocol):
+    """The way into the inbox for the events of one queue."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what is in the inbox outlives this process."""
+        ...
+
+    def take(self, event: bytes) -> bool:
+        """Take an event in; False when there is no room for it."""
+        ...
+
+    def log_opened(self, directory: Path) -> None:
+        """Take note of where the queue's log is, before events are written there."""
+        ...
+
+
 class SpooledBacklog:
     """The backlog of one queue, on disk.
 
-    `intake` takes an event to the writer, False when there is no room for it; `on_opened` is told where its log is.
+    `intake` takes an event to the writer.
     """
 
     keeps = True
@@ -86,8 +103,7 @@ class SpooledBacklog:
         settings: Queue,
         shared: Shared,
         account: QueueAccount,
-        intake: Callable[[bytes], bool],
-        on_opened: Callable[[Path], None],
+        intake: Intake,
     ) -> None:
         self.identity = identity
         self.disk = Disk.WORKS
@@ -97,7 +113,6 @@ class SpooledBacklog:
         self._clock = shared.clock
         self._account = account
         self._intake = intake
-        self._on_opened = on_opened
         self._on_ready: Callable[[], None] = lambda: None
         self._burials = Burials(identity, shared.letters, shared.clock, account, self.settle)
         self._lock = threading.Lock()
@@ -119,7 +134,7 @@ class SpooledBacklog:
 
     def put(self, event: bytes) -> None:
         """Take an event to the writer."""
-        if not self._intake(event):
+        if not self._intake.take(event):
             self._account.drop(Dropped.QUEUE_FULL, 1, "the disk hangs, and memory is full")
 
     # -- the writer's -------------------------------------------------------------------------------------------------
@@ -167,7 +182,7 @@ class SpooledBacklog:
 
     def _open_own(self) -> LogSource:
         held = self._holdings.own_log(self.identity)
-        self._on_opened(held.directory)
+        self._intake.log_opened(held.directory)
         self._own = LogSource(held, syncs_each_write=self._options.syncs_each_write)
         return self._own
 
@@ -385,19 +400,29 @@ class SpooledBacklog:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def end(self) -> None:
-        """Leave what waits on disk; what is only in memory is dropped. The writer has ended; `take_all` comes next."""
+    def end(self, *, is_written: bool) -> None:
+        """Leave what waits on disk and in the inbox; what is only in memory is dropped. `take_all` comes next."""
         self._burials.try_again()
         with self._lock:
             self._is_ended = True
-        self._close_ranks()
+        if is_written:
+            self._close_ranks()
         if in_memory := self._memory.end():
             message = f"{in_memory} events were only in memory when the process ended: the spool cannot be written"
             self._account.drop(Dropped.PROCESS_ENDED, in_memory, message)
         logs = self._logs()
         _closed(logs)
-        if left := sum(log.waiting for log in logs):
+        left = sum(log.waiting for log in logs)
+        if in_inbox := 0 if is_written else self._account.waiting - left:
+            self._leave_in_inbox(in_inbox)
+        if left:
             self._account.leave(left)
+
+    def _leave_in_inbox(self, events: int) -> None:
+        if self._intake.is_kept:
+            self._account.leave(events)
+        else:
+            self._account.drop(Dropped.PROCESS_ENDED, events, "the disk hung when the process ended")
 
     def _close_ranks(self) -> None:
         try:

@@ -6,9 +6,10 @@ Contract: `backlog` may be called by the thread that answers Kong, and waits for
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.clock import EpochClock
@@ -21,7 +22,7 @@ from kong_metering.spool.letterbox import LetterBox
 from kong_metering.spool.options import Sync
 from kong_metering.upkeep.guard import guarded
 from kong_metering.upkeep.holdings import Holdings
-from kong_metering.upkeep.janitor import Janitor
+from kong_metering.upkeep.janitor import ROUND_SECONDS, Janitor
 from kong_metering.upkeep.syncer import Syncer
 from kong_metering.upkeep.writer import Bell, Writer
 
@@ -41,19 +42,27 @@ _ENDING_SECONDS = 1.0
 class Spooler:
     """The spool of this process."""
 
-    def __init__(self, options: SpoolOptions, *, clock: Clock, stats: Stats, connections: Connections) -> None:
+    def __init__(
+        self,
+        options: SpoolOptions,
+        *,
+        clock: Clock,
+        stats: Stats,
+        connections: Connections,
+        janitor_round_seconds: float = ROUND_SECONDS,
+    ) -> None:
         self._options = options
         self._holdings = Holdings(options.directory)
         bell = Bell()
         self._inbox = _opened(options, self._holdings, bell)
         self._writer = Writer(self._inbox, bell, clock)
         epoch = EpochClock(clock)
-        letters = LetterBox(options, epoch)
-        self._letters = letters
-        self._shared = Shared(self._holdings, letters, options, epoch)
+        self._shared = Shared(self._holdings, LetterBox(options, epoch), options, epoch)
         self._numbers = itertools.count(1)
         self._number_of: dict[SpooledBacklog, int] = {}
-        self._janitor = Janitor(self._shared, self._writer, stats=stats, connections=connections)
+        self._janitor = Janitor(
+            self._shared, self._writer, stats=stats, connections=connections, round_seconds=janitor_round_seconds
+        )
         self._syncer = Syncer(self._unsynced)
 
     def start(self) -> None:
@@ -72,9 +81,7 @@ class Spooler:
         """Give a queue its place; what waits on disk for it from before comes in once `look_after` was called."""
         number = next(self._numbers)
         self._inbox.open_queue(number, identity)
-        intake = functools.partial(self._inbox.append, number)
-        opened = functools.partial(self._inbox.log_opened, number)
-        backlog = SpooledBacklog(identity, settings, self._shared, account, intake, opened)
+        backlog = SpooledBacklog(identity, settings, self._shared, account, _Intake(self._inbox, number))
         self._number_of[backlog] = number
         self._writer.register(number, backlog)
         return backlog
@@ -108,15 +115,28 @@ class Spooler:
         guarded(self._holdings.close)
         self._inbox.close()
 
-    @property
-    def is_inbox_kept(self) -> bool:
-        """Whether what is in the inbox outlives this process."""
-        return self._inbox.name is not None
-
     def _unsynced(self) -> Iterable[Unsynced]:
         yield self._shared.letters.unsynced()
         for backlog in self._janitor.backlogs():
             yield from backlog.unsynced()
+
+
+@dataclass(frozen=True)
+class _Intake:
+    """The way into the inbox for one queue."""
+
+    inbox: Inbox
+    number: int
+
+    @property
+    def is_kept(self) -> bool:
+        return self.inbox.name is not None
+
+    def take(self, event: bytes) -> bool:
+        return self.inbox.append(self.number, event)
+
+    def log_opened(self, directory: Path) -> None:
+        self.inbox.log_opened(self.number, directory)
 
 
 def _opened(options: SpoolOptions, holdings: Holdings, bell: Bell) -> Inbox:

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from kong_metering.config import Queue
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import MemoryBacklog
-from kong_metering.delivery.ingest import Delivered, Failed, Outcome, Rejected
+from kong_metering.delivery.connections import Connections
+from kong_metering.delivery.couriers import Couriers
+from kong_metering.delivery.ingest import Endpoint
+from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.queue import EventQueue
-from kong_metering.delivery.spooler import Spooler
-from kong_metering.delivery.spooloptions import SpoolOptions
-from kong_metering.log import LOGGER, TroubleLog
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
 from kong_metering.spool.directory import survey
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.spool.log import EventLog
+from kong_metering.spool.options import SpoolOptions
 from kong_metering.stats import Snapshot, Stats
+from kong_metering.upkeep.spooler import Spooler
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from kong_metering.clock import Clock
+    from kong_metering.delivery.couriers import Served
+    from kong_metering.delivery.ingest import IngestClient
     from kong_metering.delivery.spooled import SpooledBacklog
     from tests.support.clock import FakeClock
 
@@ -46,44 +53,6 @@ BUSY = Failed("https://ingest.test answered 429: slow down", "429", may_have_arr
 
 def take_all(_: list[bytes]) -> Outcome:
     return Delivered()
-
-
-class Timing(threading.Condition):
-    """Stands in for a queue's condition: its timed waits are measured by the fake clock, and kept for the test.
-
-    While it `flows`, a timed wait passes at once and moves the clock. Else it lasts until the test lets time pass.
-    """
-
-    def __init__(self, clock: FakeClock) -> None:
-        super().__init__()
-        self._clock = clock
-        self.flows = True
-        self.coalescing: list[float] = []
-        self.backoffs: list[float] = []
-
-    def let_pass(self, seconds: float) -> None:
-        with self:
-            self._clock.advance(seconds)
-            self.notify_all()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        if timeout is not None:
-            self.coalescing.append(timeout)
-            if self.flows:
-                self._clock.advance(timeout)
-                return False
-        return super().wait(_PATIENCE_SECONDS)
-
-    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
-        assert timeout is not None
-        self.backoffs.append(timeout)
-        until = self._clock.monotonic() + timeout
-        while not predicate() and self._clock.monotonic() < until:
-            if self.flows:
-                self._clock.advance(timeout)
-                break
-            super().wait(_PATIENCE_SECONDS)
-        return predicate()
 
 
 class FakeEndpoint:
@@ -105,11 +74,11 @@ class FakeEndpoint:
         """The events that were taken, in the order of the answers."""
         return [event for sender in self.senders for event in sender.delivered]
 
-    def connect(self, name: str = "") -> FakeSender:
+    def connect(self, endpoint: Endpoint) -> FakeSender:
         with self._lock:
             if self.refused_connections:
                 raise self.refused_connections.popleft()
-            self.senders.append(FakeSender(self, name))
+            self.senders.append(FakeSender(self, endpoint))
             return self.senders[-1]
 
     def hold(self) -> None:
@@ -138,25 +107,44 @@ class FakeEndpoint:
 class FakeSender:
     """One connection to the fake endpoint."""
 
-    def __init__(self, endpoint: FakeEndpoint, name: str) -> None:
-        self.name = name
+    is_connected = True
+    has_ended = False
+
+    def __init__(self, fake: FakeEndpoint, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.name = endpoint.token
         self.closed = False
         self.delivered: list[bytes] = []
         self.requests: list[list[bytes]] = []
-        self.threads: set[int] = set()
-        self._endpoint = endpoint
+        self._fake = fake
 
     def send(self, events: Sequence[bytes]) -> Outcome:
         assert not self.closed
-        self.threads.add(threading.get_ident())
         self.requests.append(list(events))
-        outcome = self._endpoint.take(list(events))
+        outcome = self._fake.take(list(events))
         if isinstance(outcome, Delivered):
             self.delivered.extend(events)
         return outcome
 
     def close(self) -> None:
         self.closed = True
+
+
+class FakeNetwork:
+    """Fake endpoints by their URL, and kept connections to them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._fakes: dict[str, FakeEndpoint] = {}
+        self.connections = Connections(clock, cast("Callable[[Endpoint], IngestClient]", self._connect))
+
+    def endpoint(self, fake: FakeEndpoint, token: str = "") -> Endpoint:
+        """Give the way to one of them, with a token."""
+        url = f"https://ingest.test/{id(fake)}"
+        self._fakes[url] = fake
+        return Endpoint(url, token, timeout=60.0, keepalive=60.0, verify=True)
+
+    def _connect(self, endpoint: Endpoint) -> FakeSender:
+        return self._fakes[endpoint.url].connect(endpoint)
 
 
 def down(failure: Outcome = REFUSED) -> FakeEndpoint:
@@ -206,9 +194,38 @@ class LogLines(logging.Handler):
         return [line for line in self.lines if text in line[1]]
 
 
+class HandCourier:
+    """Serves queues by hand, on the test's thread: time passes only when everybody waits for it."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self._due: dict[Served, float] = {}
+        # How long was waited each time.
+        self.pauses: list[float] = []
+
+    def wake(self, queue: Served, at: float) -> None:
+        self._due[queue] = min(at, self._due.get(queue, at))
+
+    def forget(self, queue: Served) -> None:
+        self._due.pop(queue, None)
+
+    def serve(self, *, until: float = math.inf) -> None:
+        """Serve what is due until nothing is, or would be before this moment."""
+        while self._due:
+            queue, at = min(self._due.items(), key=itemgetter(1))
+            if at > until:
+                return
+            if (pause := at - self._clock.monotonic()) > 0:
+                self.pauses.append(pause)
+                self._clock.advance(pause)
+            del self._due[queue]
+            if (again := queue.step()) is not None:
+                self.wake(queue, again)
+
+
 @dataclass
 class Rig:
-    """A queue in front of a fake endpoint, with everything that a test looks at."""
+    """A queue in memory in front of a fake endpoint, served by hand, with everything that a test looks at."""
 
     settings: Queue
     clock: FakeClock
@@ -216,43 +233,49 @@ class Rig:
     endpoint: FakeEndpoint = field(default_factory=FakeEndpoint)
 
     def __post_init__(self) -> None:
-        self.timing = Timing(self.clock)
+        self.courier = HandCourier(self.clock)
+        self.network = FakeNetwork(self.clock)
         self.stats = Stats()
-        self.troubles = TroubleLog(self.clock, logger=LOGGER)
-        account = QueueAccount("metering", self.stats, self.troubles)
-        self.backlog = MemoryBacklog(self.settings, account)
-        self.queue = EventQueue(self.settings, self.endpoint.connect, self.backlog, clock=self.clock, account=account)
-        self.queue._changed = self.timing
+        account = QueueAccount("metering", self.stats)
+        self.backlog = MemoryBacklog(self.settings, self.clock, account)
+        self.queue = EventQueue(
+            self.settings,
+            self.network.endpoint(self.endpoint),
+            self.backlog,
+            clock=self.clock,
+            account=account,
+            couriers=cast("Couriers", self.courier),
+            connections=self.network.connections,
+        )
 
     def put(self, *events: bytes) -> None:
-        """Put them together, so that the queue does not cut a batch in between."""
-        with self.timing:
-            for event in events:
-                self.queue.put(event)
+        for event in events:
+            self.queue.put(event)
 
-    def put_while_busy(self, *events: bytes) -> None:
-        """Put them while the queue waits for the endpoint's answer to an event before them."""
-        self.endpoint.hold()
-        self.put(b"before")
-        self.endpoint.wait_for_request()
-        self.put(*events)
+    def let_pass(self, seconds: float) -> None:
+        """Let so much time pass, with all that is due in it."""
+        until = self.clock.monotonic() + seconds
+        self.courier.serve(until=until)
+        self.clock.advance(until - self.clock.monotonic())
 
     def settle(self) -> Snapshot:
-        """Wait until each event is delivered or dropped, and give the account."""
-        wait_until(lambda: self.stats.snapshot().waiting == 0, "each event is delivered or dropped")
-        assert self.queue.waiting == 0
+        """Serve the queue until nothing is due any more, however long that takes, and give the account."""
+        self.courier.serve()
+        assert self.queue.waiting == self.stats.snapshot().waiting
         return self.stats.snapshot()
 
     def reconfigure(self, name: str = "newer", **changes: Any) -> None:
         self.settings = self.settings.model_copy(update=changes)
-        self.queue.reconfigure(self.settings, lambda: self.endpoint.connect(name))
+        self.queue.reconfigure(self.settings, self.network.endpoint(self.endpoint, name))
 
-    def close(self, seconds: float = 1_000_000) -> Snapshot:
-        self.queue.close(self.clock.monotonic() + seconds)
+    def close(self) -> Snapshot:
+        """Close the queue: all that waits is tried once more."""
+        self.queue.begin_close()
+        self.courier.serve()
+        self.queue.close(self.clock.monotonic())
+        self.queue.end()
+        self.network.connections.close()
         return self.stats.snapshot()
-
-    def workers(self) -> list[threading.Thread]:
-        return list(self.queue._workers)
 
 
 class SteeredClock:
@@ -275,23 +298,6 @@ class SteeredClock:
         return time.time() + self._passed + self._wall_set_by
 
 
-class SteeredCondition(threading.Condition):
-    """A queue's condition whose waits end by a clock that a test moves, once it notifies."""
-
-    def __init__(self, lock: Any, clock: SteeredClock) -> None:
-        super().__init__(lock)
-        self._clock = clock
-        self.pauses = 0
-
-    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
-        assert timeout is not None
-        self.pauses += 1
-        until = self._clock.monotonic() + timeout
-        while not predicate() and (left := until - self._clock.monotonic()) > 0:
-            super().wait(left)
-        return predicate()
-
-
 IDENTITY = QueueIdentity("11111111-one", "metering", "https://ingest.test/events")
 # A test does not wait for an outage.
 IMPATIENT = {"initial_retry_delay": 0.001, "max_retry_delay": 0.005, "max_retry_time": 0.01}
@@ -300,12 +306,19 @@ IMPATIENT = {"initial_retry_delay": 0.001, "max_retry_delay": 0.005, "max_retry_
 class Process:
     """A process with a spool: real files, real threads; its queues deliver to fake endpoints."""
 
-    def __init__(self, root: Path, clock: SteeredClock, **options: Any) -> None:
+    def __init__(self, root: Path, clock: SteeredClock, inbox: Path, **options: Any) -> None:
         self.root = root
         self.clock = clock
         self.stats = Stats()
-        self.troubles = TroubleLog(clock, logger=LOGGER)
-        self.spooler = Spooler(SpoolOptions(root, **options), clock=clock, stats=self.stats, troubles=self.troubles)
+        self.network = FakeNetwork(clock)
+        self.couriers = Couriers(clock)
+        self.spooler = Spooler(
+            SpoolOptions(root, **{"inbox_directory": inbox, **options}),
+            clock=clock,
+            stats=self.stats,
+            connections=self.network.connections,
+            janitor_round_seconds=0.02,
+        )
         self.queues: list[SpooledQueue] = []
         # How many events came onto its disk besides, or went from it, for the balance.
         self.from_strangers = 0
@@ -325,29 +338,43 @@ class Process:
         """Wait until so many events were adopted, and each is delivered, dropped or a dead letter; give the account."""
         wait_until(lambda: self.account().adopted >= adopted, f"{adopted} events are taken over")
         wait_until(lambda: self.account().waiting == 0, "each event has left")
-        assert sum(it.queue.waiting for it in self.queues) == 0
+        wait_until(lambda: sum(it.queue.waiting for it in self.queues) == 0, "no queue has one")
         return self.account()
+
+    def let_pass(self, seconds: float) -> None:
+        """Move the clock, and have those look at it who wait for it to move."""
+        self.clock.advance(seconds)
+        self.couriers.look()
 
     def look_at_free_logs(self) -> None:
         """Have the logs looked at whose queues are not open here, as it happens each minute."""
-        house = self.spooler._house
-        house._free_logs_at = house._bounds_at = 0.0
-        wait_until(lambda: house._free_logs_at > 0, "free logs are looked at")
+        janitor = self.spooler._janitor
+        janitor._free_logs_at = janitor._bounds_at = 0.0
+        wait_until(lambda: janitor._free_logs_at > 0, "free logs are looked at")
 
     def wait_for_a_round(self) -> None:
-        """Wait until all that the housekeeping does was begun, and done, after this call."""
-        house = self.spooler._house
-        begun = house.rounds
-        wait_until(lambda: house.rounds > begun + 1, "a round of the housekeeping")
+        """Wait until all that the janitor does was begun, and done, after this call."""
+        janitor = self.spooler._janitor
+        begun = janitor.rounds
+        wait_until(lambda: janitor.rounds > begun + 1, "a round of the janitor")
 
     def close(self, seconds: float = 0.0) -> Snapshot:
-        if not self.is_closed:
-            self.is_closed = True
-            for it in self.queues:
-                it.queue.begin_close()
-            for it in self.queues:
-                it.close(seconds)
-            self.spooler.close()
+        """End it as the registry does."""
+        if self.is_closed:
+            return self.account()
+        self.is_closed = True
+        deadline = self.clock.monotonic() + seconds
+        for it in self.queues:
+            it.queue.begin_close()
+        self.spooler.flush(20)
+        for it in self.queues:
+            it.queue.close(deadline)
+        has_ended = self.spooler.end()
+        for it in self.queues:
+            it.end(is_written=has_ended)
+        self.spooler.close()
+        self.couriers.close(max(0.0, deadline - self.clock.monotonic()))
+        self.network.connections.close()
         return self.account()
 
 
@@ -360,38 +387,50 @@ class SpooledQueue:
         self.process = process
         self.endpoint = endpoint
         self.settings = Queue.model_validate({"max_coalescing_delay": 0, **IMPATIENT, **settings})
-        account = QueueAccount(identity.name, process.stats, process.troubles)
+        account = QueueAccount(identity.name, process.stats)
         self.backlog: SpooledBacklog = process.spooler.backlog(identity, self.settings, account)
-        self.queue = EventQueue(self.settings, endpoint.connect, self.backlog, clock=process.clock, account=account)
-        self.pausing = SteeredCondition(self.queue._lock, process.clock)
-        self.queue._changed = self.pausing
-        self.backlog.on_ready(self.queue.wake)
-        self.is_closed = False
+        self.queue = EventQueue(
+            self.settings,
+            process.network.endpoint(endpoint),
+            self.backlog,
+            clock=process.clock,
+            account=account,
+            couriers=process.couriers,
+            connections=process.network.connections,
+        )
+        process.spooler.look_after(self.backlog)
+        self.is_ended = False
 
     def put(self, *events: bytes) -> None:
         for event in events:
             self.queue.put(event)
 
     def put_on_disk(self, *events: bytes) -> None:
-        """Put them, and wait until they are on disk."""
+        """Put them, and wait until they are out of the inbox."""
         self.put(*events)
-        wait_until(lambda: not self.backlog._unwritten.entries and not self.backlog._writing, "they are on disk")
+        assert self.process.spooler._writer.flush(20)
 
     def reconfigure(self, name: str = "newer", **changes: Any) -> None:
         self.settings = self.settings.model_copy(update=changes)
-        self.queue.reconfigure(self.settings, lambda: self.endpoint.connect(name))
+        self.queue.reconfigure(self.settings, self.process.network.endpoint(self.endpoint, name))
 
     def let_pass(self, seconds: float) -> None:
         """Move the clock, and have those look at it who wait for it to move."""
-        self.process.clock.advance(seconds)
-        with self.queue._changed:
-            self.queue._changed.notify_all()
+        self.process.let_pass(seconds)
+
+    def end(self, *, is_written: bool = True) -> None:
+        if not self.is_ended:
+            self.is_ended = True
+            self.queue.end(is_written=is_written)
+            self.process.spooler.release(self.backlog)
 
     def close(self, seconds: float = 0.0) -> None:
-        if not self.is_closed:
-            self.is_closed = True
+        """Close this queue alone."""
+        if not self.is_ended:
+            self.queue.begin_close()
+            self.process.spooler.flush(20)
             self.queue.close(self.process.clock.monotonic() + seconds)
-            self.process.spooler.release(self.backlog)
+            self.end()
 
 
 def numbered(count: int, first: int = 0) -> list[bytes]:

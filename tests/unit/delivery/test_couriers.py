@@ -1,0 +1,224 @@
+"""The pool of couriers: when it serves a queue, how many at a time, and how it shares itself out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from kong_metering.clock import SystemClock
+from kong_metering.delivery.couriers import Couriers
+from tests.support.waiting import wait_until
+from tests.unit.delivery.fakes import SteeredClock
+
+
+@dataclass(eq=False)
+class Served:
+    """A queue with so many things to do; a thing to do may hang."""
+
+    couriers: Couriers
+    origin: str = "https://one.test"
+    width: int = 1
+    todo: int = 0
+    at_work: int = 0
+    most_at_work: int = 0
+    served: list[str] = field(default_factory=list)
+    log: list[str] | None = None
+    gate: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    again_in: float | None = None
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def step(self) -> float | None:
+        with self.lock:
+            if self.todo == 0:
+                return None
+            self.todo -= 1
+            self.at_work += 1
+            self.most_at_work = max(self.most_at_work, self.at_work)
+            if self.width > 1 and self.todo:
+                self.couriers.wake(self, 0.0)
+        self.gate.wait(20)
+        with self.lock:
+            self.at_work -= 1
+            self.served.append(threading.current_thread().name)
+            if self.log is not None:
+                self.log.append(self.origin)
+        if self.again_in is not None:
+            return self.couriers._clock.monotonic() + self.again_in
+        return 0.0 if self.todo else None
+
+
+@pytest.fixture
+def clock() -> SteeredClock:
+    return SteeredClock()
+
+
+@pytest.fixture
+def couriers(clock: SteeredClock) -> Iterator[Couriers]:
+    pool = Couriers(clock, limit=8, idle_seconds=0.2)
+    yield pool
+    pool.close(5)
+    assert pool.threads == 0
+
+
+def test_a_queue_is_served_by_one_courier_at_a_time_until_it_has_nothing_to_do(couriers: Couriers) -> None:
+    queue = Served(couriers, todo=100)
+    for _ in range(20):
+        couriers.wake(queue, 0.0)
+    wait_until(lambda: len(queue.served) == 100, "all is done")
+    assert queue.most_at_work == 1
+
+
+def test_a_queue_without_anything_to_do_has_no_thread(couriers: Couriers) -> None:
+    queue = Served(couriers, todo=3)
+    couriers.wake(queue, 0.0)
+    wait_until(lambda: len(queue.served) == 3, "all is done")
+    wait_until(lambda: couriers.threads == 0, "the courier is gone")
+    queue.todo = 1
+    couriers.wake(queue, 0.0)
+    wait_until(lambda: len(queue.served) == 4, "a new courier comes")
+
+
+def test_a_wide_queue_is_served_by_several_and_no_more_than_that(couriers: Couriers) -> None:
+    queue = Served(couriers, width=3, todo=10)
+    queue.gate.clear()
+    couriers.wake(queue, 0.0)
+    wait_until(lambda: queue.at_work == 3, "three are at work")
+    queue.gate.set()
+    wait_until(lambda: len(queue.served) == 10, "all is done")
+    assert queue.most_at_work == 3
+
+
+def test_a_queue_is_served_when_it_is_due_and_not_before(couriers: Couriers, clock: SteeredClock) -> None:
+    queue = Served(couriers, todo=1)
+    couriers.wake(queue, clock.monotonic() + 3600)
+    other = Served(couriers, todo=1, origin="https://two.test")
+    couriers.wake(other, clock.monotonic())
+    wait_until(lambda: len(other.served) == 1, "the other is done")
+    assert queue.served == []
+    clock.advance(3600)
+    couriers.look()
+    wait_until(lambda: len(queue.served) == 1, "it is done")
+
+
+def test_who_is_woken_earlier_is_served_earlier(couriers: Couriers, clock: SteeredClock) -> None:
+    queue = Served(couriers, todo=1)
+    couriers.wake(queue, clock.monotonic() + 3600)
+    couriers.wake(queue, clock.monotonic() + 7200)
+    couriers.wake(queue, clock.monotonic())
+    wait_until(lambda: len(queue.served) == 1, "it is done")
+
+
+def test_a_queue_that_says_when_to_come_again_is_served_then(couriers: Couriers, clock: SteeredClock) -> None:
+    queue = Served(couriers, todo=2, again_in=3600)
+    couriers.wake(queue, 0.0)
+    wait_until(lambda: len(queue.served) == 1, "it is served once")
+    clock.advance(3600)
+    couriers.look()
+    wait_until(lambda: len(queue.served) == 2, "it is served again")
+
+
+def test_a_time_that_comes_while_all_are_busy_is_kept_by_a_new_courier(couriers: Couriers, clock: SteeredClock) -> None:
+    busy = Served(couriers, todo=1)
+    busy.gate.clear()
+    couriers.wake(busy, 0.0)
+    wait_until(lambda: busy.at_work == 1, "a courier is busy")
+    later = Served(couriers, todo=1, origin="https://two.test")
+    couriers.wake(later, clock.monotonic() + 0.05)
+    wait_until(lambda: len(later.served) == 1, "the other is served meanwhile")
+    busy.gate.set()
+
+
+def test_being_woken_while_it_is_served_is_not_lost(couriers: Couriers) -> None:
+    queue = Served(couriers, todo=1)
+    queue.gate.clear()
+    couriers.wake(queue, 0.0)
+    wait_until(lambda: queue.at_work == 1, "it is served")
+    couriers.wake(queue, 0.0)
+    queue.todo = 0
+    queue.gate.set()
+    wait_until(lambda: len(queue.served) == 1, "the first step is over")
+    queue.todo = 1
+    couriers.wake(queue, 0.0)
+    wait_until(lambda: len(queue.served) == 2, "and the second")
+
+
+def test_an_endpoint_that_hangs_takes_no_more_than_its_share(couriers: Couriers) -> None:
+    hanging = [Served(couriers, todo=1) for _ in range(20)]
+    for queue in hanging:
+        queue.gate.clear()
+        couriers.wake(queue, 0.0)
+    wait_until(lambda: sum(queue.at_work for queue in hanging) == 4, "half of the couriers hang")
+    good = Served(couriers, todo=50, origin="https://two.test")
+    couriers.wake(good, 0.0)
+    wait_until(lambda: len(good.served) == 50, "others are served")
+    assert sum(queue.at_work for queue in hanging) == 4
+    for queue in hanging:
+        queue.gate.set()
+    wait_until(lambda: all(queue.served for queue in hanging), "those that were held back are served afterwards")
+
+
+def test_queues_take_turns(couriers: Couriers) -> None:
+    log: list[str] = []
+    pool = Couriers(SystemClock(), limit=1)
+    first, second = (Served(pool, todo=20, origin=f"https://{name}.test", log=log) for name in ("a", "b"))
+    first.gate.clear()
+    pool.wake(first, 0.0)
+    wait_until(lambda: first.at_work == 1, "it is served")
+    pool.wake(second, 0.0)
+    first.gate.set()
+    wait_until(lambda: len(log) == 40, "all is done")
+    pool.close(5)
+    assert log[1:21].count("https://b.test") >= 9
+
+
+def test_a_bug_in_a_step_does_not_end_the_service(couriers: Couriers, clock: SteeredClock) -> None:
+    class Buggy(Served):
+        def step(self) -> float | None:
+            if self.todo == 2:
+                self.todo -= 1
+                raise RuntimeError("a bug")
+            return super().step()
+
+    queue = Buggy(couriers, todo=2)
+    couriers.wake(queue, 0.0)
+    wait_until(lambda: queue.todo == 1, "the bug")
+    clock.advance(2)
+    couriers.look()
+    wait_until(lambda: len(queue.served) == 1, "it goes on")
+
+
+def test_many_queues_and_threads_lose_no_call(couriers: Couriers) -> None:
+    queues = [Served(couriers, todo=0, width=1 + number % 3, origin=f"o{number % 5}") for number in range(100)]
+
+    def feed() -> None:
+        for _ in range(20):
+            for queue in queues:
+                with queue.lock:
+                    queue.todo += 1
+                couriers.wake(queue, 0.0)
+
+    feeders = [threading.Thread(target=feed) for _ in range(4)]
+    for feeder in feeders:
+        feeder.start()
+    for feeder in feeders:
+        feeder.join()
+    wait_until(lambda: all(len(queue.served) == 80 for queue in queues), "all is done")
+    assert all(queue.most_at_work <= queue.width for queue in queues)
+
+
+def test_a_queue_that_is_forgotten_is_not_served(couriers: Couriers, clock: SteeredClock) -> None:
+    queue = Served(couriers, todo=1)
+    couriers.wake(queue, clock.monotonic() + 1)
+    couriers.forget(queue)
+    clock.advance(2)
+    couriers.look()
+    other = Served(couriers, todo=1)
+    couriers.wake(other, clock.monotonic())
+    wait_until(lambda: len(other.served) == 1, "another one is served")
+    assert queue.served == []
