@@ -19,3 +19,7 @@ class SpoolError(KongMeteringError):
 
 class SpoolFormatError(SpoolError):
     """A file of the spool was written in a format that this version does not know; it is left as it is."""
+
+
+class InboxError(KongMeteringError):
+    """Events cannot be kept in shared memory; the text gives the place and the system's own words."""
