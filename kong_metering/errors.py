@@ -22,7 +22,7 @@ class SpoolFormatError(SpoolError):
 
 
 class InboxError(KongMeteringError):
-    """Shared memory cannot be had; the text says why."""
+    """Events cannot be kept in shared memory; the text gives the place and the system's own words."""
 
 
 # What the spool raises for the disk's sake.

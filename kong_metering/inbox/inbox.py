@@ -1,0 +1,211 @@
+"""Where a log phase puts an event before it returns to Kong; one thread takes events from here to the logs.
+
+Contract: `append` and `open_queue` may be called from any thread; they never wait for a disk, a network or a thread
+that does, and never raise for what those do. One thread, the consumer, drains and advances; it may sleep when
+`may_sleep` says so: the thread that appends the next event calls `wake` then, once or a few times. That may be before
+the consumer sleeps, so `wake` has to be remembered; and it must not wait.
+
+An event whose `append` returned True is given by `drain` in order, until it is advanced past. While it is in the ring
+it outlives the death of the process by SIGKILL, not that of the machine: see `pouring.py`. It is not in the ring, but
+in this process's memory alone, when there is no place for shared memory (said once, when the inbox is opened), and when
+the ring was full: then up to `OVERFLOW_BYTES` of events wait behind it. Beyond that an event is refused, and the caller
+counts it as dropped.
+
+A number is one identity's for as long as the process lives. `close` after the last `append` and `advance`; a fork must
+not outlive the process (see `place.py`).
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kong_metering.errors import InboxError
+from kong_metering.inbox.place import RING_BYTES, Place, RingFile
+from kong_metering.inbox.queues import ListedQueue, encode_queue
+from kong_metering.inbox.ring import HEADER_BYTES, Drained, Ring
+from kong_metering.log import LOGGER
+
+if TYPE_CHECKING:
+    from kong_metering.spool.identity import QueueIdentity
+
+OVERFLOW_BYTES = 64 * 1024 * 1024
+
+
+class Inbox:
+    """The inbox of this process."""
+
+    def __init__(self, ring: Ring, file: RingFile | None, wake: Callable[[], None], overflow_bytes: int) -> None:
+        self._ring = ring
+        self._file = file
+        self._wake = wake
+        self._is_consumer_asleep = False
+        self._overflow = _Overflow(overflow_bytes)
+        self._queues: dict[int, ListedQueue] = {}
+
+    @classmethod
+    def open(
+        cls,
+        place: Place,
+        wake: Callable[[], None],
+        *,
+        ring_bytes: int = RING_BYTES,
+        overflow_bytes: int = OVERFLOW_BYTES,
+    ) -> Inbox:
+        """Make the inbox of this process, in shared memory if that can be had."""
+        try:
+            file, ring = place.create(ring_bytes)
+        except InboxError as error:
+            LOGGER.warning(
+                "a plugin server that is killed will lose its last events, those of some 10 ms: %s "
+                "(choose another place with --inbox-dir)",
+                error,
+            )
+            return cls.in_memory(wake, ring_bytes=ring_bytes, overflow_bytes=overflow_bytes)
+        return cls(ring, file, wake, overflow_bytes)
+
+    @classmethod
+    def in_memory(
+        cls, wake: Callable[[], None], *, ring_bytes: int = RING_BYTES, overflow_bytes: int = OVERFLOW_BYTES
+    ) -> Inbox:
+        """Make an inbox that ends with the process."""
+        memory = mmap.mmap(-1, HEADER_BYTES + ring_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return cls(Ring(memory), None, wake, overflow_bytes)
+
+    @property
+    def name(self) -> str | None:
+        """PID-RANDOM, which the ring's file is named after; None when it ends with the process."""
+        return self._file.stem if self._file else None
+
+    @property
+    def waiting(self) -> int:
+        """How many events are in it: appended and not advanced past."""
+        return self._ring.waiting + self._overflow.waiting
+
+    # -- any thread ---------------------------------------------------------------------------------------------------
+
+    def open_queue(self, number: int, identity: QueueIdentity) -> None:
+        """Tell whose events have this number, before the first is appended; again, it does nothing."""
+        if number not in self._queues:
+            self._list(number, ListedQueue(identity, None))
+
+    def log_opened(self, number: int, directory: Path) -> None:
+        """Tell where the log of a queue is, before the first of its events is written there."""
+        queue = ListedQueue(self._queues[number].identity, f"{directory.parent.name}/{directory.name}")
+        if queue != self._queues[number]:
+            self._list(number, queue)
+
+    def append(self, number: int, event: bytes) -> bool:
+        """Take an event of a queue; False when it has no room: the ring and the memory behind it are full."""
+        # While anything waits behind the ring it would overtake that.
+        is_taken = (not self._overflow.waiting and self._ring.append(number, event)) or self._overflow.append(
+            number, event
+        )
+        if self._is_consumer_asleep:
+            self._is_consumer_asleep = False
+            self._wake()
+        return is_taken
+
+    # -- the consumer's thread ----------------------------------------------------------------------------------------
+
+    def may_sleep(self) -> bool:
+        """Tell whether nothing waits: the next `append` calls `wake` then; False when there is something to drain."""
+        # First this, then the look: whoever appends does it the other way round, and nothing is missed.
+        self._is_consumer_asleep = True
+        if self.waiting:
+            self._is_consumer_asleep = False
+            return False
+        return True
+
+    def drain(self, limit: int) -> Drained:
+        """Give the oldest events, `limit` at most; they stay, and are given again, until `advance`."""
+        # Counted before the ring is read: those were appended after all that is in the ring by then.
+        behind = self._overflow.waiting
+        drained = self._ring.drain(limit)
+        if not behind or len(drained.events) == limit:
+            return drained
+        others = self._overflow.oldest(min(behind, limit - len(drained.events)))
+        return Drained(drained.events + others, drained.position, len(others))
+
+    def advance(self, drained: Drained) -> None:
+        """Take out what was just drained, all of which is in logs, or in the care of somebody else."""
+        self._ring.advance(drained)
+        self._overflow.take_out(drained.overflowed)
+
+    def close(self) -> None:
+        """Let go of it: the file is removed if nothing waits, and left for another process to pour if something does.
+
+        `append` refuses everything from now on. Never raises for the disk's sake.
+        """
+        self._overflow.close()
+        is_done = self._ring.waiting == 0
+        self._ring.close()
+        file, self._file = self._file, None
+        if file is None:
+            return
+        if is_done:
+            try:
+                file.remove()
+            except InboxError as error:
+                LOGGER.warning("an empty file is left: %s", error)
+        else:
+            file.release()
+
+    def _list(self, number: int, queue: ListedQueue) -> None:
+        self._queues[number] = queue
+        if self._file is None:
+            return
+        try:
+            self._file.add_line(encode_queue(number, queue))
+        except OSError as error:
+            LOGGER.warning("if this process is killed now, the owner of some events will not be known: %s", error)
+
+
+class _Overflow:
+    """Events behind a full ring. Those who append have a lock of their own; the consumer takes none."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._appending = threading.Lock()
+        self._events: deque[tuple[int, bytes]] = deque()
+        # Those that the consumer has seen, for `deque`s do not like to be looked through while others append.
+        self._seen: deque[tuple[int, bytes]] = deque()
+        self._appended = self._appended_bytes = 0
+        self._taken = self._taken_bytes = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many there are."""
+        return self._appended - self._taken
+
+    def append(self, number: int, event: bytes) -> bool:
+        """Put an event behind the others; False when it has no room."""
+        with self._appending:
+            if self._appended_bytes - self._taken_bytes + len(event) > self._max_bytes:
+                return False
+            self._events.append((number, event))
+            self._appended_bytes += len(event)
+            self._appended += 1
+        return True
+
+    def oldest(self, count: int) -> list[tuple[int, bytes]]:
+        """Give the oldest ones, as many of them."""
+        while len(self._seen) < count:
+            self._seen.append(self._events.popleft())
+        return list(islice(self._seen, count))
+
+    def take_out(self, count: int) -> None:
+        """Take the oldest ones out, which `oldest` gave."""
+        for _ in range(count):
+            self._taken_bytes += len(self._seen.popleft()[1])
+        self._taken += count
+
+    def close(self) -> None:
+        """Refuse everything from now on."""
+        with self._appending:
+            self._max_bytes = -1

@@ -1,0 +1,228 @@
+"""Where the rings of one spool and one user are, and whose they are.
+
+    DIRECTORY/kong-metering-UID-DEV-INO/          0700; DEV and INO are those of the spool's root
+    DIRECTORY/kong-metering-UID-DEV-INO/PID-RANDOM.ring    one for each process, and `.PID-RANDOM.new` while it is made
+
+A file is a ring (`ring.py`) and, behind it, its list (`queues.py`). DIRECTORY is one that everybody may write to, so
+what is in it is believed only when it is ours and nobody else may write there.
+
+Contract: a ring's file has its name only after it is locked (`flock`) and all of its space is taken; the lock ends with
+its process, however that dies. The lock belongs to the open file, which a fork shares: the process that makes a ring
+must not fork children that outlive it without executing another program. Everything may be called from any thread;
+nothing but `Place.create` and the reading of a ring costs more than a few system calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from kong_metering.errors import InboxError, SpoolFormatError
+from kong_metering.inbox.ring import HEADER_BYTES, Ring, read_header
+
+DEFAULT_DIRECTORY = Path("/dev/shm")  # noqa: S108 - what is in there is checked
+RING_BYTES = 8 * 1024 * 1024
+
+_RING = re.compile(r"[0-9]+-[0-9a-f]+\.ring")
+_DRAFT = re.compile(r"\.[0-9]+-[0-9a-f]+\.new")
+_FILE_MODE = 0o600
+_DIRECTORY_MODE = 0o700
+_CREATE = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_ATTEMPTS = 10
+
+
+class RingFile:
+    """A ring's file that we hold the lock of."""
+
+    def __init__(self, place: Place, name: str, descriptor: int) -> None:
+        self.name = name
+        self._place = place
+        self._descriptor = descriptor
+
+    @property
+    def stem(self) -> str:
+        """PID-RANDOM, of the process that made it."""
+        return self.name.removesuffix(".ring")
+
+    def read(self) -> bytes:
+        """Read all of it. Raises the system's `OSError`."""
+        return _read_from(self._descriptor, 0)
+
+    def add_line(self, line: bytes) -> None:
+        """Add a line to the list, for all processes to see. Raises the system's `OSError`."""
+        if os.write(self._descriptor, line) < len(line):
+            # What is there of it is passed over when the list is read.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def remove(self) -> None:
+        """Remove the file, and let go of it. Raises the system's `OSError`."""
+        self._place.unlink(self.name)
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the file; it stays."""
+        # Whatever else still has it open or mapped.
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        os.close(self._descriptor)
+
+
+class Place:
+    """The directory with the rings of one spool and one user.
+
+    Everything raises `InboxError`, which tells why it cannot be used.
+    """
+
+    def __init__(self, directory: Path, root: Path, *, uid: int | None = None) -> None:
+        """Name it: below `directory`, for the spool at `root`, and for this user, whose own it has to be."""
+        self._directory = directory
+        self._root = root
+        self._uid = os.geteuid() if uid is None else uid
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        try:
+            found = self._root.stat()
+        except OSError as error:
+            raise _unusable(self._root, error) from error
+        return self._directory / f"kong-metering-{self._uid}-{found.st_dev}-{found.st_ino}"
+
+    def create(self, capacity: int = RING_BYTES) -> tuple[RingFile, Ring]:
+        """Make a ring in a file that is locked and has all of its space, so that writing to it cannot fail."""
+        for _ in range(_ATTEMPTS):
+            # Whoever clears up, drafts or the directory, may be faster.
+            with self._opened(is_new=True) as directory, contextlib.suppress(FileNotFoundError, BlockingIOError):
+                return self._created(directory, HEADER_BYTES + capacity)
+        raise InboxError(f"{self.path} cannot be used: no file that was made there stayed")
+
+    def orphans(self) -> Iterator[RingFile]:
+        """Take the rings whose processes are dead, one after the other; the caller removes or releases each.
+
+        What a process left that died while it made one is removed.
+        """
+        for name in self._names():
+            if found := self._taken(name):
+                if _RING.fullmatch(name):
+                    yield found
+                else:
+                    with contextlib.suppress(InboxError):
+                        found.remove()
+
+    def lists(self) -> Iterator[tuple[str, bytes]]:
+        """Give the list of each ring, of living processes too, with PID-RANDOM of its process.
+
+        Rings whose header tells us nothing are passed over.
+        """
+        for name in filter(_RING.fullmatch, self._names()):
+            with self._opened() as directory, contextlib.suppress(FileNotFoundError, SpoolFormatError):
+                descriptor = os.open(name, _OPEN, dir_fd=directory)
+                try:
+                    header = read_header(os.pread(descriptor, HEADER_BYTES, 0))
+                    found = _read_from(descriptor, HEADER_BYTES + header.capacity) if header else b""
+                finally:
+                    os.close(descriptor)
+                yield name.removesuffix(".ring"), found
+
+    def unlink(self, name: str) -> None:
+        """Remove a file, if it is still there, and the directory after the last one."""
+        with self._opened() as directory, contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def _created(self, directory: int, size: int) -> tuple[RingFile, Ring]:
+        stem = f"{os.getpid()}-{secrets.token_hex(4)}"
+        draft, name = f".{stem}.new", f"{stem}.ring"
+        descriptor = os.open(draft, _CREATE, _FILE_MODE, dir_fd=directory)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.fchmod(descriptor, _FILE_MODE)
+            # A page that cannot be had when it is written to would end the process.
+            os.posix_fallocate(descriptor, 0, size)
+            ring = Ring(mmap.mmap(descriptor, size))
+            os.rename(draft, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.unlink(draft, dir_fd=directory)
+            raise
+        return RingFile(self, name, descriptor), ring
+
+    def _names(self) -> list[str]:
+        if not os.path.lexists(self.path):
+            return []
+        with self._opened() as directory:
+            return sorted(os.listdir(directory))  # noqa: PTH208 - by the descriptor that was checked
+
+    def _taken(self, name: str) -> RingFile | None:
+        """Take a ring, or what may become one, if nobody holds it."""
+        with self._opened() as directory, contextlib.suppress(FileNotFoundError, BlockingIOError):
+            descriptor = os.open(name, _OPEN, dir_fd=directory)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # It may have been removed, and its lock with it, before we had ours.
+                if os.path.samestat(os.fstat(descriptor), os.stat(name, dir_fd=directory, follow_symlinks=False)):
+                    return RingFile(self, name, descriptor)
+            except OSError:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+        return None
+
+    @contextlib.contextmanager
+    def _opened(self, *, is_new: bool = False) -> Iterator[int]:
+        path = self.path
+        try:
+            above = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                directory = _open_directory(path.name, above, is_new=is_new)
+            finally:
+                os.close(above)
+            try:
+                self._check(path, os.fstat(directory))
+                yield directory
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise _unusable(path, error) from error
+
+    def _check(self, path: Path, found: os.stat_result) -> None:
+        if found.st_uid != self._uid:
+            raise InboxError(f"{path} cannot be used: it belongs to user {found.st_uid}, not to {self._uid}; remove it")
+        if stat.S_IMODE(found.st_mode) != _DIRECTORY_MODE:
+            mode = stat.S_IMODE(found.st_mode)
+            raise InboxError(f"{path} cannot be used: its mode is {mode:04o}, not {_DIRECTORY_MODE:04o}; remove it")
+
+
+def _open_directory(name: str, above: int, *, is_new: bool) -> int:
+    is_made = False
+    if is_new:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, _DIRECTORY_MODE, dir_fd=above)
+            is_made = True
+    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    if is_made:
+        # Whatever the umask.
+        os.fchmod(directory, _DIRECTORY_MODE)
+    return directory
+
+
+def _read_from(descriptor: int, offset: int) -> bytes:
+    parts: list[bytes] = []
+    while part := os.pread(descriptor, RING_BYTES, offset):
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def _unusable(path: Path, error: OSError) -> InboxError:
+    return InboxError(f"{path} cannot be used: {error.strerror or error}")

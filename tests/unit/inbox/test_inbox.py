@@ -1,0 +1,190 @@
+"""An inbox takes events at once, gives them in order, and outlives its process."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import deque
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kong_metering.inbox.inbox import Inbox
+from kong_metering.inbox.place import Place
+from kong_metering.inbox.queues import decode_list
+from kong_metering.inbox.ring import HEADER_BYTES
+from tests.unit.inbox.helpers import OTHER, QUEUE, unread
+
+RING = 4096
+OVERFLOW = 10_000
+# As the key of a log.
+KEY = "0" * 32
+
+
+def no_wake() -> None:
+    """Nobody sleeps."""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    root, shared = tmp_path / "spool", tmp_path / "shm"
+    root.mkdir()
+    shared.mkdir()
+    return Place(shared, root)
+
+
+def opened(place: Place) -> Inbox:
+    return Inbox.open(place, no_wake, ring_bytes=RING, overflow_bytes=OVERFLOW)
+
+
+def file_of(place: Place, inbox: Inbox) -> Path:
+    return place.path / f"{inbox.name}.ring"
+
+
+def take(inbox: Inbox, limit: int) -> list[tuple[int, bytes]]:
+    drained = inbox.drain(limit)
+    inbox.advance(drained)
+    return drained.events
+
+
+def test_what_was_appended_is_in_the_file_until_it_is_advanced_past(place: Place) -> None:
+    inbox = opened(place)
+    assert inbox.append(7, b"one")
+    assert inbox.append(8, b"two")
+    assert unread(file_of(place, inbox).read_bytes()) == [(7, b"one"), (8, b"two")]
+    inbox.advance(inbox.drain(1))
+    assert unread(file_of(place, inbox).read_bytes()) == [(8, b"two")]
+    assert inbox.waiting == 1
+
+
+def test_behind_the_ring_it_tells_whose_the_events_are_and_where_their_logs(place: Place) -> None:
+    inbox = opened(place)
+    inbox.open_queue(7, QUEUE)
+    inbox.open_queue(8, OTHER)
+    inbox.log_opened(7, Path("/spool/proc-1-ab") / KEY)
+    for _ in range(3):
+        inbox.open_queue(7, QUEUE)
+        inbox.log_opened(7, Path("/spool/proc-1-ab") / KEY)
+    listed = file_of(place, inbox).read_bytes()[HEADER_BYTES + RING :]
+    assert listed.count(b"queue") == 3
+    queues = decode_list(listed).queues
+    assert (queues[7].identity, queues[7].directory) == (QUEUE, f"proc-1-ab/{KEY}")
+    assert (queues[8].identity, queues[8].directory) == (OTHER, None)
+
+
+def test_a_full_ring_overflows_into_memory_in_order_and_refuses_beyond_that(place: Place) -> None:
+    inbox = opened(place)
+    taken = list(itertools.takewhile(lambda number: inbox.append(number, b"x" * 100), itertools.count()))
+    in_ring = RING // 128
+    assert len(taken) == in_ring + OVERFLOW // 100
+    # Room in the ring is not used before what is behind it has left.
+    assert [number for number, _ in take(inbox, in_ring)] == taken[:in_ring]
+    assert not inbox.append(0, b"x" * 100)
+    assert inbox.waiting == OVERFLOW // 100
+    assert [number for number, _ in take(inbox, 1000)] == taken[in_ring:]
+    assert inbox.append(1, b"x" * 100)
+    assert len(unread(file_of(place, inbox).read_bytes())) == 1
+
+
+def test_an_event_too_large_for_the_ring_goes_behind_it(place: Place) -> None:
+    inbox = opened(place)
+    events = [(1, b"small"), (1, b"L" * 5000), (1, b"small too")]
+    assert all(inbox.append(number, event) for number, event in events)
+    assert not inbox.append(1, b"L" * 5000)
+    assert take(inbox, 10) == events
+
+
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("append"), st.integers(0, 900)),
+            st.tuples(st.just("drain"), st.integers(1, 9)),
+            st.tuples(st.just("advance"), st.integers(1, 9)),
+        ),
+        max_size=60,
+    )
+)
+def test_it_is_a_queue_whatever_the_ring_has_room_for(steps: list[tuple[str, int]]) -> None:
+    inbox = Inbox.in_memory(no_wake, ring_bytes=2048, overflow_bytes=4000)
+    model = deque[tuple[int, bytes]]()
+    for number, (step, size) in enumerate(steps):
+        if step == "append":
+            if inbox.append(number, bytes(size)):
+                model.append((number, bytes(size)))
+            else:
+                assert sum(len(event) for _, event in model) + size > 4000
+        else:
+            drained = inbox.drain(size)
+            assert drained.events == list(model)[:size]
+            if step == "advance":
+                inbox.advance(drained)
+                for _ in drained.events:
+                    model.popleft()
+        assert inbox.waiting == len(model)
+
+
+def test_producers_and_the_consumer_run_at_once_and_no_wake_up_is_lost() -> None:
+    bell = threading.Semaphore(0)
+    inbox = Inbox.in_memory(bell.release, ring_bytes=4096, overflow_bytes=1 << 30)
+    each, producers = 5000, 3
+
+    def append_all(queue: int) -> None:
+        for number in range(each):
+            assert inbox.append(queue, b"%d" % number)
+
+    threads = [threading.Thread(target=append_all, args=(queue,)) for queue in range(producers)]
+    for thread in threads:
+        thread.start()
+    taken: list[tuple[int, bytes]] = []
+    while len(taken) < each * producers:
+        # A wake-up that is lost would have it sleep for good.
+        if inbox.may_sleep():
+            assert bell.acquire(timeout=20)
+        taken += take(inbox, 50)
+    for thread in threads:
+        thread.join()
+    for queue in range(producers):
+        assert [event for one, event in taken if one == queue] == [b"%d" % number for number in range(each)]
+
+
+def test_it_wakes_a_consumer_that_sleeps_and_no_other() -> None:
+    rings: list[str] = []
+    inbox = Inbox.in_memory(lambda: rings.append("ring"))
+    inbox.append(1, b"a")
+    assert not inbox.may_sleep()
+    inbox.append(1, b"b")
+    take(inbox, 9)
+    assert rings == []
+    assert inbox.may_sleep()
+    inbox.append(1, b"c")
+    inbox.append(1, b"d")
+    assert rings == ["ring"]
+
+
+def test_closing_removes_an_empty_one_and_leaves_one_with_events(place: Place) -> None:
+    empty, other = opened(place), opened(place)
+    other.append(1, b"left")
+    left = file_of(place, other)
+    empty.close()
+    other.close()
+    assert list(place.path.iterdir()) == [left]
+    assert unread(left.read_bytes()) == [(1, b"left")]
+    assert not empty.append(1, b"x")
+    assert not other.append(1, b"x")
+
+
+def test_without_a_place_it_is_in_memory_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "kong_metering"):
+        inbox = opened(Place(tmp_path / "none", tmp_path))
+        inbox.open_queue(1, QUEUE)
+        inbox.log_opened(1, tmp_path / "proc-1-ab" / KEY)
+        assert inbox.append(1, b"x")
+        assert take(inbox, 9) == [(1, b"x")]
+        inbox.close()
+    assert inbox.name is None
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "a plugin server that is killed will lose its last events, those of some 10 ms"
+    ]
