@@ -3,8 +3,10 @@
 Contract: an `IngestClient` belongs to one thread. `send` takes `timeout` at most to connect, to send (over TLS: each
 16 KB) and to read the answer, never raises for anything that the network or the endpoint does, follows no redirect,
 compresses nothing and adds nothing to the events: OpenMeter compares the content type exactly, does not decompress
-bodies and refuses CloudEvents extensions (`../shared/reference/delivery.md`). Any 2xx is success. No reason holds the
-token, whatever the endpoint echoes.
+bodies and refuses CloudEvents extensions (`../shared/reference/delivery.md`). Any 2xx to a whole request is success;
+one that does not look like an acceptance comes with a note. No text of an outcome holds the token, whatever the
+endpoint echoes. A client that is idle holds its connection until `close`; one that was idle for longer than `keepalive`
+is not used again.
 """
 
 from __future__ import annotations
@@ -17,23 +19,25 @@ from http import HTTPStatus
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
-import requests
-import urllib3
-
 from kong_metering import __version__
 from kong_metering.delivery.policy import parse_retry_after
-from kong_metering.delivery.transport import PlainSession
+from kong_metering.delivery.transport import Connection, PostError
 from kong_metering.log import printable
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import PluginConfig
+    from kong_metering.delivery.answer import Answer
+    from kong_metering.delivery.transport import Posted
 
 SINGLE = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 
 _OPENRESTY_DEFAULT_TIMEOUT_MS = 60_000
-_MAX_ANSWER_BYTES = 64 * 1024
+_REASON_CHARS = 200
+_MAX_WORDS = 4096
+_ACCEPTANCES = (HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT)
+_ACCEPTED_TYPES = re.compile(r"application/(?:[^/]+\+)?json|text/plain")
 _ABOUT_THE_EVENTS = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
 _PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 _HINTS = {
@@ -45,9 +49,6 @@ _HINTS = {
 _V1_INDEX = re.compile(r'Error at "/(\d{1,7})(?:/|")')
 _V3_INDEX = re.compile(r"^\[?(\d{1,7})\]?(?:\.|$)")
 _CREDENTIALS_IN_URL = re.compile(r"//[^/?#\s]*@")
-# urllib3 and http.client let a few through that requests does not wrap in its own, which are OSErrors.
-_NO_CONNECTION = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
-_NETWORK_ERRORS = (OSError, ValueError, urllib3.exceptions.HTTPError, HTTPException)
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,24 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Delivered:
-    """The endpoint took all events of the request."""
+    """The endpoint took all events of the request.
+
+    `note`, for people, is not empty if its 2xx does not look like an acceptance; it is the same for the same status and
+    content type, so that it can be said once.
+    """
+
+    note: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Failed:
     """The endpoint did not take the request, for now.
 
-    `reason` is for people; `kind`, the status or the type of error, is the same for the same trouble. `retry_after` is
-    the pause that the endpoint asked for, in seconds. `is_misconfigured`: trying again will not help, until somebody
-    changes the configuration here or there. `may_have_arrived`: the endpoint may hold the events all the same, some of
-    them at least (OpenMeter hands them to Kafka one by one before it answers 500).
+    `reason` is for people, and short; `words` is the same with the endpoint's own words up to 4,096 characters, to be
+    kept with a dead letter, empty if it said none. `kind`, the status or the type of error, is the same for the same
+    trouble. `retry_after` is the pause that the endpoint asked for, in seconds. `is_misconfigured`: trying again will
+    not help, until somebody changes the configuration here or there. `may_have_arrived`: the endpoint may hold the
+    events all the same, some of them at least (OpenMeter hands them to Kafka one by one before it answers 500).
     """
 
     reason: str
@@ -94,14 +102,19 @@ class Failed:
     is_server_error: bool = False
     is_misconfigured: bool = False
     may_have_arrived: bool = True
+    words: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """The endpoint refused the request because of an event in it; `indexes` are the ones it named."""
+    """The endpoint refused the request because of an event in it; `indexes` are the ones it named.
+
+    `reason` and `words` as with `Failed`.
+    """
 
     reason: str
     indexes: tuple[int, ...] = ()
+    words: str = field(default="", compare=False)
 
 
 Outcome = Delivered | Failed | Rejected
@@ -113,92 +126,114 @@ class IngestClient:
     def __init__(self, endpoint: Endpoint, clock: Clock) -> None:
         self._endpoint = endpoint
         self._clock = clock
-        self._session = PlainSession()
-        self._template: requests.PreparedRequest | None = None
+        self._connection: Connection | None = None
         self._used_at = clock.monotonic()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it posts to."""
+        return self._endpoint
+
+    @property
+    def is_connected(self) -> bool:
+        """True if it holds a connection, and so a descriptor."""
+        return self._connection is not None and self._connection.is_open
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the endpoint has ended the connection, which is idle; reads nothing and waits for nothing."""
+        return self._connection is not None and self._connection.has_ended
 
     def send(self, events: Sequence[bytes]) -> Outcome:
         """Post the events in one request and tell what came of it."""
         self._end_stale_connection()
+        single = len(events) == 1
+        body = events[0] if single else b"[" + b",".join(events) + b"]"
         try:
-            with self._session.send(
-                self._request(events),
-                stream=True,
-                timeout=self._endpoint.timeout,
-                verify=self._endpoint.verify,
-                allow_redirects=False,
-            ) as response:
-                return self._outcome(response)
-        except _NETWORK_ERRORS as error:
+            self._connection = self._connection or self._prepared()
+            return self._outcome(self._connection.post(SINGLE if single else BATCH, body))
+        except PostError as error:
             return self._failure(error)
         finally:
             self._used_at = self._clock.monotonic()
 
     def close(self) -> None:
         """End the connection."""
-        self._session.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def _end_stale_connection(self) -> None:
         idle = self._clock.monotonic() - self._used_at
         if self._endpoint.keepalive and idle > self._endpoint.keepalive:
-            self._session.close()
+            self.close()
 
-    def _request(self, events: Sequence[bytes]) -> requests.PreparedRequest:
-        if self._template is None:
-            self._template = self._prepared()
-        request = self._template.copy()
-        single = len(events) == 1
-        body = events[0] if single else b"[" + b",".join(events) + b"]"
-        request.body = body
-        request.headers["Content-Type"] = SINGLE if single else BATCH
-        request.headers["Content-Length"] = str(len(body))
-        return request
+    def _prepared(self) -> Connection:
+        headers = {
+            "Accept": "application/json, application/problem+json",
+            "Accept-Encoding": "identity",
+            "User-Agent": f"kong-metering/{__version__}",
+            "Authorization": f"Bearer {self._endpoint.token}",
+        }
+        return Connection(self._endpoint.url, headers, timeout=self._endpoint.timeout, verify=self._endpoint.verify)
 
-    def _prepared(self) -> requests.PreparedRequest:
-        """Prepare what all requests have in common once: it is most of what a request costs."""
-        headers = {"Accept": "application/json, application/problem+json", "User-Agent": f"kong-metering/{__version__}"}
-        prepared = self._session.prepare_request(requests.Request("POST", self._endpoint.url, headers=headers))
-        # Afterwards: requests would put credentials that stand in the URL in its place.
-        prepared.headers["Authorization"] = f"Bearer {self._endpoint.token}"
-        return prepared
-
-    def _outcome(self, response: requests.Response) -> Outcome:
-        status = response.status_code
-        answer = _answer(response)
+    def _outcome(self, posted: Posted) -> Outcome:
+        answer = posted.answer
+        status = answer.status
         if 200 <= status < 300:  # noqa: PLR2004 - the class of statuses
-            return Delivered()
-        words = self._clean(answer.decode("utf-8", "replace").strip()) or "no explanation"
-        reason = f"{self._clean(self._endpoint.url)} answered {status}: {words}"
+            return self._delivered(answer) if posted.is_sent_whole else self._unread(answer)
+        reason, words = (self._explained(answer, limit) for limit in (_REASON_CHARS, _MAX_WORDS))
         if status in _ABOUT_THE_EVENTS:
-            return Rejected(reason, _named_events(answer))
-        if status in _HINTS:
-            reason += f" ({_HINTS[status]})"
-        elif 300 <= status < 400:  # noqa: PLR2004
-            location = self._clean(response.headers.get("Location", ""))
-            reason += f" (redirects are not followed; should ingest_endpoint be {location or 'another URL'}?)"
+            return Rejected(reason, _named_events(answer.body), words)
         return Failed(
             reason,
             str(status),
-            parse_retry_after(response.headers.get("Retry-After"), self._clock.wall()),
+            parse_retry_after(answer.headers.get("Retry-After"), self._clock.wall()),
             is_server_error=status >= HTTPStatus.INTERNAL_SERVER_ERROR,
             is_misconfigured=status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSING,
-            may_have_arrived=status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.REQUEST_TIMEOUT,
+            may_have_arrived=posted.is_sent_whole and not _refuses_before_it_reads(status),
+            words=words,
         )
 
-    def _failure(self, error: Exception) -> Failed:
-        """Tell why there was no answer: a URL, a certificate or a bundle that will not do, or a trouble that passes."""
+    def _delivered(self, answer: Answer) -> Delivered:
+        content_type = answer.headers.get_content_type() if "Content-Type" in answer.headers else ""
+        if answer.status in _ACCEPTANCES and (not content_type or _ACCEPTED_TYPES.fullmatch(content_type)):
+            return Delivered()
+        what = f"{answer.status} with {self._clean(content_type)}" if content_type else str(answer.status)
+        return Delivered(
+            f"{self._clean(self._endpoint.url)} answers {what}, which is unusual for an acceptance, and counts as one "
+            "(is ingest_endpoint the URL for events, with its path?)"
+        )
+
+    def _unread(self, answer: Answer) -> Failed:
+        """Tell of an acceptance of something that the endpoint cannot have read."""
+        reason = f"{self._clean(self._endpoint.url)} answered {answer.status} without reading the whole request"
+        return Failed(reason, str(answer.status), may_have_arrived=False)
+
+    def _explained(self, answer: Answer, limit: int) -> str:
+        """Give what the endpoint answered, its words cut to `limit` characters, and a hint."""
+        words = self._clean(answer.body.decode("utf-8", "replace").strip(), limit) or "no explanation"
+        reason = f"{self._clean(self._endpoint.url)} answered {answer.status}: {words}"
+        if answer.status in _HINTS:
+            return f"{reason} ({_HINTS[answer.status]})"
+        if 300 <= answer.status < 400:  # noqa: PLR2004 - the class of statuses
+            location = self._clean(answer.headers.get("Location", ""))
+            return f"{reason} (redirects are not followed; should ingest_endpoint be {location or 'another URL'}?)"
+        return reason
+
+    def _failure(self, error: PostError) -> Failed:
+        """Tell why there was no answer: something that is configured and will not do, or a trouble that passes."""
         cause = _innermost(error)
         kind = type(cause).__name__
         return Failed(
             f"{self._clean(self._endpoint.url)}: {kind}: {self._clean(str(cause))}",
             kind,
-            is_misconfigured=_is_misconfigured(error, cause),
-            may_have_arrived=not (_is_misconfigured(error, cause) or _never_connected(error)),
+            is_misconfigured=error.is_misconfigured,
+            may_have_arrived=error.may_have_arrived,
         )
 
-    def _clean(self, text: str) -> str:
+    def _clean(self, text: str, limit: int = _REASON_CHARS) -> str:
         """Make words fit for the log, without secrets."""
-        return printable(_CREDENTIALS_IN_URL.sub("//***@", text.replace(self._endpoint.token, "***")))
+        return printable(_CREDENTIALS_IN_URL.sub("//***@", text.replace(self._endpoint.token, "***")), limit)
 
 
 def without_credentials(url: str) -> str:
@@ -206,18 +241,9 @@ def without_credentials(url: str) -> str:
     return _CREDENTIALS_IN_URL.sub("//", url, count=1)
 
 
-def _answer(response: requests.Response) -> bytes:
-    """Read the body, a bounded part of it; a connection with more to say is not used again."""
-    answer = b""
-    try:
-        for chunk in response.iter_content(4096):
-            answer += chunk
-            if len(answer) > _MAX_ANSWER_BYTES:
-                break
-    except _NETWORK_ERRORS:
-        # The status is known, and it is what counts.
-        response.close()
-    return answer
+def _refuses_before_it_reads(status: int) -> bool:
+    """Tell an answer to who comes, where to and when from one that may come after a part of the events was taken."""
+    return HTTPStatus.OK <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.REQUEST_TIMEOUT
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -231,18 +257,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-
-
-def _is_misconfigured(error: BaseException, cause: BaseException) -> bool:
-    """Whether it is the configuration.
-
-    Bad URLs and refused certificates are ValueErrors; a bundle that is not there is a plain OSError.
-    """
-    return isinstance(error, ValueError) or isinstance(cause, ValueError) or type(error) is OSError
-
-
-def _never_connected(error: BaseException) -> bool:
-    return any(isinstance(cause, _NO_CONNECTION) for cause in _causes(error))
 
 
 def _named_events(answer: bytes) -> tuple[int, ...]:
