@@ -13,6 +13,8 @@ from pathlib import Path
 
 _FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
+# How a file system answers that does not know how to do something.
+_CANNOT = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def create_file(path: Path) -> int:
@@ -61,11 +63,36 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            os.fsync(descriptor)
+            _sync_directory(descriptor)
         else:
             os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_directory(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems, those of FUSE and networks for some, have nothing to sync there.
+        if error.errno not in _CANNOT:
+            raise
+
+
+def take_space(descriptor: int, size: int) -> None:
+    """Make the file as large as this, if it is not yet, so that writing within it needs no space any more.
+
+    Raises the system's `OSError`, for a full disk for one.
+    """
+    have = os.fstat(descriptor).st_size
+    if have >= size:
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        write_at(descriptor, bytes(size - have), have)
 
 
 def write_at(descriptor: int, data: bytes, offset: int) -> None:

@@ -2,32 +2,41 @@
 
 Contract: one thread at a time. The file's space is taken when it is made, so that it can be written on a full disk. A
 write that is cut short leaves the position of the write before; a file that cannot be made is tried again at each save.
+One that the disk does not give any more counts as lost, and is made anew.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kong_metering.spool import files
 from kong_metering.spool.format import POSITION_BYTES, Position, decode_position, encode_slot, slot_offset
+
+if TYPE_CHECKING:
+    from kong_metering.spool.patience import Patience
 
 
 class PositionFile:
     """One position file; `was_lost` tells that there was none, or that nothing in it was good."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience: Patience) -> None:
         """Read what is there.
 
         Raises `SpoolFormatError` when it is of a format that this version does not know; and the system's `OSError`
-        when it is there and cannot be read.
+        when it cannot be read now.
         """
         self.path = path
         self._descriptor: int | None = None
+        self._is_lost = False
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
-            data = b""
+        except OSError as error:
+            if not patience.is_over(path, error):
+                raise
+            data, self._is_lost = b"", True
+        patience.forget(path)
         found = decode_position(data)
         self.was_lost = found is None
         self.position, self._turn = found or (Position(), 0)
@@ -42,6 +51,9 @@ class PositionFile:
 
         Raises the system's `OSError`; the file still holds an earlier position then.
         """
+        if self._is_lost:
+            self.path.unlink(missing_ok=True)
+            self._is_lost = False
         if self._descriptor is None:
             self._descriptor = _preallocated(self.path)
         turn = self._turn + 1
@@ -58,8 +70,7 @@ class PositionFile:
 def _preallocated(path: Path) -> int:
     descriptor = files.open_file(path)
     try:
-        if os.fstat(descriptor).st_size < POSITION_BYTES:
-            os.posix_fallocate(descriptor, 0, POSITION_BYTES)
+        files.take_space(descriptor, POSITION_BYTES)
     except OSError:
         os.close(descriptor)
         raise

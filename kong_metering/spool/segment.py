@@ -1,7 +1,8 @@
 """One file of a log: written at its end, read from its start.
 
-Contract: one thread at a time. A write that fails leaves the file as it was. Reading follows what is appended
-meanwhile, and hands whatever is not a good event to the one who asked, with its bytes.
+Contract: one thread writes, another one may read meanwhile; they share the `Segment` alone, whose extent is one value.
+A write that fails leaves the file as it was. Reading follows what is appended, and hands whatever is not a good event
+to the one who asked, with its bytes.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kong_metering.spool import files
 from kong_metering.spool.format import (
@@ -32,14 +32,34 @@ _READ_BYTES = 128 * 1024
 _NO_LIMIT = 1 << 62
 
 
-@dataclass(eq=False)
-class Segment:
-    """A segment as its log knows it: it holds events `first` to below `end`, in its first `size` bytes."""
+class Extent(NamedTuple):
+    """How far a segment goes: to below event `end`, in `size` bytes."""
 
-    path: Path
-    first: int
     end: int
     size: int
+
+
+class Segment:
+    """A segment as its log knows it: it holds events `first` to below `end`, in its first `size` bytes.
+
+    `is_sealed` tells that nothing is appended to it any more: its extent is the last one.
+    """
+
+    def __init__(self, path: Path, first: int, end: int, size: int) -> None:
+        self.path = path
+        self.first = first
+        self.extent = Extent(end, size)
+        self.is_sealed = True
+
+    @property
+    def end(self) -> int:
+        """The number behind its last event."""
+        return self.extent.end
+
+    @property
+    def size(self) -> int:
+        """How many bytes of the file count."""
+        return self.extent.size
 
 
 class OnDamage(Protocol):
@@ -53,6 +73,7 @@ class SegmentWriter:
     """Appends to one segment."""
 
     def __init__(self, segment: Segment, descriptor: int) -> None:
+        segment.is_sealed = False
         self.segment = segment
         self._descriptor = descriptor
 
@@ -93,19 +114,22 @@ class SegmentWriter:
 
         Raises the system's `OSError`; what was written of them is cut off again then.
         """
+        size = self.segment.extent.size
         try:
-            files.write_at(self._descriptor, records, self.segment.size)
+            files.write_at(self._descriptor, records, size)
         except OSError:
-            # Should this fail too, reading and the next append still go by `segment.size`.
+            # Should this fail too, reading and the next append still go by the segment's size.
             with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, self.segment.size)
+                os.ftruncate(self._descriptor, size)
             raise
-        self.segment.size += len(records)
-        self.segment.end = end
+        self.segment.extent = Extent(end, size + len(records))
 
     def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._descriptor)
+        """Let go of the file, and so seal the segment."""
+        # What the system has to say of it then, `sync` hears as well.
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+        self.segment.is_sealed = True
 
 
 class SegmentReader:
@@ -118,6 +142,8 @@ class SegmentReader:
     def __init__(self, segment: Segment, on_damage: OnDamage) -> None:
         self.segment = segment
         self.next = segment.first
+        # As it was when the last call began: what is appended during one is for the next.
+        self._extent = segment.extent
         self._on_damage = on_damage
         self._buffer = b""
         # Where the buffer starts in the file, and where the next record starts in the buffer.
@@ -130,9 +156,20 @@ class SegmentReader:
             raise
 
     def read(self, max_events: int, max_bytes: int, before: int = _NO_LIMIT) -> list[StoredEvent]:
-        """Read on: up to `max_events` events below `before` with up to `max_bytes` of payload, all in this segment."""
+        """Read on: up to `max_events` events below `before` with up to `max_bytes` of payload, all in this segment.
+
+        An error behind good events is raised by the next call.
+        """
+        self._extent = self.segment.extent
         events: list[StoredEvent] = []
-        end = min(before, self.segment.end)
+        try:
+            self._read_on(events, max_events, max_bytes, min(before, self._extent.end))
+        except OSError:
+            if not events:
+                raise
+        return events
+
+    def _read_on(self, events: list[StoredEvent], max_events: int, max_bytes: int, end: int) -> None:
         if self._at == len(self._buffer):
             self._fill()
         while len(events) < max_events and self.next < end:
@@ -147,7 +184,6 @@ class SegmentReader:
                 if self._is_good():
                     break
                 self._pass_damage()
-        return events
 
     def skip_to(self, sequence: int) -> None:
         """Read on until `next` is this sequence number, or a later one if that event is not there."""
@@ -176,7 +212,7 @@ class SegmentReader:
         if have >= claimed:
             return False
         start = self._start + self._at
-        wanted = min(max(claimed, _READ_BYTES), self.segment.size - start)
+        wanted = min(max(claimed, _READ_BYTES), self._extent.size - start)
         if wanted <= have:
             return False
         self._buffer, self._start, self._at = os.pread(self._descriptor, wanted, start), start, 0
@@ -189,8 +225,9 @@ class SegmentReader:
     def _pass_damage(self) -> None:
         """Go on behind whatever is here instead of the next event."""
         start, sequence = self._start + self._at, self.next
-        self._buffer = os.pread(self._descriptor, max(0, self.segment.size - start), start)
+        end, size = self._extent
+        self._buffer = os.pread(self._descriptor, max(0, size - start), start)
         self._start = start
-        record = next_record(self._buffer, 0, sequence, self.segment.end)
-        self._at, self.next = (record.start, record.sequence) if record else (len(self._buffer), self.segment.end)
+        record = next_record(self._buffer, 0, sequence, end)
+        self._at, self.next = (record.start, record.sequence) if record else (len(self._buffer), end)
         self._on_damage(self.segment, start, self._buffer[: self._at], sequence, self.next)

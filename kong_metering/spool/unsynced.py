@@ -1,11 +1,13 @@
 """What a log wrote that a power cut could still take back.
 
-Contract: `sync` may run in any thread and holds no lock, while the log is appended to, read, done and closed. What
-could not be synced goes back to the log, whose next `unsynced` gives it again.
+Contract: `take` and `sync` may run in any thread and hold no lock, while the log is appended to, read, done and closed.
+A path is noted after it was written, so that whoever takes it syncs what was written. What could not be synced goes
+back to the log, whose next `unsynced` gives it again.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from pathlib import Path
 
@@ -24,11 +26,14 @@ class Unsynced:
     def take(cls, written: dict[Path, None], failed: deque[Path]) -> Unsynced:
         """Take all out of both: what failed goes first, since what was written later may be of no use without it."""
         paths: dict[Path, None] = {}
-        while failed:
-            paths[failed.popleft()] = None
-        paths |= written
-        written.clear()
-        return cls(tuple(paths), failed)
+        with contextlib.suppress(IndexError):
+            while True:
+                paths[failed.popleft()] = None
+        # Others go on noting: a copy is one step, and a path that is noted again before it is taken out is synced yet.
+        noted = written.copy()
+        for path in noted:
+            written.pop(path, None)
+        return cls(tuple(paths | noted), failed)
 
     def __bool__(self) -> bool:
         return bool(self._paths)

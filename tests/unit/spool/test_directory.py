@@ -677,7 +677,7 @@ def remount(disk: Path, mode: str) -> None:
 def test_a_disk_that_fills_up_keeps_what_it_has_and_drains(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=512k") as disk:
         log = SpoolDirectory(disk).log_for(QUEUE).log
-        log._segment_bytes = 50_000
+        log._appender._segment_bytes = 50_000
         accepted = fill(log)
         assert accepted > 1000
         assert log.waiting == accepted
@@ -705,7 +705,7 @@ def test_a_start_with_a_full_disk_adopts_and_drains(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=512k") as disk:
         spool = SpoolDirectory(disk)
         log = spool.log_for(QUEUE).log
-        log._segment_bytes = 50_000
+        log._appender._segment_bytes = 50_000
         accepted = fill(log)
         filler = disk / "filler"
         with filler.open("wb", buffering=0) as file:

@@ -11,7 +11,7 @@ from zlib import crc32
 import pytest
 
 from kong_metering.errors import SpoolFormatError
-from kong_metering.spool import log as log_module
+from kong_metering.spool import appending
 from kong_metering.spool.format import MAX_MARKS, Mark, segment_header
 from kong_metering.spool.log import DamageKind, EventLog
 from tests.unit.spool.helpers import (
@@ -90,7 +90,7 @@ def test_events_of_every_size_are_kept(tmp_path: Path) -> None:
 def test_an_event_that_is_too_large_is_refused_with_its_whole_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_module, "MAX_PAYLOAD_BYTES", 100)
+    monkeypatch.setattr(appending, "MAX_PAYLOAD_BYTES", 100)
     log = EventLog.open(tmp_path)
     with pytest.raises(ValueError, match="more than 100 bytes"):
         log.append([b"fine", b"x" * 101], NOW)
