@@ -21,7 +21,7 @@ from kong_metering.schema import plugin_info
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kong_metering.delivery.spooloptions import SpoolOptions
+    from kong_metering.spool.options import SpoolOptions
     from kong_metering.host.opening import Opening
     from kong_metering.host.station import Station
 

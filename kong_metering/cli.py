@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kong_metering import PLUGIN_NAME, __version__
-from kong_metering.delivery.spooloptions import SpoolOptions, Sync
+from kong_metering.spool.options import SpoolOptions, Sync
 from kong_metering.errors import StartupError
 from kong_metering.host.opening import Opening, Place, open_again, open_at
 from kong_metering.host.restart import Restart

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 from kong_metering.captured import CapturedHeaders
 from kong_metering.clock import Clock, SystemClock
+from kong_metering.delivery.connections import Connections
+from kong_metering.delivery.couriers import Couriers
+from kong_metering.delivery.ingest import IngestClient
 from kong_metering.delivery.registry import Delivery
-from kong_metering.delivery.spooler import Spooler
+from kong_metering.upkeep.spooler import Spooler
 from kong_metering.log import Relay, TroubleLog
 from kong_metering.stats import Stats
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.spooloptions import SpoolOptions
+    from kong_metering.spool.options import SpoolOptions
 
 _EXIT_FLUSH_SECONDS = 5.0
 
@@ -45,11 +48,19 @@ def make_runtime(
     clock = clock or SystemClock()
     relay = Relay() if relay is None else relay
     stats, troubles = Stats(), TroubleLog(clock)
+    connections = Connections(clock, functools.partial(IngestClient, clock=clock))
     spooler = None
     if spool is not None:
-        spooler = Spooler(spool, clock=clock, stats=stats, troubles=troubles)
+        spooler = Spooler(spool, clock=clock, stats=stats, connections=connections)
         spooler.start()
-    delivery = Delivery(clock=clock, stats=stats, troubles=troubles, ca_bundle=ca_bundle, spooler=spooler)
+    delivery = Delivery(
+        clock=clock,
+        stats=stats,
+        couriers=Couriers(clock),
+        connections=connections,
+        ca_bundle=ca_bundle,
+        spooler=spooler,
+    )
     return Runtime(clock, stats, troubles, delivery, relay, CapturedHeaders(clock, troubles))
 
 

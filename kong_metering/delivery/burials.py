@@ -3,7 +3,7 @@
 Contract: couriers bury, and wait for the disk; the janitor does for what it finds damaged. An event is settled when its
 letter is on disk, and not before. While letters cannot be written the events wait here, at most `MAX_PENDING` of them:
 beyond that the queue reads nothing more (`is_full`), so that a full disk and an endpoint that refuses everything take
-no more memory than that. `try_again` writes them.
+no more memory than that. `try_again` writes them. The lock is held over I/O; the log's own is taken within it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Burials:
         self._clock = clock
         self._account = account
         self._settle = settle
-        self._lock = threading.Lock()
+        # Held while letters are written.
+        self._burying = threading.Lock()
+        self._has_ended = False
         self._pending: deque[_Burial] = deque()
 
     @property
@@ -69,19 +71,25 @@ class Burials:
 
     def try_again(self) -> None:
         """Write what could not be written before."""
-        while (burial := self._taken()) is not None:
-            try:
-                self._letters.keep(self._letters_of(burial))
-            except DISK_ERRORS as error:
-                self._pending.appendleft(burial)
-                self._account.say("letters", f"dead letters cannot be written, for now: {cause_of(error)}")
-                return
-            if burial.entries and (settled := self._settle(burial.entries)):
-                self._account.bury(burial.reason, settled, f"kept as dead letters: {burial.words}")
+        with self._burying:
+            while self._pending and not self._has_ended and self._is_buried(self._pending[0]):
+                self._pending.popleft()
 
-    def _taken(self) -> _Burial | None:
-        with self._lock:
-            return self._pending.popleft() if self._pending else None
+    def end(self) -> None:
+        """Write what is left, if it can be, and nothing after it: the events stay where they wait."""
+        self.try_again()
+        with self._burying:
+            self._has_ended = True
+
+    def _is_buried(self, burial: _Burial) -> bool:
+        try:
+            self._letters.keep(self._letters_of(burial))
+        except DISK_ERRORS as error:
+            self._account.say("letters", f"dead letters cannot be written, for now: {cause_of(error)}")
+            return False
+        if burial.entries and (settled := self._settle(burial.entries)):
+            self._account.bury(burial.reason, settled, f"kept as dead letters: {burial.words}")
+        return True
 
     def _letters_of(self, burial: _Burial) -> list[DeadLetter]:
         now_ms = self._clock.wall_ms()

@@ -20,7 +20,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from kong_metering import __version__
-from kong_metering.delivery.policy import parse_retry_after
+from kong_metering.delivery.retrying import parse_retry_after
 from kong_metering.delivery.transport import Connection, PostError
 from kong_metering.log import printable
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from kong_metering.delivery import batching
 from kong_metering.delivery.outcome import Failed, Outcome, Rejected
-from kong_metering.delivery.trial import Answered, Part, Send, Take, Trial
+from kong_metering.delivery.trial import Answered, Part, Rules, Send, Take, Trial
 from kong_metering.log import cause_of
 from kong_metering.stats import Buried, Dropped
 
@@ -60,7 +60,8 @@ class EventQueue:
         self._couriers = couriers
         self._connections = connections
         self._lock = threading.Lock()
-        self._trial: Trial[Entry] = Trial(batching.rules(settings, keeps=backlog.keeps), clock.monotonic())
+        self._rules = Rules.of(settings, keeps=backlog.keeps)
+        self._trial: Trial[Entry] = Trial(self._rules, clock.monotonic())
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
         self._wants_more = True
         self._is_closing = False
@@ -81,7 +82,7 @@ class EventQueue:
     @property
     def width(self) -> int:
         """How many couriers may serve it at a time."""
-        return batching.in_flight(self._settings)
+        return self._rules.in_flight
 
     def put(self, event: bytes) -> None:
         """Take an event for delivery."""
@@ -102,7 +103,8 @@ class EventQueue:
             self._settings = settings
             self._endpoint = endpoint
             self._backlog.reconfigure(settings)
-            self._trial.reconfigure(batching.rules(settings, keeps=self._backlog.keeps), self._clock.monotonic())
+            self._rules = Rules.of(settings, keeps=self._backlog.keeps)
+            self._trial.reconfigure(self._rules, self._clock.monotonic())
         self._call()
 
     def begin_close(self) -> None:
@@ -191,8 +193,11 @@ class EventQueue:
 
     def _posted(self, sending: Sending) -> Outcome:
         try:
-            with self._connections.borrowed(self._endpoint) as connection:
-                return connection.send([entry.event for entry in sending.fresh])
+            client = self._connections.borrow(self._endpoint)
+            try:
+                return client.send([entry.event for entry in sending.fresh])
+            finally:
+                self._connections.give_back(client)
         except Exception as error:  # noqa: BLE001 - a bug there is a failure like others: its events are not lost
             return Failed(f"the sender broke: {cause_of(error)}", type(error).__name__)
 

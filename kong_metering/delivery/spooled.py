@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
     from kong_metering.spool.directory import HeldLog
+    from kong_metering.spool.format import Mark
     from kong_metering.upkeep.holdings import Holdings
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.letterbox import LetterBox
@@ -402,7 +403,7 @@ class SpooledBacklog:
 
     def end(self, *, is_written: bool) -> None:
         """Leave what waits on disk and in the inbox; what is only in memory is dropped. `take_all` comes next."""
-        self._burials.try_again()
+        self._burials.end()
         with self._lock:
             self._is_ended = True
         if is_written:

@@ -6,7 +6,7 @@ the two only share which directory is in use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +33,11 @@ class Holdings:
         """Open another log of this process for a queue. Raises `SpoolError`."""
         return self._opened().log_for(identity)
 
-    def adopt(self, is_wanted: Callable[[QueueIdentity | None], bool]) -> Adoption:
-        """Take over the logs of dead processes that are wanted. Raises `SpoolError`."""
-        return self._opened().adopt(is_wanted)
+    def adopt(
+        self, is_wanted: Callable[[QueueIdentity | None], bool], held_back: Callable[[], Container[Path]]
+    ) -> Adoption:
+        """Take over the logs of dead processes that are wanted, but for those held back. Raises `SpoolError`."""
+        return self._opened().adopt(is_wanted, held_back)
 
     def retire(self, held: HeldLog) -> None:
         """Close a log; one in which nothing waits is removed."""

@@ -17,13 +17,12 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from kong_metering.delivery.logsource import LogSource
 from kong_metering.errors import DISK_ERRORS
-from kong_metering.inbox.pouring import pour
 from kong_metering.log import LOGGER, cause_of, trouble
 from kong_metering.upkeep.freelogs import FreeLog, FreeLogsReport
 from kong_metering.upkeep.guard import guarded
@@ -32,9 +31,12 @@ from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
 if TYPE_CHECKING:
     from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.spooled import Shared, SpooledBacklog
+    from kong_metering.inbox.pouring import Pouring
     from kong_metering.spool.directory import Adoption, HeldLog
+    from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.log import Damage
     from kong_metering.stats import Stats
+    from kong_metering.upkeep.retention import BoundedLog
     from kong_metering.upkeep.writer import Writer
 
 ROUND_SECONDS = 1.0
@@ -55,6 +57,7 @@ class Janitor:
         self,
         shared: Shared,
         writer: Writer,
+        pouring: Pouring | None,
         *,
         stats: Stats,
         connections: Connections,
@@ -65,6 +68,7 @@ class Janitor:
         self._holdings = shared.holdings
         self._clock = shared.clock
         self._writer = writer
+        self._pouring = pouring
         self._stats = stats
         self._connections = connections
         self._round_seconds = round_seconds
@@ -180,8 +184,20 @@ class Janitor:
             self._retire(backlog.take_settled())
 
     def _pour(self) -> None:
-        if self._options.inbox_directory is not None:
-            pour(self._root, self._options.inbox_directory)
+        if self._pouring is None:
+            return
+        poured = self._pouring.pour()
+        if poured.events:
+            LOGGER.info("put %d events into logs that a process which was killed had not written yet", poured.events)
+        for damage in poured.damage:
+            self._say_damage("found in the log of a process that was killed", damage)
+        for unpoured in poured.unpoured:
+            LOGGER.error(
+                "events in %s stay there, for now: %s",
+                unpoured.path,
+                unpoured.reason,
+                extra=trouble(f"unpoured:{unpoured.path}"),
+            )
 
     def _take_over(self) -> None:
         with self._lock:
@@ -191,10 +207,13 @@ class Janitor:
             backlog.begin()
 
     def _adopt(self, open_here: dict[str, SpooledBacklog]) -> None:
-        adoption = self._holdings.adopt(lambda identity: identity is not None and identity.key in open_here)
+        adoption = self._adopted(lambda identity: identity is not None and identity.key in open_here)
         for log in self._looked_into(adoption.logs):
             self._hand_over(log, open_here)
         self._say_troubles(adoption)
+
+    def _adopted(self, is_wanted: Callable[[QueueIdentity | None], bool]) -> Adoption:
+        return self._holdings.adopt(is_wanted, self._pouring.held_back if self._pouring else tuple)
 
     def _hand_over(self, log: LogSource, open_here: dict[str, SpooledBacklog]) -> None:
         identity = log.held.identity
@@ -249,7 +268,7 @@ class Janitor:
             )
 
     def _close_idle_connections(self) -> None:
-        self._connections.sweep()
+        self._connections.sweep(self._clock.monotonic())
 
     # -- the bounds ---------------------------------------------------------------------------------------------------
 
@@ -264,7 +283,8 @@ class Janitor:
         is_due = now >= self._free_logs_at
         free = self._borrow() if excess > 0 or is_due else []
         try:
-            logs = [*free, *(log for backlog in self.backlogs() for log in backlog.bounded_logs())]
+            ours = [log for backlog in self.backlogs() for log in backlog.bounded_logs()]
+            logs: list[BoundedLog] = [*free, *ours]
             # By the clock that shows less: when it was set, what was accepted between would look older than it is.
             keep_age(logs, int(min(self._clock.now_ms(), self._clock.wall_ms()) - self._options.max_age * 1000))
             keep_bytes(logs, excess)
@@ -278,7 +298,7 @@ class Janitor:
         """Take the logs whose queues are not open here, for a moment."""
         with self._lock:
             open_here = set(self._backlogs)
-        adoption = self._holdings.adopt(lambda identity: identity is None or identity.key not in open_here)
+        adoption = self._adopted(lambda identity: identity is None or identity.key not in open_here)
         self._say_troubles(adoption)
         borrowed = self._looked_into(adoption.logs)
         for log in borrowed:

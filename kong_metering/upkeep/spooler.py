@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from kong_metering.clock import EpochClock
 from kong_metering.delivery.spooled import Shared, SpooledBacklog
-from kong_metering.errors import InboxError, StartupError
+from kong_metering.errors import StartupError
 from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.place import Place
-from kong_metering.spool.directory import SpoolDirectory
+from kong_metering.inbox.pouring import Pouring
 from kong_metering.spool.letterbox import LetterBox
 from kong_metering.spool.options import Sync
 from kong_metering.upkeep.guard import guarded
@@ -54,16 +54,25 @@ class Spooler:
         self._options = options
         self._holdings = Holdings(options.directory)
         bell = Bell()
-        self._inbox = _opened(options, self._holdings, bell)
+        place = Place(options.inbox_directory, options.directory) if options.inbox_directory else None
+        self._inbox = self._opened(place, bell)
         self._writer = Writer(self._inbox, bell, clock)
         epoch = EpochClock(clock)
         self._shared = Shared(self._holdings, LetterBox(options, epoch), options, epoch)
         self._numbers = itertools.count(1)
         self._number_of: dict[SpooledBacklog, int] = {}
+        pouring = Pouring(place, options.directory, epoch.wall_ms) if place else None
         self._janitor = Janitor(
-            self._shared, self._writer, stats=stats, connections=connections, round_seconds=janitor_round_seconds
+            self._shared, self._writer, pouring, stats=stats, connections=connections, round_seconds=janitor_round_seconds
         )
         self._syncer = Syncer(self._unsynced)
+
+    def _opened(self, place: Place | None, bell: Bell) -> Inbox:
+        """Open the inbox in shared memory, which belongs to the spool's directory; else in our own."""
+        if place is None:
+            return Inbox.in_memory(bell.ring)
+        guarded(self._holdings.make)
+        return Inbox.open(place, bell.ring)
 
     def start(self) -> None:
         """Begin to write; raises `StartupError` when that cannot be."""
@@ -137,11 +146,3 @@ class _Intake:
 
     def log_opened(self, directory: Path) -> None:
         self.inbox.log_opened(self.number, directory)
-
-
-def _opened(options: SpoolOptions, holdings: Holdings, bell: Bell) -> Inbox:
-    """Open the inbox in shared memory, or in our own if there is none, or no spool that it could belong to."""
-    if options.inbox_directory is None:
-        return Inbox.in_memory(bell.ring)
-    guarded(holdings.make)
-    return Inbox.open(Place(options.directory, options.inbox_directory), bell.ring)

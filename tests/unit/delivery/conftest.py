@@ -58,14 +58,9 @@ def rig(clock: FakeClock, log: LogLines) -> Iterator[RigMaker]:
 
     yield make
     for each in made:
-        each.endpoint.let_go()
-        workers = each.workers()
         account = each.close()
         assert account.waiting == 0
         assert account.accepted == account.delivered + sum(account.dropped.values())
-        for worker in workers:
-            worker.join(5)
-            assert not worker.is_alive()
         assert all(sender.closed for sender in each.endpoint.senders)
     assert log.with_text("delivery failed") == []
 
@@ -81,30 +76,32 @@ def steered() -> SteeredClock:
 
 
 @pytest.fixture
-def process(
-    root: Path, log: LogLines, steered: SteeredClock, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ProcessMaker]:
+def inbox(tmp_path: Path) -> Path:
+    """Give a directory for shared memory that is the test's own."""
+    (tmp_path / "shm").mkdir()
+    return tmp_path / "shm"
+
+
+@pytest.fixture
+def process(root: Path, inbox: Path, log: LogLines, steered: SteeredClock) -> Iterator[ProcessMaker]:
     """Make processes; at the end of the test each one is closed, adds up, and what it left is on disk."""
-    monkeypatch.setattr("kong_metering.delivery.housekeeping._ROUND_SECONDS", 0.02)
     made: list[Process] = []
     at_start: dict[Path, int] = {}
 
     def make(directory: Path = root, clock: SteeredClock = steered, **options: object) -> Process:
         if directory not in at_start:
             at_start[directory] = len(on_disk(directory))
-        made.append(Process(directory, clock, **options))
+        made.append(Process(directory, clock, inbox, **options))
         return made[-1]
 
     yield make
     for each in made:
         for it in each.queues:
             it.endpoint.let_go()
-        workers = [worker for it in each.queues for worker in it.queue._workers]
         assert each.close().waiting == 0, each.account()
         assert sum(it.queue.waiting for it in each.queues) == 0
-        for thread in (*workers, *each.spooler._threads):
-            thread.join(5)
-            assert not thread.is_alive()
+        each.couriers.close(5)
+        assert each.couriers.threads == 0
         assert each.account().waiting == 0
     for directory, before in at_start.items():
         here = [each for each in made if each.root == directory]

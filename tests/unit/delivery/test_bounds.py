@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.delivery.bounds import bytes_used, keep_age, keep_bytes
-from kong_metering.delivery.ingest import Delivered, Outcome, Rejected
+from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
+from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from kong_metering import __version__
 from kong_metering.config import PluginConfig
-from kong_metering.delivery.ingest import Delivered, Endpoint, Failed, IngestClient, Outcome, Rejected
+from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from tests.support.clock import FakeClock
 from tests.support.posts import INGEST_PATH
 from tests.unit.delivery.ingest_server import Exchange, IngestServer, Reaction, answer, broken_off, running

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kong_metering.config import Queue
-from kong_metering.delivery.ingest import Delivered, Failed, Outcome, Rejected
+from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.policy import MAX_EVENT_BYTES, SUSPICIOUS_FAILURES
 from kong_metering.delivery.queue import UNLIMITED_WORKERS
 from kong_metering.stats import Snapshot

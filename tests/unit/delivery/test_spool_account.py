@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kong_metering.config import Entity, PluginConfig, Queue
 from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.ingest import Delivered, Outcome, Rejected
+from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.registry import Delivery
 from kong_metering.delivery.spooled import SpooledBacklog
 from kong_metering.delivery.waitinglog import WaitingLog

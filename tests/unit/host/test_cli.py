@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kong_metering import __version__, app, cli
-from kong_metering.delivery.spooloptions import Sync
+from kong_metering.spool.options import Sync
 from kong_metering.errors import StartupError
 from tests.support.ingest import IngestServer
 from tests.support.plugin_server import BIN, ROOT, PluginServerProcess, ServerProcess, example_settings, script_command
