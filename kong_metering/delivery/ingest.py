@@ -21,13 +21,16 @@ import requests
 import urllib3
 
 from kong_metering import __version__
-from kong_metering.delivery.policy import parse_retry_after
+from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.delivery.retrying import parse_retry_after
 from kong_metering.delivery.transport import PlainSession
 from kong_metering.log import printable
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import PluginConfig
+
+__all__ = ["Delivered", "Endpoint", "Failed", "IngestClient", "Outcome", "Rejected", "without_credentials"]
 
 SINGLE = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -71,40 +74,6 @@ class Endpoint:
             keepalive=max(0.0, config.keepalive) / 1000,
             verify=(ca_bundle or True) if config.ssl_verify else False,
         )
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """The endpoint took all events of the request."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The endpoint did not take the request, for now.
-
-    `reason` is for people; `kind`, the status or the type of error, is the same for the same trouble. `retry_after` is
-    the pause that the endpoint asked for, in seconds. `is_misconfigured`: trying again will not help, until somebody
-    changes the configuration here or there. `may_have_arrived`: the endpoint may hold the events all the same, some of
-    them at least (OpenMeter hands them to Kafka one by one before it answers 500).
-    """
-
-    reason: str
-    kind: str
-    retry_after: float | None = None
-    is_server_error: bool = False
-    is_misconfigured: bool = False
-    may_have_arrived: bool = True
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """The endpoint refused the request because of an event in it; `indexes` are the ones it named."""
-
-    reason: str
-    indexes: tuple[int, ...] = ()
-
-
-Outcome = Delivered | Failed | Rejected
 
 
 class IngestClient:
