@@ -1,0 +1,151 @@
+"""Whether an event is to blame for its failures: a sequential test against how the others fare. Pure.
+
+An event that fails k times in a row is to blame once a good one would do so with a chance under one in a million. The
+chance is worked out from the requests of others since the event first failed: with s that got through and f that
+failed, all shares of failures that could be behind these being equally likely before (Laplace's rule of succession), it
+is (f+1)…(f+k) / (f+s+2)…(f+s+k+1). So few others mean a cautious test. A failure of others counts once everything in
+that request has been delivered after all: then nothing in it was to blame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+# A good event gets blamed with this chance at most.
+BLAME_CHANCE = 1e-6
+# What good events do less often than this, in a row, is looked into.
+CONSPICUOUS_CHANCE = 1e-2
+# So often an event must be refused alone (400, 413, 422), others delivered in between, where no others were.
+CLEAR_REFUSALS = 2
+# How many requests the share of failures is measured over, roughly.
+_MEMORY = 500
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_LONGEST_MEAN_RUN = 1000
+
+
+class Seen(NamedTuple):
+    """Requests of others by a moment: that got through, that failed with nothing to blame, and refused so."""
+
+    passes: int = 0
+    failures: int = 0
+    refusals: int = 0
+
+
+@dataclass
+class Test:
+    """How an event under suspicion has fared alone, others getting through in between.
+
+    `since`: what was seen of others when it first failed. `passes`: what had got through at its last try. `wait`: how
+    many requests of others go before its next one; it varies, so that it does not fall into step with a limit on the
+    endpoint's side that lets one request through now and then.
+    """
+
+    since: Seen
+    passes: int
+    failures: int = 0
+    refusals: int = 0
+    wait: int = 0
+    words: str = ""
+
+    def count(self, *, is_refusal: bool, passes: int, words: str) -> None:
+        """Count a failure of the event alone."""
+        self.failures += 1
+        self.refusals += is_refusal
+        self.passes = passes
+        self.words = words
+
+
+@dataclass
+class _Claim:
+    """Failures of a request that was cut up since, and whose events are still to be delivered."""
+
+    failures: int
+    refusals: int
+    places: set[int]
+
+
+class Evidence:
+    """What the requests of one endpoint have shown since it was configured."""
+
+    def __init__(self) -> None:
+        self.seen = Seen()
+        self._claims: list[_Claim] = []
+        self._recent_passes = 0.0
+        self._recent_failures = 0.0
+        self._recent_refusals = 0.0
+
+    @property
+    def passes(self) -> int:
+        """How many requests have got through."""
+        return self.seen.passes
+
+    @property
+    def failure_share(self) -> float:
+        """The share of requests that lately failed with nothing to blame; 0 where nothing is known."""
+        recent = self._recent_failures + self._recent_passes
+        return self._recent_failures / recent if recent else 0.0
+
+    def is_plausible(self, run: int) -> bool:
+        """Return whether good events fail so often in a row now and then, as far as was seen."""
+        return self.failure_share**run >= CONSPICUOUS_CHANCE
+
+    def passed(self, places: Sequence[int], failures: int, refusals: int) -> None:
+        """Note that a part got through after some failures of its own."""
+        self._add(1, failures, refusals)
+        if self._claims:
+            self._settle(places)
+
+    def shelve(self, places: Sequence[int], failures: int, refusals: int) -> None:
+        """Note that a part which has failed is cut up: its failures count once all of it is delivered."""
+        if failures:
+            self._claims.append(_Claim(failures, refusals, set(places)))
+
+    def forget(self, places: Sequence[int]) -> None:
+        """Note that events are gone without being delivered: what they failed in says nothing about others."""
+        self._claims = [claim for claim in self._claims if claim.places.isdisjoint(places)]
+
+    def blames(self, test: Test) -> bool:
+        """Return whether a good event would not have failed like that."""
+        if test.refusals >= max(CLEAR_REFUSALS, test.failures) and self._nobody_else_is_refused(test):
+            return True
+        return self.chance(test) < BLAME_CHANCE
+
+    def chance(self, test: Test) -> float:
+        """Return the chance that a good event fails as often in a row."""
+        passes, failures = self.seen.passes - test.since.passes, self.seen.failures - test.since.failures
+        own = test.failures
+        return math.exp(
+            math.lgamma(failures + 1 + own)
+            - math.lgamma(failures + 1)
+            + math.lgamma(failures + passes + 2)
+            - math.lgamma(failures + passes + 2 + own)
+        )
+
+    def next_wait(self, test: Test) -> int:
+        """Return how many requests of others go before the next one of an event under suspicion.
+
+        Two to a success on the average where others fail, so that all moments between two successes get their turn.
+        """
+        mean_run = min(1 / max(1e-9, 1 - self.failure_share), _LONGEST_MEAN_RUN)
+        return int((test.failures * _GOLDEN % 1.0) * 2 * (mean_run - 1))
+
+    def _nobody_else_is_refused(self, test: Test) -> bool:
+        return self.seen.refusals == test.since.refusals and self._recent_refusals < 0.5  # noqa: PLR2004 - less than one
+
+    def _add(self, passes: int, failures: int, refusals: int) -> None:
+        keep = (1 - 1 / _MEMORY) ** (passes + failures)
+        self._recent_passes = self._recent_passes * keep + passes
+        self._recent_failures = self._recent_failures * keep + failures
+        self._recent_refusals = self._recent_refusals * keep + refusals
+        seen = self.seen
+        self.seen = Seen(seen.passes + passes, seen.failures + failures, seen.refusals + refusals)
+
+    def _settle(self, places: Sequence[int]) -> None:
+        for claim in self._claims:
+            claim.places.difference_update(places)
+            if not claim.places:
+                self._add(0, claim.failures, claim.refusals)
+        self._claims = [claim for claim in self._claims if claim.places]
