@@ -148,12 +148,12 @@ class Inbox:
         file, self._file = self._file, None
         if file is None:
             return
-        if is_done:
-            try:
+        try:
+            if is_done:
                 file.remove()
-            except InboxError as error:
-                LOGGER.warning("an empty file is left: %s", error)
-        else:
+        except InboxError as error:
+            LOGGER.warning("an empty file is left behind: %s", error)
+        finally:
             file.release()
 
     def _list(self, number: int, queue: ListedQueue) -> None:

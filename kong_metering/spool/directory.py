@@ -18,7 +18,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,13 +116,18 @@ class SpoolDirectory:
         self._open.add(held)
         return held
 
-    def adopt(self, is_wanted: Callable[[QueueIdentity | None], bool] = _anything) -> Adoption:
+    def adopt(
+        self,
+        is_wanted: Callable[[QueueIdentity | None], bool] = _anything,
+        held_back: Callable[[], Container[Path]] = tuple,
+    ) -> Adoption:
         """Take over all logs that are wanted and that no living process holds; parts without any logs are removed.
 
-        `is_wanted` is asked with the identity of each free log, None for one that is not known any more. A log that
-        another process takes at the same moment is left to that one. One that cannot be opened does not keep the others
-        from being adopted: it is told of, and tried again when something in it changed, or after a minute if it was the
-        system that refused it. Cheap when there is nothing to adopt. Works on a full disk.
+        `is_wanted` is asked with the identity of each free log, None for one that is not known any more. `held_back` is
+        asked, when it is known which logs are free, which ones are to be left alone for now: see `inbox/pouring.py`.
+        A log that another process takes at the same moment is left to that one. One that cannot be opened does not keep
+        the others from being adopted: it is told of, and tried again when something in it changed, or after a minute if
+        it was the system that refused it. Cheap when there is nothing to adopt. Works on a full disk.
 
         Raises `SpoolError` when the directory cannot be used.
         """
@@ -130,7 +135,7 @@ class SpoolDirectory:
         damage: list[Damage] = []
         try:
             finding = self._free.find(is_wanted, {self._own, *self._locks})
-            taken = self._taken(finding)
+            taken = self._taken(finding, held_back)
         except OSError as error:
             raise unusable(self.root, error) from error
         for directory, identity in taken:
@@ -201,7 +206,9 @@ class SpoolDirectory:
                 raise
         return part
 
-    def _taken(self, finding: Finding) -> list[tuple[Path, QueueIdentity | None]]:
+    def _taken(
+        self, finding: Finding, held_back: Callable[[], Container[Path]]
+    ) -> list[tuple[Path, QueueIdentity | None]]:
         """Lock the logs that were found, those that are still free; remove the parts that are still empty."""
         if not finding.wanted and not finding.empty:
             return []
@@ -209,7 +216,9 @@ class SpoolDirectory:
             for part in finding.empty:
                 with contextlib.suppress(OSError):
                     _remove_if_empty(part)
-            return [(directory, identity) for directory, identity in finding.wanted if self._takes(directory, finding)]
+            left_alone = held_back()
+            wanted = [one for one in finding.wanted if one[0] not in left_alone]
+            return [(directory, identity) for directory, identity in wanted if self._takes(directory, finding)]
 
     def _takes(self, directory: Path, finding: Finding) -> bool:
         try:

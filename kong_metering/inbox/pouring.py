@@ -1,0 +1,273 @@
+"""What dead processes left in their rings goes into their logs, before anybody adopts those.
+
+For each ring whose process is dead, and each queue in it: the queue's unread events, but for those that its log has
+already, which are the longest run at their start that is the end of the log, byte for byte. They go into the log that
+the process wrote; where that is gone, was never made or is somebody else's, into one in a part of the spool that is
+named after the ring, with the queue's identity, for anybody to adopt. Then the ring's file is removed.
+
+Contract: one thread of a process; several processes may, since each ring is locked by one of them. It may be killed at
+any time: whoever comes next goes on, and each event is in a log exactly once. That holds as long as nobody adopts a log
+whose ring is not poured yet, so whoever adopts hands `held_back` to `SpoolDirectory.adopt`, and pours before. It is
+also as good as true for those who cannot see the ring (another container on the same spool): only if they adopt,
+deliver and remove a log while a killed process had a part of its ring poured there does that part come twice, with the
+same ids. A disk that fails leaves the ring where it is, for the next try, and its logs may be adopted meanwhile; what
+they have already is noted in the ring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kong_metering.errors import InboxError, SpoolFormatError
+from kong_metering.inbox.queues import QueueList, decode_list, encode_poured
+from kong_metering.inbox.ring import HEADER_BYTES, read_header, read_unread
+from kong_metering.spool import files, locks
+from kong_metering.spool.format import segment_first
+from kong_metering.spool.free import PART
+from kong_metering.spool.identity import save_identity
+from kong_metering.spool.log import DAMAGED, Damage, EventLog
+from kong_metering.spool.segment import Segment, SegmentReader
+
+if TYPE_CHECKING:
+    from kong_metering.inbox.place import Place, RingFile
+    from kong_metering.spool.format import StoredEvent
+    from kong_metering.spool.identity import QueueIdentity
+
+_NO_LIMIT = 1 << 62
+
+
+@dataclass(frozen=True)
+class Unpoured:
+    """A ring that could not be poured, or only its bytes be kept, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass
+class Poured:
+    """What one round did: rings that are done, events put into logs, those that logs had, and what went wrong."""
+
+    rings: int = 0
+    events: int = 0
+    left_out: int = 0
+    damage: list[Damage] = field(default_factory=list)
+    unpoured: list[Unpoured] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """The logs that must not be adopted yet."""
+
+    directories: frozenset[Path]
+    parts: frozenset[str]
+
+    def __contains__(self, directory: object) -> bool:
+        if not isinstance(directory, Path):
+            return False
+        # A part of a ring that was made second has a number behind the name of the first.
+        return directory in self.directories or "-".join(directory.parent.name.split("-")[:3]) in self.parts
+
+
+class _Left:
+    """The events of one queue that a ring still has, in order, and where its log was."""
+
+    def __init__(self, ring: RingFile, counts: dict[int, int], identity: QueueIdentity | None, key: str) -> None:
+        self.identity = identity
+        self.key = key
+        self.home: str | None = None
+        self.events: list[bytes] = []
+        self._numbers: list[int] = []
+        self._ring = ring
+        self._counts = counts
+
+    def add(self, number: int, event: bytes) -> None:
+        """Put an event behind the others."""
+        self._numbers.append(number)
+        self.events.append(event)
+
+    def leave_out(self, count: int) -> None:
+        """Forget the first ones, which are in a log, and note that in the ring."""
+        if not count:
+            return
+        for number in self._numbers[:count]:
+            self._counts[number] = self._counts.get(number, 0) + 1
+        del self._numbers[:count], self.events[:count]
+        # Without the note the logs are compared with again, as long as they are there.
+        with contextlib.suppress(OSError):
+            self._ring.add_line(encode_poured(self._counts))
+
+
+class Pouring:
+    """Pours the rings of one place into one spool."""
+
+    def __init__(self, place: Place, root: Path, now_ms: Callable[[], int]) -> None:
+        """Take the place of the rings, the spool's root, which is there, and the wall clock, in milliseconds."""
+        self._place = place
+        self._root = root
+        self._now_ms = now_ms
+        self._failed: set[str] = set()
+
+    def pour(self) -> Poured:
+        """Pour the rings of all processes that are dead. Never raises for the disk's sake: it tells what went wrong."""
+        poured = Poured()
+        self._failed.clear()
+        try:
+            for ring in self._place.orphans():
+                self._pour(ring, poured)
+        except InboxError as error:
+            poured.unpoured.append(Unpoured(self._root, str(error)))
+        return poured
+
+    def held_back(self) -> HeldBack:
+        """Give the logs of rings that are not poured yet, of living processes too, but not of those that failed here.
+
+        To be asked after it is known which logs are free.
+        """
+        directories: set[Path] = set()
+        parts: set[str] = set()
+        # A place that cannot be used has no rings that anybody will pour.
+        with contextlib.suppress(InboxError):
+            for stem, data in self._place.lists():
+                if stem not in self._failed:
+                    queues = decode_list(data).queues.values()
+                    directories |= {self._root / queue.directory for queue in queues if queue.directory}
+                    parts.add(PART + stem)
+        return HeldBack(frozenset(directories), frozenset(parts))
+
+    def _pour(self, ring: RingFile, poured: Poured) -> None:
+        try:
+            data = ring.read()
+            header = read_header(data)
+            if header is None:
+                kept_in = self._keep(ring, data)
+                poured.unpoured.append(Unpoured(ring.path, f"its header is damaged, so it was moved to {kept_in}"))
+            else:
+                listed = decode_list(data[HEADER_BYTES + header.capacity :])
+                self._pour_all(ring, listed, read_unread(data, header), poured)
+            ring.remove()
+            poured.rings += 1
+        except (OSError, SpoolFormatError, InboxError) as error:
+            self._failed.add(ring.stem)
+            poured.unpoured.append(Unpoured(ring.path, str(error)))
+
+    def _pour_all(self, ring: RingFile, listed: QueueList, events: list[tuple[int, bytes]], poured: Poured) -> None:
+        errors: list[OSError | SpoolFormatError] = []
+        for left in _sorted_out(ring, listed, events):
+            try:
+                self._pour_queue(left, ring.stem, poured)
+            except (OSError, SpoolFormatError) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _pour_queue(self, left: _Left, stem: str, poured: Poured) -> None:
+        """Put what is left into the first log that can be had; the others may have a part of it already."""
+        if left.home:
+            self._pour_into(self._root / left.home, left, poured)
+        names = (f"{PART}{stem}{suffix}" for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(1))))
+        while left.events:
+            directory = self._root / next(names) / left.key
+            self._make(directory, left.identity)
+            self._pour_into(directory, left, poured)
+
+    def _make(self, directory: Path, identity: QueueIdentity | None) -> None:
+        with locks.root_lock(self._root):
+            files.make_directory(directory.parent)
+            files.make_directory(directory)
+            if identity:
+                save_identity(directory, identity)
+
+    def _pour_into(self, directory: Path, left: _Left, poured: Poured) -> None:
+        """Put what is left into this log; if it is somebody else's, leave out only what it has already."""
+        with locks.root_lock(self._root):
+            lock = None if locks.is_locked(directory.parent) else locks.take(directory)
+        if lock is None:
+            with contextlib.suppress(FileNotFoundError):
+                _leave_out_known(EventLog.view(directory), left, poured)
+            return
+        try:
+            log = EventLog.open(directory)
+            try:
+                poured.damage += log.take_damage()
+                _leave_out_known(log, left, poured)
+                count = len(left.events)
+                log.append(left.events, self._now_ms())
+                poured.events += count
+                left.leave_out(count)
+            finally:
+                log.close()
+        finally:
+            locks.release(lock)
+
+    def _keep(self, ring: RingFile, data: bytes) -> Path:
+        files.make_directory(self._root / DAMAGED)
+        kept_in = self._root / DAMAGED / ring.name
+        files.write_file(kept_in, data, is_lasting=True)
+        return kept_in
+
+
+def _sorted_out(ring: RingFile, listed: QueueList, events: list[tuple[int, bytes]]) -> list[_Left]:
+    """Sort events by the logs that they belong to, without those that were poured already."""
+    to_pass = dict(listed.poured)
+    by_key: dict[str, _Left] = {}
+    for number, event in events:
+        if to_pass.get(number, 0):
+            to_pass[number] -= 1
+            continue
+        queue = listed.queues.get(number)
+        # Whose events they are is lost with the list's line; they are kept all the same.
+        key = queue.identity.key if queue else f"unknown-{number}"
+        if key not in by_key:
+            by_key[key] = _Left(ring, listed.poured, queue.identity if queue else None, key)
+        by_key[key].home = (queue and queue.directory) or by_key[key].home
+        by_key[key].add(number, event)
+    return list(by_key.values())
+
+
+def _leave_out_known(log: EventLog, left: _Left, poured: Poured) -> None:
+    """Leave out the longest run of the events that is the end of the log."""
+    events = left.events
+    tail = _tail(log, len(events))
+    for start in range(len(tail)):
+        length = len(tail) - start
+        if tail[start] == events[0] and tail[start:] == events[:length]:
+            poured.left_out += length
+            left.leave_out(length)
+            return
+
+
+def _tail(log: EventLog, count: int) -> list[bytes]:
+    """Read the last events of a log, `count` at most, in order; they may be done long ago."""
+    newest_first: list[bytes] = []
+    end = log.next_sequence
+    for path in sorted(log.directory.glob("*.seg"), reverse=True):
+        for event in reversed(_events_of(path, end)):
+            # What is damaged cannot be compared, and so ends the run.
+            if event.sequence != end - 1 or len(newest_first) == count:
+                break
+            newest_first.append(event.payload)
+            end = event.sequence
+        if segment_first(path.name) != end:
+            break
+    return newest_first[::-1]
+
+
+def _events_of(path: Path, end: int) -> list[StoredEvent]:
+    first = segment_first(path.name)
+    if first is None:
+        return []
+    reader = SegmentReader(Segment(path, first, end, path.stat().st_size), _pass_damage)
+    try:
+        return reader.read(end - first, _NO_LIMIT)
+    finally:
+        reader.close()
+
+
+def _pass_damage(segment: Segment, offset: int, data: bytes, first: int, end: int) -> None:
+    """Leave it to whoever adopts the log to tell of it."""
