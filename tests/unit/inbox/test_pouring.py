@@ -242,6 +242,23 @@ def test_what_was_poured_for_it_and_adopted_is_not_poured_again(world: World) ->
     assert world.adopt() == {}
 
 
+def test_what_was_poured_by_one_who_died_before_the_end_is_not_adopted_before_another_one_ended_it(
+    world: World,
+) -> None:
+    life = world.life()
+    life.inbox.open_queue(7, QUEUE)
+    life.append(7, payloads(0, 8))
+    life.die()
+    ring = world.rings()[0]
+    kept = ring.read_bytes()
+    world.pouring.pour()
+    world.place.path.mkdir(0o700)
+    ring.write_bytes(kept)
+    assert world.adopt() == {}
+    assert counts(world.pouring.pour()) == (1, 0, 8)
+    assert world.adopt() == {QUEUE: payloads(0, 8)}
+
+
 def test_no_log_is_adopted_while_its_ring_is_not_poured(world: World) -> None:
     life = world.life()
     life.open(7, QUEUE)
