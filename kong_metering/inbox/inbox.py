@@ -1,6 +1,6 @@
 """Where a log phase puts an event before it returns to Kong; one thread takes events from here to the logs.
 
-Contract: any thread may call `append`, `open_queue` and `log_opened`, which never wait for a disk, a network or a thread
+Contract: any thread may call `append`, `open_queue` and `log_opened`; they never wait for a disk, a network or a thread
 that does, and never raise for what those do. One thread, the consumer, drains and advances; it may sleep when
 `may_sleep` says so: the thread that appends the next event calls `wake` then, once or a few times. That may be before
 the consumer sleeps, so `wake` has to be remembered; and it must not wait.
