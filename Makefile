@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 1800
 BENCH ?=
 
-.PHONY: help test lint types check demo sandbox bench bench-host bench-spool fuzz soak format clean
+.PHONY: help test lint types check demo sandbox bench bench-host bench-spool bench-inbox fuzz soak format clean
 
 help:
 	@echo "make test        lint, types and all tests"
@@ -22,6 +22,7 @@ help:
 	@echo "                 what metering costs on the real Kong that is on the PATH, next to Go, Lua and kong-pdk;"
 	@echo "                 BENCH='--all --markdown FILE' for all of it, see bench/gateway.py"
 	@echo "make bench-host  what the plugin server costs, next to kong-pdk's own"
+	@echo "make bench-inbox what an event costs on its way through shared memory"
 	@echo "make bench-spool events/s through queue, spool and delivery, bursts, starts (10 GB of disk)"
 
 test: lint types check
@@ -49,6 +50,9 @@ bench: $(VENV)/.dev
 
 bench-host: $(VENV)/.dev
 	$(BIN)/python bench/host.py
+
+bench-inbox: $(VENV)/.dev
+	$(BIN)/python bench/inbox.py
 
 bench-spool: $(VENV)/.dev
 	$(BIN)/python bench/spool.py

@@ -1,6 +1,6 @@
 """Where a log phase puts an event before it returns to Kong; one thread takes events from here to the logs.
 
-Contract: `append` and `open_queue` may be called from any thread; they never wait for a disk, a network or a thread
+Contract: any thread may call `append`, `open_queue` and `log_opened`; they never wait for a disk, a network or a thread
 that does, and never raise for what those do. One thread, the consumer, drains and advances; it may sleep when
 `may_sleep` says so: the thread that appends the next event calls `wake` then, once or a few times. That may be before
 the consumer sleeps, so `wake` has to be remembered; and it must not wait.
@@ -11,8 +11,9 @@ in this process's memory alone, when there is no place for shared memory (said o
 the ring was full: then up to `OVERFLOW_BYTES` of events wait behind it. Beyond that an event is refused, and the caller
 counts it as dropped.
 
-A number is one identity's for as long as the process lives. `close` after the last `append` and `advance`; a fork must
-not outlive the process (see `place.py`).
+A number is one identity's for as long as the process lives. `close` comes after the last `append` and `advance`: if the
+consumer hangs in a write that may still complete, leave the inbox open, and the end of the process hands it on. A fork
+must not outlive the process (see `place.py`).
 """
 
 from __future__ import annotations
@@ -102,10 +103,11 @@ class Inbox:
 
     def append(self, number: int, event: bytes) -> bool:
         """Take an event of a queue; False when it has no room: the ring and the memory behind it are full."""
-        # While anything waits behind the ring it would overtake that.
-        is_taken = (not self._overflow.waiting and self._ring.append(number, event)) or self._overflow.append(
-            number, event
-        )
+        # While anything waits behind the ring, this waits behind that.
+        overflow = self._overflow
+        is_taken = overflow.appended == overflow.taken and self._ring.append(number, event)
+        if not is_taken:
+            is_taken = overflow.append(number, event)
         if self._is_consumer_asleep:
             self._is_consumer_asleep = False
             self._wake()
@@ -148,12 +150,12 @@ class Inbox:
         file, self._file = self._file, None
         if file is None:
             return
-        if is_done:
-            try:
+        try:
+            if is_done:
                 file.remove()
-            except InboxError as error:
-                LOGGER.warning("an empty file is left: %s", error)
-        else:
+        except InboxError as error:
+            LOGGER.warning("an empty file is left behind: %s", error)
+        finally:
             file.release()
 
     def _list(self, number: int, queue: ListedQueue) -> None:
@@ -175,13 +177,14 @@ class _Overflow:
         self._events: deque[tuple[int, bytes]] = deque()
         # Those that the consumer has seen, for `deque`s do not like to be looked through while others append.
         self._seen: deque[tuple[int, bytes]] = deque()
-        self._appended = self._appended_bytes = 0
-        self._taken = self._taken_bytes = 0
+        # How many ever came and went, and their bytes: each is written by one side alone.
+        self.appended = self._appended_bytes = 0
+        self.taken = self._taken_bytes = 0
 
     @property
     def waiting(self) -> int:
         """How many there are."""
-        return self._appended - self._taken
+        return self.appended - self.taken
 
     def append(self, number: int, event: bytes) -> bool:
         """Put an event behind the others; False when it has no room."""
@@ -190,7 +193,7 @@ class _Overflow:
                 return False
             self._events.append((number, event))
             self._appended_bytes += len(event)
-            self._appended += 1
+            self.appended += 1
         return True
 
     def oldest(self, count: int) -> list[tuple[int, bytes]]:
@@ -203,7 +206,7 @@ class _Overflow:
         """Take the oldest ones out, which `oldest` gave."""
         for _ in range(count):
             self._taken_bytes += len(self._seen.popleft()[1])
-        self._taken += count
+        self.taken += count
 
     def close(self) -> None:
         """Refuse everything from now on."""

@@ -53,6 +53,11 @@ class RingFile:
         """PID-RANDOM, of the process that made it."""
         return self.name.removesuffix(".ring")
 
+    @property
+    def path(self) -> Path:
+        """Where it is. Raises `InboxError`."""
+        return self._place.path / self.name
+
     def read(self) -> bytes:
         """Read all of it. Raises the system's `OSError`."""
         return _read_from(self._descriptor, 0)
@@ -64,12 +69,11 @@ class RingFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def remove(self) -> None:
-        """Remove the file, and let go of it. Raises the system's `OSError`."""
+        """Remove the file, before letting go of it. Raises `InboxError`."""
         self._place.unlink(self.name)
-        self.release()
 
     def release(self) -> None:
-        """Let go of the file; it stays."""
+        """Let go of the file."""
         # Whatever else still has it open or mapped.
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
@@ -105,17 +109,19 @@ class Place:
         raise InboxError(f"{self.path} cannot be used: no file that was made there stayed")
 
     def orphans(self) -> Iterator[RingFile]:
-        """Take the rings whose processes are dead, one after the other; the caller removes or releases each.
+        """Take the rings whose processes are dead, one after the other; each is let go of before the next one.
 
         What a process left that died while it made one is removed.
         """
         for name in self._names():
             if found := self._taken(name):
-                if _RING.fullmatch(name):
-                    yield found
-                else:
-                    with contextlib.suppress(InboxError):
+                try:
+                    if _RING.fullmatch(name):
+                        yield found
+                    else:
                         found.remove()
+                finally:
+                    found.release()
 
     def lists(self) -> Iterator[tuple[str, bytes]]:
         """Give the list of each ring, of living processes too, with PID-RANDOM of its process.
@@ -164,7 +170,7 @@ class Place:
             return sorted(os.listdir(directory))  # noqa: PTH208 - by the descriptor that was checked
 
     def _taken(self, name: str) -> RingFile | None:
-        """Take a ring, or what may become one, if nobody holds it."""
+        """Take a file that nobody holds."""
         with self._opened() as directory, contextlib.suppress(FileNotFoundError, BlockingIOError):
             descriptor = os.open(name, _OPEN, dir_fd=directory)
             try:

@@ -89,7 +89,7 @@ class Ring:
 
     def append(self, queue: int, event: bytes) -> bool:
         """Put an event behind the others; False when there is no room, or it is larger than a quarter of the ring."""
-        # This is what an event costs the thread that answers Kong; half of it is the checksum.
+        # This is what an event costs the thread that answers Kong: the checksum and the lock are half of it.
         length = len(event)
         with self._appending:
             position = self._written
