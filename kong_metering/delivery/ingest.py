@@ -150,10 +150,11 @@ class IngestClient:
         )
 
     def _delivered(self, answer: Answer) -> Delivered:
-        content_type = answer.headers.get_content_type() if "Content-Type" in answer.headers else ""
+        # Cleaned first: in lower case, an echoed token would not be known again.
+        content_type = self._clean(answer.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
         if answer.status in _ACCEPTANCES and (not content_type or _ACCEPTED_TYPES.fullmatch(content_type)):
             return Delivered()
-        what = f"{answer.status} with {self._clean(content_type)}" if content_type else str(answer.status)
+        what = f"{answer.status} with {content_type}" if content_type else str(answer.status)
         return Delivered(
             f"{self._clean(self._endpoint.url)} answers {what}, which is unusual for an acceptance, and counts as one "
             "(is ingest_endpoint the URL for events, with its path?)"

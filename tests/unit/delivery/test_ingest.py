@@ -8,10 +8,11 @@ import json
 import logging
 import socket
 import ssl
-import subprocess
+import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from http import HTTPStatus
 from pathlib import Path
@@ -65,6 +66,11 @@ def failed(outcome: Outcome) -> Failed:
     assert TOKEN not in outcome.reason
     assert TOKEN not in outcome.kind
     assert outcome.reason.isprintable()
+    return outcome
+
+
+def delivered(outcome: Outcome) -> Delivered:
+    assert isinstance(outcome, Delivered), outcome
     return outcome
 
 
@@ -255,6 +261,27 @@ def test_words_of_the_endpoint_are_cut_and_escaped(server: IngestServer, client:
     assert len(reason) < 600
 
 
+@pytest.mark.parametrize("status", [400, 422, 413, 401, 503, 307])
+def test_words_of_the_endpoint_are_kept_whole_beside_the_short_reason(
+    server: IngestServer, client: ClientMaker, status: int
+) -> None:
+    point = "the point of it all"
+    server.on_request = answer(status, f"{'x' * (4096 - len(point))}{point}{'y' * 100}".encode())
+    outcome = client().send([b"{}"])
+    assert isinstance(outcome, Failed | Rejected)
+    assert f"{point}…" in outcome.words
+    assert "yy" not in outcome.words
+    assert outcome.words.startswith(f"{server.url} answered {status}: xxx")
+    assert point not in outcome.reason
+    assert len(outcome.reason) < 600
+
+
+def test_short_words_of_the_endpoint_are_in_the_reason_whole(server: IngestServer, client: ClientMaker) -> None:
+    server.on_request = answer(400, "some \N{SNOWMAN}\r\nwords".encode())
+    outcome = rejected(client().send([b"{}"]))
+    assert outcome.reason == outcome.words == f"{server.url} answered 400: some \N{SNOWMAN}\\r\\nwords"
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_explained_and_not_followed(server: IngestServer, client: ClientMaker, status: int) -> None:
     with running(IngestServer()) as elsewhere:
@@ -396,6 +423,18 @@ def pours_interim_answers(exchange: Exchange) -> None:
         exchange.raw(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
 
 
+def refuses_to_read(status: int) -> Reaction:
+    """Answer to the headers, and end the connection without reading the body."""
+
+    def react(exchange: Exchange) -> None:
+        while exchange.rfile.readline().strip():
+            pass
+        exchange.raw(b"HTTP/1.1 %d X\r\nContent-Length: 9\r\n\r\ntoo large" % status)
+        exchange.connection.shutdown(socket.SHUT_RDWR)
+
+    return react
+
+
 @pytest.mark.parametrize(
     "reaction",
     [
@@ -466,6 +505,237 @@ def test_a_slow_answer_does_not_shorten_the_time_of_the_next(server: IngestServe
     sender = client(timeout=3)
     assert [sender.send([b"{}"]) for _ in range(2)] == [Delivered()] * 2
     assert server.connections == 1
+
+
+# -- interim answers ---------------------------------------------------------------------------------------------------
+
+INTERIM = {
+    100: b"HTTP/1.1 100 Continue\r\n\r\n",
+    102: b"HTTP/1.1 102 Processing\r\n\r\n",
+    103: b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\nContent-Length: 7\r\n\r\n",
+    199: b"HTTP/1.1 199 X\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
+}
+OUTCOMES = (204, 400, 503, 204, 422, 202, 400, 204)
+
+
+def statuses(outcomes: Iterable[Outcome]) -> list[type[Outcome]]:
+    return [type(outcome) for outcome in outcomes]
+
+
+def meanings(statuses: Iterable[int]) -> list[type[Outcome]]:
+    return [Delivered if status < 300 else Rejected if status in (400, 422) else Failed for status in statuses]
+
+
+@pytest.mark.parametrize(
+    "interim",
+    [*INTERIM.values(), INTERIM[100] + INTERIM[102] * 3 + INTERIM[103], INTERIM[103] * 5000],
+    ids=[*map(str, INTERIM), "several", "very many"],
+)
+def test_interim_answers_are_read_over(server: IngestServer, client: ClientMaker, interim: bytes) -> None:
+    sender = client()
+
+    def send(status: int) -> Outcome:
+        def answers_twice(exchange: Exchange) -> None:
+            exchange.raw(interim)
+            exchange.reply(status)
+
+        server.on_request = answers_twice
+        return sender.send([b"{}"])
+
+    assert statuses(map(send, OUTCOMES)) == meanings(OUTCOMES)
+    assert server.connections == 1
+
+
+def test_an_interim_answer_may_come_late_and_the_final_one_later(server: IngestServer, client: ClientMaker) -> None:
+    sender = client()
+
+    def send(status: int) -> Outcome:
+        def takes_its_time(exchange: Exchange) -> None:
+            for interim in (INTERIM[102], INTERIM[103]):
+                exchange.server.stopping.wait(0.05)
+                exchange.raw(interim)
+            exchange.server.stopping.wait(0.05)
+            exchange.reply(status)
+
+        server.on_request = takes_its_time
+        return sender.send([b"{}"])
+
+    assert statuses(map(send, OUTCOMES)) == meanings(OUTCOMES)
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("stray", [*INTERIM.values(), b"HTTP/1.1 204 X\r\n\r\n", INTERIM[103][:30], b"\r\n"])
+def test_what_comes_after_an_answer_is_not_taken_for_the_next_one(
+    server: IngestServer, client: ClientMaker, stray: bytes
+) -> None:
+    sender = client()
+
+    def send(status: int) -> Outcome:
+        server.on_request = lambda exchange: exchange.raw(
+            b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status + stray
+        )
+        return sender.send([b"{}"])
+
+    assert statuses(map(send, OUTCOMES)) == meanings(OUTCOMES)
+
+
+def test_interim_answers_that_come_between_two_requests_are_not_taken_for_an_answer(
+    server: IngestServer, client: ClientMaker
+) -> None:
+    sender = client()
+    said = threading.Event()
+
+    def send(status: int) -> Outcome:
+        def says_more_later(exchange: Exchange) -> None:
+            exchange.reply(status)
+            exchange.server.stopping.wait(0.05)
+            exchange.raw(INTERIM[103])
+            said.set()
+
+        server.on_request = says_more_later
+        outcome = sender.send([b"{}"])
+        assert said.wait(BOUNDED)
+        said.clear()
+        return outcome
+
+    assert statuses(map(send, OUTCOMES)) == meanings(OUTCOMES)
+
+
+def test_another_protocol_is_no_answer_to_an_event(server: IngestServer, client: ClientMaker) -> None:
+    server.on_request = lambda exchange: exchange.raw(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nHTTP/1.1 204 X\r\n\r\n"
+    )
+    sender = client()
+    assert [failed(sender.send([b"{}"])).kind for _ in range(2)] == ["101"] * 2
+    assert server.connections == 2
+
+
+# -- a 2xx that is no acceptance ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type"),
+    [
+        (200, None),
+        (200, "application/json; charset=utf-8"),
+        (200, "application/problem+json"),
+        (200, "text/plain"),
+        (201, None),
+        (202, "application/json"),
+        (204, None),
+    ],
+)
+def test_an_acceptance_comes_without_a_note(
+    server: IngestServer, client: ClientMaker, status: int, content_type: str | None
+) -> None:
+    server.on_request = answer(status, b"", {"Content-Type": content_type} if content_type else {})
+    assert delivered(client().send([b"{}"])).note == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "what"),
+    [
+        (200, "text/html; charset=utf-8", "200 with text/html"),
+        (200, "Text/HTML;nonce=17", "200 with text/html"),
+        (202, "image/png", "202 with image/png"),
+        (207, None, "207"),
+        (207, "application/json", "207 with application/json"),
+        (203, "application/json", "203 with application/json"),
+        (206, None, "206"),
+    ],
+)
+def test_a_delivery_that_does_not_look_like_one_comes_with_a_note(
+    server: IngestServer, client: ClientMaker, status: int, content_type: str | None, what: str
+) -> None:
+    server.on_request = answer(status, b"<html>", {"Content-Type": content_type} if content_type else {})
+    assert delivered(client().send([b"{}"])).note == (
+        f"{server.url} answers {what}, which is unusual for an acceptance, and counts as one "
+        "(is ingest_endpoint the URL for events, with its path?)"
+    )
+
+
+@pytest.mark.parametrize("content_type", ["", "/", "x" * 5000, "a/b\x1b[31m", f"text/{TOKEN}", "text/html, \xff"])
+def test_a_note_is_short_and_printable(server: IngestServer, client: ClientMaker, content_type: str) -> None:
+    server.on_request = answer(207, b"", {"Content-Type": content_type})
+    note = delivered(client().send([b"{}"])).note
+    assert note.isprintable()
+    assert len(note) < 600
+    assert TOKEN.lower() not in note.lower()
+
+
+# -- what the endpoint surely does not have ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 307, 401, 402, 403, 404, 405, 406, 409, 415, 425, 429, 451])
+def test_a_refusal_of_the_request_itself_means_that_nothing_arrived(
+    server: IngestServer, client: ClientMaker, status: int
+) -> None:
+    server.on_request = answer(status)
+    assert not failed(client().send([b"{}"])).may_have_arrived
+
+
+@pytest.mark.parametrize("status", [101, 408, 500, 502, 503, 504, 599])
+def test_an_endpoint_that_read_the_request_and_failed_may_have_the_events(
+    server: IngestServer, client: ClientMaker, status: int
+) -> None:
+    server.on_request = answer(status)
+    assert failed(client().send([b"{}"])).may_have_arrived
+
+
+@pytest.mark.parametrize("reaction", [never_answers, hangs_in_the_headers, broken_off(b""), broken_off(b"garbage\r\n")])
+def test_a_whole_request_without_an_answer_may_have_arrived(
+    server: IngestServer, client: ClientMaker, reaction: Reaction
+) -> None:
+    server.on_request = reaction
+    assert failed(client(timeout=SHORT).send([b"{}"])).may_have_arrived
+
+
+def test_a_request_that_broke_off_while_it_was_sent_has_not_arrived(server: IngestServer, client: ClientMaker) -> None:
+    server.on_connect = Exchange.reset
+    assert not failed(client().send([b"x" * 30_000_000])).may_have_arrived
+
+
+def test_a_request_that_was_not_read_in_time_has_not_arrived(server: IngestServer, client: ClientMaker) -> None:
+    server.on_connect = never_answers
+    assert not failed(client(timeout=SHORT).send([b"x" * 30_000_000])).may_have_arrived
+
+
+@pytest.mark.parametrize("status", [200, 204, 500, 503])
+def test_an_answer_before_the_request_was_read_says_that_nothing_arrived(
+    server: IngestServer, client: ClientMaker, status: int
+) -> None:
+    server.on_connect = refuses_to_read(status)
+    failure = failed(client().send([b"x" * 30_000_000]))
+    assert failure.kind == str(status)
+    assert not failure.may_have_arrived
+    if status < 300:
+        assert failure.reason == f"{server.url} answered {status} without reading the whole request"
+
+
+def test_a_batch_that_is_refused_before_it_was_read_is_refused(server: IngestServer, client: ClientMaker) -> None:
+    server.on_connect = refuses_to_read(413)
+    assert "answered 413: too large" in rejected(client().send([b"x" * 30_000_000])).reason
+
+
+def test_an_endpoint_that_is_not_there_has_nothing(client: ClientMaker) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}/events"
+        assert not failed(client(url).send([b"{}"])).may_have_arrived
+    assert not failed(client("http://nowhere.invalid/events").send([b"{}"])).may_have_arrived
+    assert not failed(client("http:///events").send([b"{}"])).may_have_arrived
+
+
+def test_an_endpoint_that_does_not_shake_hands_has_nothing(
+    server: IngestServer, tls_server: IngestServer, client: ClientMaker, tmp_path: Path
+) -> None:
+    assert not failed(client(tls_server.url).send([b"{}"])).may_have_arrived
+    assert not failed(client(tls_server.url, verify=str(tmp_path / "gone.pem")).send([b"{}"])).may_have_arrived
+    assert not failed(client(server.url.replace("http:", "https:")).send([b"{}"])).may_have_arrived
+    server.on_connect = never_answers
+    assert not failed(client(server.url.replace("http:", "https:"), timeout=SHORT).send([b"{}"])).may_have_arrived
+    server.on_connect = Exchange.reset
+    assert not failed(client(server.url.replace("http:", "https:")).send([b"{}"])).may_have_arrived
 
 
 # -- an endpoint that breaks -------------------------------------------------------------------------------------------
@@ -665,29 +935,36 @@ def test_an_endpoint_that_echoes_the_token_does_not_bring_it_into_a_reason(
         outcome = client().send([b"{}"])
     assert isinstance(outcome, Failed | Rejected)
     assert TOKEN[:6] not in outcome.reason
+    assert TOKEN[:6] not in outcome.words
     assert TOKEN not in caplog.text
+
+
+@pytest.mark.parametrize("padding", range(4096 - 20, 4096 + 2))
+def test_no_part_of_the_token_is_left_where_long_words_are_cut(
+    server: IngestServer, client: ClientMaker, padding: int
+) -> None:
+    server.on_request = answer(400, f"{'x' * padding}{TOKEN}".encode())
+    assert TOKEN[:2] not in rejected(client().send([b"{}"])).words
+
+
+@pytest.mark.parametrize("unfit", ["\r\n", "\n", "\0", "\x7f", "\N{SNOWMAN}"])
+def test_a_token_that_no_header_can_hold_is_a_trouble_of_the_configuration_and_is_not_shown(
+    server: IngestServer, client: ClientMaker, unfit: str
+) -> None:
+    sender = client()
+    sender._endpoint = replace(sender.endpoint, token=f"kpat{unfit}s3cr3t")
+    failure = failed(sender.send([b"{}"]))
+    assert failure.is_misconfigured
+    assert failure.reason == f"{server.url}: ValueError: Authorization holds characters that cannot stand in a header"
+    assert server.requests == []
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a certificate for 127.0.0.1 that is its own authority."""
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=ingest"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", str(path) + ".public"]
-    subprocess.run(command, check=True, capture_output=True)
-    with path.open("a") as file:
-        file.write(Path(str(path) + ".public").read_text())
-    return path
-
-
 @pytest.fixture
-def tls_server(certificate: Path) -> Iterator[IngestServer]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    with running(IngestServer(context)) as server:
+def tls_server(tls_context: ssl.SSLContext) -> Iterator[IngestServer]:
+    with running(IngestServer(tls_context)) as server:
         yield server
 
 
