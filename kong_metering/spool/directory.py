@@ -30,6 +30,7 @@ from kong_metering.spool import files, locks
 from kong_metering.spool.free import FIXTURES, PART, Finding, FreeLogs, Refused, log_directories, parts
 from kong_metering.spool.identity import QueueIdentity, identity_files, load_identity, save_identity
 from kong_metering.spool.log import DAMAGED, Damage, EventLog
+from kong_metering.spool.patience import Patience
 
 _REMEDIES = {
     errno.EACCES: "let the user that Kong runs as write there, or choose another place with --spool-dir",
@@ -85,8 +86,10 @@ def _anything(_identity: QueueIdentity | None) -> bool:
 class SpoolDirectory:
     """The spool of this process."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, patience: Patience | None = None) -> None:
         """Make the directory if need be; the part of this process is made with its first log.
+
+        `patience` decides when what the disk does not give counts as lost.
 
         Raises `SpoolError`, which tells why it cannot be and what to do.
         """
@@ -97,6 +100,8 @@ class SpoolDirectory:
         self._locks: dict[Path, int] = {}
         self._open: set[HeldLog] = set()
         self._free = FreeLogs(root)
+        # For all logs, so that it lasts from one try to open a log to the next.
+        self._patience = patience or Patience()
         try:
             _prepare_root(root)
             with locks.root_lock(root):
@@ -187,7 +192,8 @@ class SpoolDirectory:
         # All of it for each log, one of a dead process too: nobody knows what was synced.
         part = directory.parent
         sync_first = (*identity_files(directory), directory, part, *files.above(part), *files.above(self.root))
-        return HeldLog(EventLog.open(directory, sync_first=sync_first), identity, self)
+        log = EventLog.open(directory, sync_first=sync_first, patience=self._patience)
+        return HeldLog(log, identity, self)
 
     def _new_directory(self, identity: QueueIdentity) -> Path:
         """Make a directory in our part: one of the same queue may still be open, or be on its way out."""

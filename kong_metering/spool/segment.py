@@ -215,8 +215,18 @@ class SegmentReader:
         wanted = min(max(claimed, _READ_BYTES), self._extent.size - start)
         if wanted <= have:
             return False
-        self._buffer, self._start, self._at = os.pread(self._descriptor, wanted, start), start, 0
+        self._buffer, self._start, self._at = self._bytes_at(start, wanted, min(claimed, wanted)), start, 0
         return len(self._buffer) > have
+
+    def _bytes_at(self, start: int, wanted: int, least: int) -> bytes:
+        """Read as many as wanted, or fewer at the end of the file or before a place that cannot be read.
+
+        Raises the system's `OSError` when there are not the `least` before that place.
+        """
+        data = os.pread(self._descriptor, wanted, start)
+        while len(data) < least and (more := os.pread(self._descriptor, wanted - len(data), start + len(data))):
+            data += more
+        return data
 
     def _is_good(self) -> bool:
         """Whether the next record is good, and it was only a limit that ended the reading."""
@@ -226,8 +236,8 @@ class SegmentReader:
         """Go on behind whatever is here instead of the next event."""
         start, sequence = self._start + self._at, self.next
         end, size = self._extent
-        self._buffer = os.pread(self._descriptor, max(0, size - start), start)
-        self._start = start
+        rest = max(0, size - start)
+        self._buffer, self._start = self._bytes_at(start, rest, rest), start
         record = next_record(self._buffer, 0, sequence, end)
         self._at, self.next = (record.start, record.sequence) if record else (len(self._buffer), end)
         self._on_damage(self.segment, start, self._buffer[: self._at], sequence, self.next)

@@ -22,7 +22,7 @@ class Settled(NamedTuple):
     def waiting(self, end: int, after: int = 0) -> int:
         """Count the events above `after` and below `end` that are to be read."""
         start = max(after, self.done) + 1
-        gaps = sum(max(0, min(gap_end, end) - max(first, start)) for first, gap_end in self.gaps)
+        gaps = sum(max(0, min(gap_end, end) - max(first, start)) for first, gap_end in self.gaps) if self.gaps else 0
         return max(0, end - start - gaps)
 
     def unreadable(self, after: int) -> int:
@@ -40,6 +40,7 @@ class Settled(NamedTuple):
         first = max(first, self.done + 1)
         if first >= end:
             return self
-        met = [gap for gap in self.gaps if gap[0] < end and gap[1] > first]
-        gap = (min(first, *(start for start, _ in met), end), max(end, *(stop for _, stop in met), first))
-        return Settled(self.done, tuple(sorted([gap, *(other for other in self.gaps if other not in met)])))
+        apart = [gap for gap in self.gaps if gap[1] < first or gap[0] > end]
+        joined = [(first, end), *(gap for gap in self.gaps if gap not in apart)]
+        gap = min(start for start, _ in joined), max(stop for _, stop in joined)
+        return Settled(self.done, tuple(sorted([*apart, gap])))

@@ -828,26 +828,6 @@ def test_bytes_that_are_set_aside_on_a_full_disk_stay_with_their_segment(tmp_pat
     assert kept(tmp_path) == data
 
 
-def test_a_segment_that_the_disk_cannot_read_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    filled(tmp_path, 60).close()
-    log = EventLog.open(tmp_path)
-    bad = segments(tmp_path)[1]
-    pread = os.pread
-
-    def failing(descriptor: int, size: int, offset: int) -> bytes:
-        if os.path.realpath(f"/proc/self/fd/{descriptor}") == str(bad):
-            raise OSError(5, "Input/output error")
-        return pread(descriptor, size, offset)
-
-    monkeypatch.setattr(os, "pread", failing)
-    found = sequences(log)
-    [damage] = log.take_damage()
-    assert damage.events == 60 - len(found)
-    assert damage.kept_in == tmp_path / "damaged" / bad.name
-    log.done(60)
-    assert log.waiting == 0
-
-
 def test_an_append_that_could_not_be_cut_off_again_does_not_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from tests.unit.spool.helpers import NOW, failing_writes, filled, payload, read_
 groups = st.lists(st.binary(max_size=300), min_size=1, max_size=12)
 fractions = st.floats(0, 1)
 times = st.integers(0, 20)
+steps = st.sampled_from(["read", "look", "finish", "send", "drop", "save", "sync"])
 
 
 class LogMachine(RuleBasedStateMachine):
@@ -56,6 +59,64 @@ class LogMachine(RuleBasedStateMachine):
         assert numbers == range(self.last + 1, self.last + 1 + len(group))
         self.times.update(dict.fromkeys(numbers, time_ms))
         self.events.update(zip(numbers, group, strict=True))
+
+    @rule(
+        group=groups, time_ms=times, steps=st.lists(steps, min_size=1, max_size=4), place=fractions, late=st.booleans()
+    )
+    def append_while_the_other_side_goes_on(
+        self, group: list[bytes], time_ms: int, steps: list[str], place: float, *, late: bool
+    ) -> None:
+        """Let the reading side do things while the bytes are being written, or are written and not published yet."""
+        pwrite = os.pwrite
+
+        def interrupted(descriptor: int, data: bytes, offset: int) -> int:
+            patch.stop()
+            written = pwrite(descriptor, data, offset) if late else 0
+            for step in steps:
+                self.do(step, place)
+            return written or pwrite(descriptor, data, offset)
+
+        patch = mock.patch.object(os, "pwrite", interrupted)
+        patch.start()
+        self.append(group, time_ms)
+
+    def do(self, step: str, place: float) -> None:
+        count = 1 + int(9 * place)
+        match step:
+            case "read":
+                self.read_on(count, 3000)
+            case "look":
+                self.look_for_older_ones(place, 2 * count)
+            case "finish":
+                self.finish(place)
+            case "send":
+                self.send(count, count, refused=False)
+            case "drop":
+                self.drop()
+            case "save":
+                self.save()
+            case "sync":
+                self.log.sync()
+
+    @rule(group=groups, time_ms=times, place=fractions, looked_for=times)
+    def look_while_the_other_side_appends(
+        self, group: list[bytes], time_ms: int, place: float, looked_for: int
+    ) -> None:
+        after = max(int(self.last * place), self.done)
+        pread = os.pread
+
+        def interrupted(descriptor: int, size: int, offset: int) -> bytes:
+            patch.stop()
+            self.append(group, time_ms)
+            return pread(descriptor, size, offset)
+
+        patch = mock.patch.object(os, "pread", interrupted)
+        patch.start()
+        try:
+            last = self.log.last_older_than(after, looked_for)
+        finally:
+            patch.stop()
+        assert all(self.times.get(number, NOW) < looked_for for number in range(after + 1, last + 1))
 
     @rule(group=groups, room=st.integers(0, 2000))
     def append_on_a_full_disk(self, group: list[bytes], room: int) -> None:
