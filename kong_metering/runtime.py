@@ -11,7 +11,7 @@ from kong_metering.captured import CapturedHeaders
 from kong_metering.clock import Clock, SystemClock
 from kong_metering.delivery.registry import Delivery
 from kong_metering.delivery.spooler import Spooler
-from kong_metering.log import Relay, TroubleLog
+from kong_metering.log import LOGGER, Relay, Repeats, TroubleLog
 from kong_metering.stats import Stats
 
 if TYPE_CHECKING:
@@ -22,11 +22,10 @@ _EXIT_FLUSH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Runtime:
-    """Clock, account, logs of troubles and delivery of one process."""
+    """Clock, account, delivery and what access phases captured, of one process."""
 
     clock: Clock
     stats: Stats
-    troubles: TroubleLog
     delivery: Delivery
     relay: Relay
     captured: CapturedHeaders
@@ -44,18 +43,21 @@ def make_runtime(
     """
     clock = clock or SystemClock()
     relay = Relay() if relay is None else relay
-    stats, troubles = Stats(), TroubleLog(clock)
+    stats, troubles = Stats(), TroubleLog()
     spooler = None
     if spool is not None:
         spooler = Spooler(spool, clock=clock, stats=stats, troubles=troubles)
         spooler.start()
     delivery = Delivery(clock=clock, stats=stats, troubles=troubles, ca_bundle=ca_bundle, spooler=spooler)
-    return Runtime(clock, stats, troubles, delivery, relay, CapturedHeaders(clock, troubles))
+    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock))
 
 
 @functools.cache
 def default_runtime() -> Runtime:
     """Give the runtime for a foreign host, such as kong-pdk's own server, which knows nothing of one."""
     runtime = make_runtime()
+    repeats = Repeats(runtime.clock)
+    LOGGER.addFilter(repeats)
+    atexit.register(repeats.flush)
     atexit.register(runtime.delivery.close, _EXIT_FLUSH_SECONDS)
     return runtime
