@@ -13,7 +13,7 @@ from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.load import Load
 from kong_metering.host.server import Hooks, serve
 from kong_metering.host.supervisor import Supervisor, SupervisorOptions
-from kong_metering.log import LOGGER, Relay
+from kong_metering.log import LOGGER, ProcessLog
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
 from kong_metering.schema import plugin_info
@@ -58,28 +58,28 @@ class DeliveryOptions:
 
 
 def run(
-    opening: Opening, supervisor: SupervisorOptions, limits: Limits, delivery: DeliveryOptions, relay: Relay
+    opening: Opening, supervisor: SupervisorOptions, limits: Limits, delivery: DeliveryOptions, log: ProcessLog
 ) -> None:
     """Run the plugin server until it is told to end; raises `StartupError` if it cannot start."""
 
     def run_server(station: Station) -> None:
-        _run_server(station, limits, delivery, relay)
+        _run_server(station, limits, delivery, log)
 
-    Supervisor(opening, supervisor, relay, run_server).run()
+    Supervisor(opening, supervisor, log, run_server).run()
 
 
-def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, relay: Relay) -> None:
+def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log: ProcessLog) -> None:
     """Run one server, in a process of its own."""
-    runtime = make_runtime(ca_bundle=delivery.ca_bundle, relay=relay, spool=delivery.spool)
+    runtime = make_runtime(ca_bundle=delivery.ca_bundle, relay=log.relay, spool=delivery.spool)
     figures = Figures(station, lambda: _figures(runtime), alike=_ALIKE)
     definition = _definition(runtime, figures.told)
-    dispatcher = Dispatcher(definition, clock=runtime.clock, troubles=runtime.troubles, limits=limits)
+    dispatcher = Dispatcher(definition, clock=runtime.clock, limits=limits)
     load = Load(runtime.clock)
 
     def housekeeping() -> None:
         runtime.delivery.sweep()
         runtime.captured.sweep()
-        runtime.troubles.summarise()
+        log.repeats.summarise()
         figures.publish()
         if (trouble := load.trouble()) is not None:
             servers = len(station.slots)
@@ -92,11 +92,11 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, rel
         arriving=runtime.captured.unpack,
     )
     try:
-        serve(dispatcher, station, runtime.troubles, hooks)
+        serve(dispatcher, station, hooks)
     finally:
         runtime.delivery.close(delivery.stop_timeout)
         dispatcher.close()
-        runtime.troubles.flush()
+        log.repeats.flush()
     _say_account(runtime)
 
 

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from kong_metering.log import LOGGER, cause_of
+from kong_metering.log import LOGGER, cause_of, trouble
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
-    from kong_metering.log import TroubleLog
 
 MAX_BYTES = 32 * 1024 * 1024
 GENERATION_SECONDS = 12 * 3600.0
@@ -46,10 +45,9 @@ class CapturedHeaders:
     nobody knows.
     """
 
-    def __init__(self, clock: Clock, troubles: TroubleLog, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, clock: Clock, max_bytes: int = MAX_BYTES) -> None:
         self.are_identified: bool | None = None
         self._clock = clock
-        self._troubles = troubles
         self._most = max_bytes // 2
         self._young: dict[str, Headers] = {}
         self._old: dict[str, Headers] = {}
@@ -104,10 +102,11 @@ class CapturedHeaders:
 
     def _turn(self) -> None:
         if self._old:
-            self._troubles.report(
-                "captured",
-                f"the headers of {len(self._old)} requests that have not ended yet were let go of; they will be "
-                "metered by the headers in Kong's record",
+            LOGGER.error(
+                "the headers of %d requests that have not ended yet were let go of; they will be metered by the "
+                "headers in Kong's record",
+                len(self._old),
+                extra=trouble("captured"),
             )
         self._old, self._young, self._young_bytes = self._young, {}, 0
         self._turned_at = self._clock.monotonic()

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kong_metering import PLUGIN_NAME, __version__
-from kong_metering.spool.options import SpoolOptions, Sync
+from kong_metering.clock import SystemClock
 from kong_metering.errors import StartupError
 from kong_metering.host.opening import Opening, Place, open_again, open_at
 from kong_metering.host.restart import Restart
-from kong_metering.log import LOGGER, Relay, cause_of, configure
+from kong_metering.log import LOGGER, ProcessLog, Relay, Repeats, cause_of, configure
+from kong_metering.spool.options import SpoolOptions, Sync
 
 ENVIRONMENT_PREFIX = "KONG_METERING_"
 SPOOL = "metering-spool"
@@ -171,16 +172,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dump(options.protocol)
     restart = Restart.taken_from(os.environ)
     os.umask(0o077)
+    _fill_standard_descriptors()
     _close_descriptors(restart.descriptors if restart else ())
     _allow_many_descriptors()
-    relay = Relay()
-    configure(logging.DEBUG if options.verbose > 1 else logging.INFO, relay)
+    log = ProcessLog(Relay(), Repeats(SystemClock()))
+    configure(logging.DEBUG if options.verbose > 1 else logging.INFO, log)
     if options.multiprocessing or options.gevent:
         LOGGER.info("-m and -g are kong-pdk's; this server has one way to run, and needs neither")
     try:
         parent, ca_bundle, place = _parent(options.parent), _ca_bundle(options.ca_bundle), _place(options)
         opening = open_at(place) if restart is None else open_again(place, restart)
-        _run(opening, parent, ca_bundle, options, relay)
+        _run(opening, parent, ca_bundle, options, log)
     except StartupError as error:
         LOGGER.critical("cannot start: %s", error)
         return 1
@@ -198,7 +200,7 @@ def _dump(protocol: Literal["protobuf", "msgpack"]) -> int:
 
 
 def _run(
-    opening: Opening, parent: int | None, ca_bundle: str | None, options: argparse.Namespace, relay: Relay
+    opening: Opening, parent: int | None, ca_bundle: str | None, options: argparse.Namespace, log: ProcessLog
 ) -> None:
     from kong_metering import app  # noqa: PLC0415 - takes long
     from kong_metering.host.dispatch import Limits  # noqa: PLC0415
@@ -207,7 +209,14 @@ def _run(
     limits = Limits(event_ttl=options.event_ttl, instance_ttl=options.instance_ttl)
     delivery = app.DeliveryOptions(options.stop_timeout, ca_bundle, _spool_options(options))
     supervisor = SupervisorOptions(options.servers, parent, options.stop_timeout)
-    app.run(opening, supervisor, limits, delivery, relay)
+    app.run(opening, supervisor, limits, delivery, log)
+
+
+def _fill_standard_descriptors() -> None:
+    """Open those that are closed on nothing, or the first socket would be where errors are printed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < _FIRST_INHERITED:
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - the standard library's signature
+    os.close(descriptor)
 
 
 def _close_descriptors(kept: Collection[int]) -> None:

@@ -1,23 +1,24 @@
 """Log lines for Kong's error log: single, escaped, bounded, and never in the way.
 
-Contract: any thread may log. Kong reads our stdout and stderr line by line from one pipe, so a line is written with
-one `write` that the kernel keeps whole (at most 4,096 bytes). A pipe that nobody empties must not stop metering: it
-is made non-blocking, and lines that do not fit are dropped and counted. `TroubleLog` says a repeated trouble once,
-counts the rest, and sums them up once a minute, so that no client can flood the log. Kong gives our lines the level
-info, which its default `log_level = notice` hides; `Relay` keeps warnings and errors for a log phase to say them once
-more through `kong.log`, where they show.
+Contract: any thread may log, and none waits for whoever reads the log (`outlet.py`): lines that cannot be written at
+once are dropped and counted. Kong reads our stdout and stderr line by line from one pipe, so a line is written with one
+`write` that the kernel keeps whole (at most 4,096 bytes). A line that may repeat carries `extra=trouble(key)`:
+`Repeats` lets the first of each key pass, counts the others, and sums them up once a minute, so that no client can
+flood the log. Kong gives our lines the level info, which its default `log_level = notice` hides; `Relay` keeps warnings
+and errors for a log phase to say them once more through `kong.log`, where they show.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import stat
 import threading
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from kong_metering.outlet import outlet_of
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
@@ -27,7 +28,12 @@ LOGGER = logging.getLogger("kong_metering")
 _MAX_LINE_BYTES = 2048
 _MAX_TROUBLES = 1000
 _MAX_RELAYED = 50
+_FLUSH_SECONDS = 2.0
 _STDERR = 2
+_KEY = "trouble"
+# What stands for all troubles beyond the most that are told apart.
+_OTHERS = ""
+_SUMMARY = "%s (and %d more like this in the last minute)"
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -78,24 +84,24 @@ class LineHandler(logging.Handler):
 
     def __init__(self, descriptor: int = _STDERR) -> None:
         super().__init__()
-        self._descriptor = descriptor
+        self._outlet = outlet_of(descriptor)
         self._lost = 0
-        # Only a pipe of our own: a terminal's flags are shared with the user's shell.
-        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-            os.set_blocking(descriptor, False)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line, or count it as lost; logging never raises into the code that logs."""
         lost = f" ({self._lost} log lines were lost before this one)".encode() if self._lost else b""
         line = f"{record.levelname.lower()}: {_message_of(record)}".encode()[: _MAX_LINE_BYTES - len(lost)]
         line = line.decode("utf-8", "ignore").encode()  # without half a character at its end
-        try:
-            os.write(self._descriptor, line + lost + b"\n")
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EPIPE, errno.EBADF):
-                self._lost += 1
-            return
-        self._lost = 0
+        self._lost = 0 if self._outlet.write(line + lost + b"\n") else self._lost + 1
+
+    def flush(self) -> None:
+        """Wait until all lines are written, for a second or two at most."""
+        self._outlet.flush(_FLUSH_SECONDS)
+
+    def close(self) -> None:
+        """Let go of what belongs to this handler only."""
+        self._outlet.close()
+        super().close()
 
 
 class Relay(logging.Handler):
@@ -122,11 +128,12 @@ class Relay(logging.Handler):
             return None
 
 
-def configure(level: int, relay: Relay) -> None:
-    """Send this package's log to stderr, at `level` and above, and its warnings and errors to `relay` as well."""
-    LOGGER.handlers[:] = [LineHandler(), relay]
-    LOGGER.setLevel(level)
-    LOGGER.propagate = False
+def trouble(key: str) -> dict[str, str]:
+    """Return the `extra` of a line that may repeat; lines with the same key are said once a minute, with their count.
+
+    Keys are made of our own names, never of client bytes, so that there are few of them.
+    """
+    return {_KEY: key}
 
 
 @dataclass
@@ -137,56 +144,88 @@ class _Trouble:
     unsaid: int = 0
 
 
-class TroubleLog:
-    """Says each trouble once, then sums its repeats up, at most once in `interval` seconds."""
+class Repeats(logging.Filter):
+    """Lets the first line of each trouble pass, and sums the next ones up once in `interval` seconds.
+
+    It belongs on the logger, not on a handler, so that each line is counted once.
+    """
 
     def __init__(self, clock: Clock, interval: float = 60.0, logger: logging.Logger = LOGGER) -> None:
+        super().__init__()
         self._clock = clock
         self._interval = interval
         self._logger = logger
         self._lock = threading.Lock()
         self._troubles: dict[str, _Trouble] = {}
 
-    def report(self, key: str, message: str, level: int = logging.ERROR) -> None:
-        """Log `message` if its `key` was quiet for an interval, else count it.
-
-        Keys are made of our own names, never of client bytes, so that there are few of them.
-        """
-        now = self._clock.monotonic()
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line is to be said now; one that is tells how many like it were not."""
+        key = getattr(record, _KEY, None)
+        if key is None:
+            return True
+        message, now = _message_of(record), self._clock.monotonic()
         with self._lock:
-            trouble = self._troubles.get(key)
-            if trouble is not None and now - trouble.said_at < self._interval:
-                trouble.unsaid += 1
-                trouble.message = message
-                return
-            repeats = trouble.unsaid if trouble else 0
-            if trouble is None and len(self._troubles) >= _MAX_TROUBLES:
-                self._troubles.clear()
-            self._troubles[key] = _Trouble(level, message, now)
-        self._say(level, message, repeats)
+            if key not in self._troubles and len(self._troubles) >= _MAX_TROUBLES:
+                key = _OTHERS
+            known = self._troubles.get(key)
+            if known is not None and now - known.said_at < self._interval:
+                known.unsaid += 1
+                known.message, known.level = message, record.levelno
+                return False
+            self._troubles[key] = _Trouble(record.levelno, message, now)
+        if known is not None and known.unsaid:
+            record.msg, record.args = _SUMMARY, (message, known.unsaid)
+        return True
 
     def summarise(self) -> None:
-        """Log the repeats that were only counted since their trouble was last said; forget the quiet ones."""
+        """Log the repeats that were only counted for an interval, forget the quiet ones; to be called each second."""
         now = self._clock.monotonic()
         with self._lock:
             due = [item for item in self._troubles.items() if now - item[1].said_at >= self._interval]
-            for key, trouble in due:
+            for key, known in due:
                 del self._troubles[key]
-                if trouble.unsaid:
-                    self._troubles[key] = _Trouble(trouble.level, trouble.message, now)
-        for _, trouble in due:
-            if trouble.unsaid:
-                self._say(trouble.level, trouble.message, trouble.unsaid)
+                if known.unsaid:
+                    self._troubles[key] = _Trouble(known.level, known.message, now)
+        self._say(known for _, known in due)
 
     def flush(self) -> None:
         """Log all repeats that were only counted, however recent; for the end of the process."""
-        with self._lock:
-            due = list(self._troubles.values())
-            self._troubles.clear()
-        for trouble in due:
-            if trouble.unsaid:
-                self._say(trouble.level, trouble.message, trouble.unsaid)
+        self._say(self._forgotten())
 
-    def _say(self, level: int, message: str, repeats: int) -> None:
-        suffix = f" (and {repeats} more like this in the last minute)" if repeats else ""
-        self._logger.log(level, "%s%s", message, suffix)
+    def forget(self) -> None:
+        """Begin anew: a process that was forked leaves it to its parent to say what that one has counted."""
+        self._lock = threading.Lock()
+        self._forgotten()
+
+    def _forgotten(self) -> list[_Trouble]:
+        with self._lock:
+            troubles = list(self._troubles.values())
+            self._troubles.clear()
+        return troubles
+
+    def _say(self, troubles: Iterable[_Trouble]) -> None:
+        for known in troubles:
+            if known.unsaid:
+                self._logger.log(known.level, _SUMMARY, known.message, known.unsaid)
+
+
+@dataclass(frozen=True)
+class ProcessLog:
+    """What a process keeps of its log: what Kong is to say, and which troubles were said."""
+
+    relay: Relay
+    repeats: Repeats
+
+
+def configure(level: int, log: ProcessLog) -> None:
+    """Send this package's log to stderr, at `level` and above, and its warnings and errors to the relay as well."""
+    LOGGER.handlers[:] = [LineHandler(), log.relay]
+    LOGGER.filters[:] = [log.repeats]
+    LOGGER.setLevel(level)
+    LOGGER.propagate = False
+
+
+def flush() -> None:
+    """Wait until what was logged is written, for a second or two at most; for a process that ends at once."""
+    for handler in LOGGER.handlers:
+        handler.flush()

@@ -28,7 +28,7 @@ from kong_metering.capture import (
 from kong_metering.config import parse_config, parse_entity
 from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
-from kong_metering.log import LOGGER, cause_of, printable
+from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.record import Record, parse_record, section, text
 from kong_metering.request import NO_HEADERS, FinishedRequest
 from kong_metering.runtime import Runtime, default_runtime
@@ -128,7 +128,7 @@ class Plugin:
             if self._runtime.relay.holds_any:
                 yield from self._relay_troubles()
         except Exception as error:  # noqa: BLE001 - what could not be said here is in our own log
-            self._runtime.troubles.report("relay", f"warnings could not be said through Kong: {cause_of(error)}")
+            LOGGER.error("warnings could not be logged through Kong: %s", cause_of(error), extra=trouble("relay"))
 
     def log_at_once(self) -> AtOnce | None:
         """Tell what `log` asks, where all of that is known beforehand."""
@@ -201,11 +201,11 @@ class Plugin:
             self._queue.put(event)
 
     def _piecewise_record(self) -> Steps[Record]:
-        self._runtime.troubles.report(
-            "record",
-            f"plugin {self._entity.name}: Kong could not serialise the log record of a request (a number in it "
-            "that JSON does not know?); it is metered with what else Kong tells",
-            logging.WARNING,
+        LOGGER.warning(
+            "plugin %s: Kong could not serialise the log record of a request (perhaps a number in it that JSON cannot "
+            "express); the request is metered from what else Kong knows of it",
+            self._entity.name,
+            extra=trouble("record"),
         )
         return (yield from piecewise_record())
 
@@ -233,9 +233,13 @@ class Plugin:
 
     def _report(self, phase: str, error: Exception) -> None:
         loss = "a request was not metered" if phase == "log" else "a request's headers were not read"
-        self._runtime.troubles.report(
-            f"{phase}:{type(error).__name__}",
-            f"plugin {self._entity.name}: {loss}, its {phase} phase failed: {cause_of(error)}",
+        LOGGER.error(
+            "plugin %s: %s, its %s phase failed: %s",
+            self._entity.name,
+            loss,
+            phase,
+            cause_of(error),
+            extra=trouble(f"{phase}:{type(error).__name__}"),
         )
 
 

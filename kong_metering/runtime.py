@@ -13,9 +13,9 @@ from kong_metering.delivery.connections import Connections
 from kong_metering.delivery.couriers import Couriers
 from kong_metering.delivery.ingest import IngestClient
 from kong_metering.delivery.registry import Delivery
-from kong_metering.upkeep.spooler import Spooler
-from kong_metering.log import Relay, TroubleLog
+from kong_metering.log import LOGGER, Relay, Repeats
 from kong_metering.stats import Stats
+from kong_metering.upkeep.spooler import Spooler
 
 if TYPE_CHECKING:
     from kong_metering.spool.options import SpoolOptions
@@ -25,11 +25,10 @@ _EXIT_FLUSH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Runtime:
-    """Clock, account, logs of troubles and delivery of one process."""
+    """Clock, account, delivery and what access phases captured, of one process."""
 
     clock: Clock
     stats: Stats
-    troubles: TroubleLog
     delivery: Delivery
     relay: Relay
     captured: CapturedHeaders
@@ -47,7 +46,7 @@ def make_runtime(
     """
     clock = clock or SystemClock()
     relay = Relay() if relay is None else relay
-    stats, troubles = Stats(), TroubleLog(clock)
+    stats = Stats()
     connections = Connections(clock, functools.partial(IngestClient, clock=clock))
     spooler = None
     if spool is not None:
@@ -61,12 +60,15 @@ def make_runtime(
         ca_bundle=ca_bundle,
         spooler=spooler,
     )
-    return Runtime(clock, stats, troubles, delivery, relay, CapturedHeaders(clock, troubles))
+    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock))
 
 
 @functools.cache
 def default_runtime() -> Runtime:
     """Give the runtime for a foreign host, such as kong-pdk's own server, which knows nothing of one."""
     runtime = make_runtime()
+    repeats = Repeats(runtime.clock)
+    LOGGER.addFilter(repeats)
+    atexit.register(repeats.flush)
     atexit.register(runtime.delivery.close, _EXIT_FLUSH_SECONDS)
     return runtime

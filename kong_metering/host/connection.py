@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Protocol, cast
 from kong_metering.host import handover
 from kong_metering.host.conversation import FIRST_BYTES
 from kong_metering.host.errors import ConnectionEnd, ProtocolError
-from kong_metering.log import cause_of, printable
+from kong_metering.log import LOGGER, cause_of, printable, trouble
 
 if TYPE_CHECKING:
     from kong_metering.host.conversation import Conversation, Conversations
-    from kong_metering.log import TroubleLog
 
 _MAX_UNREAD_BYTES = 1024 * 1024
 
@@ -26,7 +25,6 @@ _MAX_UNREAD_BYTES = 1024 * 1024
 class ConnectionServer(Protocol):
     """What a connection needs of the server that it belongs to."""
 
-    troubles: TroubleLog
     conversations: Conversations
     connections: set[Connection]
 
@@ -76,13 +74,17 @@ class Connection(asyncio.Protocol):
         except ConnectionEnd:
             self.close()
         except ProtocolError as error:
-            self._server.troubles.report(
-                "protocol", f"a connection was closed, it did not speak the protocol: {printable(str(error))}"
+            LOGGER.error(
+                "a connection was closed, it did not speak the protocol: %s",
+                printable(str(error)),
+                extra=trouble("protocol"),
             )
             self.abort()
         except Exception as error:  # noqa: BLE001 - the next bytes would be taken for others than they are
-            self._server.troubles.report(
-                f"connection:{type(error).__name__}", f"a connection was closed, it caused an error: {cause_of(error)}"
+            LOGGER.error(
+                "a connection was closed, it caused an error: %s",
+                cause_of(error),
+                extra=trouble(f"connection:{type(error).__name__}"),
             )
             self.abort()
         else:
@@ -126,7 +128,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """End the connection: whoever sends so many requests and reads no answers is not Kong."""
-        self._server.troubles.report("unread", "a connection was closed, it did not read its answers")
+        LOGGER.error("a connection was closed, it did not read its answers", extra=trouble("unread"))
         self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's signature

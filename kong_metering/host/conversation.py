@@ -10,7 +10,6 @@ from kong_metering.host.pb_rpc import KnownPhases, PBConversation
 
 if TYPE_CHECKING:
     from kong_metering.host.dispatch import Dispatcher
-    from kong_metering.log import TroubleLog
 
 FIRST_BYTES = 4
 
@@ -39,9 +38,9 @@ class Conversation(Protocol):
 class Conversations:
     """What all connections share, whichever protocol they speak."""
 
-    def __init__(self, dispatcher: Dispatcher, troubles: TroubleLog) -> None:
-        self.answers = Answers(dispatcher, troubles)
-        self._known = KnownPhases(dispatcher.instances, troubles)
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.answers = Answers(dispatcher)
+        self._known = KnownPhases(dispatcher.instances)
 
     def begin(self, first: bytes, own: Mapping[str, Callable[[], None]]) -> Conversation:
         """Begin a conversation by its first four bytes; `own` are methods that the connection itself does."""

@@ -21,11 +21,10 @@ from kong_pdk.exception import PDKException
 from kong_metering.host.errors import RPCError
 from kong_metering.host.instances import Instance, Instances, PluginDefinition
 from kong_metering.host.pdk import TERMINAL_METHODS
-from kong_metering.log import cause_of, printable
+from kong_metering.log import LOGGER, cause_of, printable, trouble
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
-    from kong_metering.log import TroubleLog
     from kong_metering.steps import Steps
 
 # Kong's Lua numbers are doubles, exact up to 2^53.
@@ -66,14 +65,11 @@ class Limits:
 class Dispatcher:
     """Answers RPCs."""
 
-    def __init__(
-        self, plugin: PluginDefinition, *, clock: Clock, troubles: TroubleLog, limits: Limits | None = None
-    ) -> None:
+    def __init__(self, plugin: PluginDefinition, *, clock: Clock, limits: Limits | None = None) -> None:
         limits = limits or Limits()
-        self.instances = Instances(plugin, clock, troubles, limits.instance_ttl)
+        self.instances = Instances(plugin, clock, limits.instance_ttl)
         self._plugin = plugin
         self._now = clock.monotonic
-        self._troubles = troubles
         self._event_ttl = limits.event_ttl
         self._ids = _ids()
         self._events: dict[int, _Event] = {}
@@ -105,9 +101,11 @@ class Dispatcher:
         expired = [key for key, event in self._events.items() if now - event.touched_at >= self._event_ttl]
         for event_id in expired:
             event = self._events.pop(event_id)
-            self._troubles.report(
-                f"abandoned:{event.phase}",
-                f"an event was forgotten: Kong did not go on with its {event.phase} phase for {self._event_ttl:.0f} s",
+            LOGGER.error(
+                "a pending %s phase was forgotten: Kong did not go on with it for %.0f s",
+                event.phase,
+                self._event_ttl,
+                extra=trouble(f"abandoned:{event.phase}"),
             )
             self._abandon(event)
         self.instances.close_unused()
@@ -185,9 +183,11 @@ class Dispatcher:
         except StopIteration:
             return self._finished(event_id, event)
         except BaseException as raised:  # noqa: BLE001 - sys.exit() in a plugin must not end the host
-            self._troubles.report(
-                f"phase:{event.phase}:{type(raised).__name__}",
-                f"the {event.phase} phase failed, the request goes on: {cause_of(raised)}",
+            LOGGER.error(
+                "the %s phase failed, the request goes on: %s",
+                event.phase,
+                cause_of(raised),
+                extra=trouble(f"phase:{event.phase}:{type(raised).__name__}"),
             )
             return self._finished(event_id, event)
         event.method = method
@@ -206,14 +206,16 @@ class Dispatcher:
         event = next((self._events.pop(event_id) for event_id in ids if event_id in self._events), None)
         if event is not None:
             self._abandon(event)
-        self._troubles.report("unsayable", f"a PDK call has arguments that cannot be sent to Kong: {cause_of(error)}")
+        LOGGER.error(
+            "a PDK call has arguments that cannot be sent to Kong: %s", cause_of(error), extra=trouble("unsayable")
+        )
         return _RETURN
 
     def _abandon(self, event: _Event) -> None:
         try:
             event.steps.close()
         except BaseException as error:  # noqa: BLE001 - whatever a phase does when it is ended
-            self._troubles.report("abandon", f"a phase failed while it was ended: {cause_of(error)}")
+            LOGGER.error("a phase failed while it was ended: %s", cause_of(error), extra=trouble("abandon"))
         self.instances.leave(event.instance)
 
     # -- information --------------------------------------------------------------------------------------------------

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from kong_metering.host.errors import RPCError
 from kong_metering.host.pdk import Greenlets
-from kong_metering.log import LOGGER, cause_of, printable
+from kong_metering.log import LOGGER, cause_of, printable, trouble
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
-    from kong_metering.log import TroubleLog
     from kong_metering.steps import AtOnce, Steps
 
 _LARGEST_ID = 2**31 - 1
@@ -82,7 +81,6 @@ class Instances:
 
     plugin: PluginDefinition
     clock: Clock
-    troubles: TroubleLog
     ttl: float
     times: Times = field(init=False)
 
@@ -133,7 +131,7 @@ class Instances:
             if now - instance.used_at >= self.ttl and not getattr(instance.plugin, "busy", False)
         ]
         for instance_id in unused:
-            LOGGER.info("instance %d was not used for a long time and is closed", instance_id)
+            LOGGER.info("instance %d has not been used for a long time and is closed", instance_id)
             self._close(instance_id)
 
     def close_all(self) -> None:
@@ -163,7 +161,7 @@ class Instances:
         try:
             getattr(instance.plugin, "close", lambda: None)()
         except Exception as error:  # noqa: BLE001 - whatever a plugin does when it is closed
-            self.troubles.report("close", f"an instance failed while it was closed: {cause_of(error)}")
+            LOGGER.error("an instance failed while it was closed: %s", cause_of(error), extra=trouble("close"))
 
     def _phase_of(self, plugin: object, name: str) -> Phase:
         steps = getattr(plugin, f"{name}_steps", None) or partial(self._greenlets.steps, getattr(plugin, name))

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from kong_metering.host.errors import RPCError
 from kong_metering.host.mp_codec import AnswerWriter, FrameReader
-from kong_metering.log import cause_of
+from kong_metering.log import LOGGER, cause_of, trouble
 
 if TYPE_CHECKING:
     from kong_metering.host.dispatch import Dispatcher
-    from kong_metering.log import TroubleLog
 
 _GO_ON = b"plugin.Step"
 _METHOD_WITHIN = 64
@@ -24,9 +23,8 @@ _METHOD_WITHIN = 64
 class Answers:
     """Answers RPCs in bytes; the connections share it."""
 
-    def __init__(self, dispatcher: Dispatcher, troubles: TroubleLog) -> None:
+    def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._troubles = troubles
         self._writer = AnswerWriter()
 
     def answer(self, request_id: int, method: str, argument: object) -> bytes:
@@ -36,7 +34,7 @@ class Answers:
         except RPCError as error:
             return self._writer.error(request_id, str(error))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - Kong gets an answer within the call
-            self._troubles.report(f"rpc:{type(error).__name__}", f"an RPC failed: {cause_of(error)}")
+            LOGGER.error("an RPC failed: %s", cause_of(error), extra=trouble(f"rpc:{type(error).__name__}"))
             return self._writer.error(request_id, f"{type(error).__name__} in the plugin server, see its log")
         try:
             return self._writer.result(request_id, result)

@@ -25,11 +25,10 @@ from kong_metering.host import pb_messages
 from kong_metering.host.errors import ConnectionEnd, ProtocolError, RPCError
 from kong_metering.host.pb_codec import LENGTH, MAX_FRAME_BYTES, frame, read_varint, varint
 from kong_metering.host.pdk import TERMINAL_METHODS
-from kong_metering.log import cause_of, printable
+from kong_metering.log import LOGGER, cause_of, printable, trouble
 
 if TYPE_CHECKING:
     from kong_metering.host.instances import Instance, Instances, Phase
-    from kong_metering.log import TroubleLog
     from kong_metering.steps import AtOnce, PDKCall, Steps
 
 _HEADER = LENGTH.size
@@ -81,7 +80,6 @@ class KnownPhases:
     """What the connections share: the instances, and their phases by the bytes that name them in a call."""
 
     instances: Instances
-    troubles: TroubleLog
     by_bytes: dict[bytes, _Known] = field(default_factory=dict)
 
     def forget_closed(self) -> None:
@@ -192,9 +190,11 @@ class PBConversation:
             return known.asks()
         except BaseException as error:  # noqa: BLE001 - whatever a plugin does
             name = known.phase.name
-            self._shared.troubles.report(
-                f"at once:{name}:{type(error).__name__}",
-                f"the {name} phase is run in steps, what it asks at once cannot be sent to Kong: {cause_of(error)}",
+            LOGGER.error(
+                "the %s phase is run in steps, what it asks at once cannot be sent to Kong: %s",
+                name,
+                cause_of(error),
+                extra=trouble(f"at once:{name}:{type(error).__name__}"),
             )
             return None
 
@@ -220,9 +220,11 @@ class PBConversation:
         self._shared.instances.leave(known.instance)
 
     def _report(self, phase: Phase, error: BaseException) -> None:
-        self._shared.troubles.report(
-            f"phase:{phase.name}:{type(error).__name__}",
-            f"the {phase.name} phase failed, the request goes on: {cause_of(error)}",
+        LOGGER.error(
+            "the %s phase failed, the request goes on: %s",
+            phase.name,
+            cause_of(error),
+            extra=trouble(f"phase:{phase.name}:{type(error).__name__}"),
         )
 
     # -- events in steps ----------------------------------------------------------------------------------------------
@@ -277,7 +279,7 @@ class PBConversation:
         phase = instance.phases.get(name)
         if phase is None:
             # Kong has read another version's dump. If the connection ended, it would send the event for ever.
-            self._shared.troubles.report("no phase", f"{self._plugin} has no phase {printable(name)}")
+            LOGGER.error("%s has no phase %s", self._plugin, printable(name), extra=trouble("no phase"))
             return _END + frame(sequence)
         known = _Known(instance, phase)
         if pb_messages.CALL.decode(rest) == {"handle_event": event}:
@@ -316,11 +318,11 @@ class PBConversation:
         try:
             instance_id = instances.start(name, wanted.get("config", ""))
         except RPCError as error:
-            self._shared.troubles.report("start", str(error))
+            LOGGER.error("%s", error, extra=trouble("start"))
             raise ConnectionEnd from None
         except (Exception, SystemExit) as error:  # noqa: BLE001 - Kong must not wait for an answer that does not come
-            self._shared.troubles.report(
-                f"rpc:{type(error).__name__}", f"an instance cannot be started: {cause_of(error)}"
+            LOGGER.error(
+                "an instance cannot be started: %s", cause_of(error), extra=trouble(f"rpc:{type(error).__name__}")
             )
             raise ConnectionEnd from None
         return _status(name, instance_id, instances.times.last_start)

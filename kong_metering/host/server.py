@@ -31,14 +31,13 @@ from kong_metering.host.connection import Connection
 from kong_metering.host.conversation import Conversations
 from kong_metering.host.front import Front
 from kong_metering.host.lifetime import Lifetime, ignore_signals
-from kong_metering.log import LOGGER, cause_of, printable
+from kong_metering.log import LOGGER, cause_of, printable, trouble
 
 if TYPE_CHECKING:
     from kong_metering.host.board import Slot
     from kong_metering.host.channels import Channel
     from kong_metering.host.dispatch import Dispatcher
     from kong_metering.host.station import Station
-    from kong_metering.log import TroubleLog
 
 _HOUSEKEEPING_SECONDS = 1.0
 _DRAIN_SECONDS = 0.01
@@ -72,11 +71,10 @@ class Hooks:
 class _Server:
     """What the connections share."""
 
-    def __init__(self, dispatcher: Dispatcher, troubles: TroubleLog) -> None:
-        self.troubles = troubles
+    def __init__(self, dispatcher: Dispatcher) -> None:
         self.connections: set[Connection] = set()
         self._dispatcher = dispatcher
-        self.conversations = Conversations(dispatcher, troubles)
+        self.conversations = Conversations(dispatcher)
         self._front: Front | None = None
         self._parting: Callable[[], bytes] = bytes
         self._successor: socket.socket | None = None
@@ -218,7 +216,11 @@ class _Server:
         try:
             return self._parting()
         except Exception as error:  # noqa: BLE001 - the connections are worth more
-            self.troubles.report(f"parting:{type(error).__name__}", f"parting failed: {cause_of(error)}")
+            LOGGER.error(
+                "what is known of the requests under way could not be handed over: %s",
+                cause_of(error),
+                extra=trouble(f"parting:{type(error).__name__}"),
+            )
             return b""
 
     def _part(self, front: Front, given: Iterable[Connection]) -> None:
@@ -239,12 +241,12 @@ class _Server:
             front.leave(State.ENDING)
 
 
-def serve(dispatcher: Dispatcher, station: Station, troubles: TroubleLog, hooks: Hooks) -> None:
+def serve(dispatcher: Dispatcher, station: Station, hooks: Hooks) -> None:
     """Serve Kong until the process is told to end; further signals are ignored from then on."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     loop = uvloop.new_event_loop()
     try:
-        loop.run_until_complete(_serve(_Server(dispatcher, troubles), station, hooks))
+        loop.run_until_complete(_serve(_Server(dispatcher), station, hooks))
     finally:
         ignore_signals()
         loop.close()
@@ -252,10 +254,10 @@ def serve(dispatcher: Dispatcher, station: Station, troubles: TroubleLog, hooks:
 
 async def _serve(shared: _Server, station: Station, hooks: Hooks) -> None:
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: _report_loop_trouble(shared.troubles, context))
+    loop.set_exception_handler(lambda _, context: _report_loop_trouble(context))
     lifetime = Lifetime(station.supervisor, lambda: shared.has_parted, lambda: shared.is_awaited)
     for kept in station.inheritance.kept:
-        _guarded(shared.troubles, "arriving", hooks.arriving, kept)
+        _guarded("arriving", hooks.arriving, kept)
     for accepted, unread in station.inheritance.connections:
         await shared.adopt(accepted, unread)
     await shared.serve_at(station, hooks.parting)
@@ -295,19 +297,19 @@ async def _keep_house(shared: _Server, lifetime: Lifetime, hooks: Hooks) -> None
     while True:
         await asyncio.sleep(_HOUSEKEEPING_SECONDS)
         lifetime.look()
-        _guarded(shared.troubles, "housekeeping", shared.sweep)
-        _guarded(shared.troubles, "housekeeping", hooks.housekeeping)
+        _guarded("housekeeping", shared.sweep)
+        _guarded("housekeeping", hooks.housekeeping)
 
 
-def _guarded(troubles: TroubleLog, name: str, function: Callable[..., None], *arguments: object) -> None:
+def _guarded(name: str, function: Callable[..., None], *arguments: object) -> None:
     """Call something that must not end what goes on around it."""
     try:
         function(*arguments)
     except Exception as error:  # noqa: BLE001 - it is told of
-        troubles.report(f"{name}:{type(error).__name__}", f"{name} failed: {cause_of(error)}")
+        LOGGER.error("%s failed: %s", name, cause_of(error), extra=trouble(f"{name}:{type(error).__name__}"))
 
 
-def _report_loop_trouble(troubles: TroubleLog, context: dict[str, Any]) -> None:
+def _report_loop_trouble(context: dict[str, Any]) -> None:
     error = context.get("exception")
     cause = cause_of(error) if isinstance(error, BaseException) else printable(str(context.get("message")))
-    troubles.report(f"loop:{type(error).__name__}", f"the event loop caught an error: {cause}")
+    LOGGER.error("the event loop caught an error: %s", cause, extra=trouble(f"loop:{type(error).__name__}"))

@@ -17,7 +17,6 @@ import contextlib
 import ctypes
 import functools
 import gc
-import logging
 import os
 import select
 import signal
@@ -27,7 +26,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from kong_metering.clock import SystemClock
 from kong_metering.errors import StartupError
 from kong_metering.host import restart
 from kong_metering.host.board import Board, State
@@ -37,7 +35,7 @@ from kong_metering.host.lifetime import ORPHANED, SIGNALS
 from kong_metering.host.names import SERVER_NAME, SUPERVISOR_NAME, name_process
 from kong_metering.host.station import Station
 from kong_metering.host.workers import Workers
-from kong_metering.log import LOGGER, Relay, TroubleLog, cause_of
+from kong_metering.log import LOGGER, ProcessLog, cause_of, flush, trouble
 
 if TYPE_CHECKING:
     from kong_metering.host.opening import Opening
@@ -95,14 +93,13 @@ class Supervisor:
     """Keeps servers running; `serve` is called in each server's process, and serves until that is to end."""
 
     def __init__(
-        self, opening: Opening, options: SupervisorOptions, relay: Relay, serve: Callable[[Station], None]
+        self, opening: Opening, options: SupervisorOptions, log: ProcessLog, serve: Callable[[Station], None]
     ) -> None:
         self._opening = opening
         self._options = options
-        self._relay = relay
+        self._log = log
         self._serve = serve
         self._pid = os.getpid()
-        self._troubles = TroubleLog(SystemClock())
         self._posts = [_Post() for _ in range(options.servers)]
         self._board = Board(options.servers)
         self._workers = Workers(options.servers)
@@ -138,7 +135,7 @@ class Supervisor:
                 self._ask_successor()
                 self._start_due()
                 self._look()
-        self._troubles.flush()
+        self._log.repeats.flush()
 
     # -- its loop -----------------------------------------------------------------------------------------------------
 
@@ -210,7 +207,7 @@ class Supervisor:
         try:
             pid = os.fork()
         except OSError as error:
-            self._troubles.report("fork", f"no server can be started: {cause_of(error)}")
+            LOGGER.error("no server can be started: %s", cause_of(error), extra=trouble("fork"))
             post.due_at = time.monotonic() + _LONGEST_PAUSE_SECONDS
             return
         finally:
@@ -219,13 +216,14 @@ class Supervisor:
         if pid == 0:
             self._be_server(index, shares)
         # What was to be said through Kong, the new server says.
-        while self._relay.take() is not None:
+        while self._log.relay.take() is not None:
             pass
         post.server = _Server(pid, index, time.monotonic())
 
     def _be_server(self, index: int, shares: Sequence[Inheritance]) -> NoReturn:
         status = 1
         try:
+            self._log.repeats.forget()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -247,6 +245,7 @@ class Supervisor:
         except BaseException as error:  # noqa: BLE001 - what a process dies of
             LOGGER.critical("the server failed: %s", cause_of(error))
         finally:
+            flush()
             os._exit(status)
 
     def _station(self, index: int, inheritance: Inheritance) -> Station:
@@ -298,9 +297,9 @@ class Supervisor:
         message = f"server {server.pid} {how} after {lived:.1f} s"
         if pause:
             message += f", as did {post.young_deaths - 1} before it in a row; the next one starts in {pause:g} s"
-            self._troubles.report("died at once", message)
+            LOGGER.error("%s", message, extra=trouble("died at once"))
         else:
-            self._troubles.report("died", f"{message}; the next one takes its place", logging.WARNING)
+            LOGGER.warning("%s; the next one takes its place", message, extra=trouble("died"))
 
     # -- what others say ----------------------------------------------------------------------------------------------
 
@@ -378,6 +377,7 @@ class Supervisor:
         LOGGER.info("starting anew")
         ends = [end.fileno() for channel in self._sockets.servers for end in (channel.inlet, channel.outlet)]
         servers = [0 if post.server is None else post.server.pid for post in self._posts]
+        flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_BACK)
         try:
             restart.Restart(self._pid, self._sockets.listener.fileno(), ends, servers, list(self._leaving)).start()
@@ -414,7 +414,7 @@ class Supervisor:
         if now - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = now
-        self._troubles.summarise()
+        self._log.repeats.summarise()
         if self._options.parent is not None and os.getppid() != self._options.parent:
             self._end("the process that started this one is gone")
         if self._may_start:
@@ -430,8 +430,9 @@ class Supervisor:
             return
         server.still_looks += 1
         if server.still_looks >= _STILL_LOOKS:
-            message = f"server {server.pid} does not go on while connections wait, and is killed"
-            self._troubles.report("still", message)
+            LOGGER.error(
+                "server %d does not go on while connections wait, and is killed", server.pid, extra=trouble("still")
+            )
             _tell(server, signal.SIGKILL)
 
     def _is_waited_for(self, server: _Server) -> bool:

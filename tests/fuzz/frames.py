@@ -75,7 +75,7 @@ def _dispatcher(runtime: Runtime) -> Dispatcher:
     definition = PluginDefinition(
         PLUGIN_NAME, PHASES, lambda config: Plugin(config, runtime), plugin_information(), dict
     )
-    return Dispatcher(definition, clock=runtime.clock, troubles=runtime.troubles)
+    return Dispatcher(definition, clock=runtime.clock)
 
 
 class _Kong:
@@ -84,7 +84,7 @@ class _Kong:
     def __init__(self, runtime: Runtime) -> None:
         self.dispatcher = _dispatcher(runtime)
         self.errors: list[str] = []
-        self._answers = Answers(self.dispatcher, runtime.troubles)
+        self._answers = Answers(self.dispatcher)
         self._reader = FrameReader()
         self._instance: object = 1
         self._event: object = 2
@@ -141,7 +141,7 @@ class _PBKong:
 
     def __init__(self, runtime: Runtime) -> None:
         self.dispatcher = _dispatcher(runtime)
-        self._conversations = Conversations(self.dispatcher, runtime.troubles)
+        self._conversations = Conversations(self.dispatcher)
         self._conversation: Conversation | None = None
         self._held = b""
         self._instance = 1

@@ -17,12 +17,13 @@ from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.opening import Place, open_at
 from kong_metering.host.server import Hooks, serve
 from kong_metering.host.supervisor import Supervisor, SupervisorOptions
-from kong_metering.log import LOGGER, Relay, TroubleLog, configure
+from kong_metering.log import LOGGER, ProcessLog, Relay, Repeats, configure
 
 if TYPE_CHECKING:
     from kong_metering.host.station import Station
 
 NAME = "odd"
+REPEATS = Repeats(SystemClock())
 
 
 def crash(_: Station) -> None:
@@ -32,24 +33,22 @@ def crash(_: Station) -> None:
 
 def keep(station: Station) -> None:
     """Serve, and keep something for the next server."""
-    clock = SystemClock()
-    troubles = TroubleLog(clock)
     definition = PluginDefinition(NAME, (), lambda _: object(), {})
     hooks = Hooks(
-        housekeeping=troubles.summarise,
+        housekeeping=REPEATS.summarise,
         ending=lambda: None,
         parting=f"kept by {os.getpid()}".encode,
         arriving=lambda kept: LOGGER.info("arrived: %s", kept.decode()),
     )
-    serve(Dispatcher(definition, clock=clock, troubles=troubles), station, troubles, hooks)
+    serve(Dispatcher(definition, clock=SystemClock()), station, hooks)
 
 
 def main(prefix: Path, way: str) -> None:
     """Have it served until SIGTERM."""
-    relay = Relay()
-    configure(logging.INFO, relay)
+    log = ProcessLog(Relay(), REPEATS)
+    configure(logging.INFO, log)
     options = SupervisorOptions(stop_timeout=1)
-    Supervisor(open_at(Place(prefix / f"{NAME}.sock")), options, relay, {"crash": crash, "keep": keep}[way]).run()
+    Supervisor(open_at(Place(prefix / f"{NAME}.sock")), options, log, {"crash": crash, "keep": keep}[way]).run()
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.opening import Place, open_at
 from kong_metering.host.server import Hooks, serve
 from kong_metering.host.supervisor import Supervisor, SupervisorOptions
-from kong_metering.log import Relay, TroubleLog, configure
+from kong_metering.log import ProcessLog, Relay, Repeats, configure
 
 if TYPE_CHECKING:
     from kong_metering.host.station import Station
 
 NAME = "raising"
+REPEATS = Repeats(SystemClock())
 
 
 class Raising:
@@ -34,20 +35,18 @@ class Raising:
 
 def serve_raising(station: Station) -> None:
     """Serve until SIGTERM."""
-    clock = SystemClock()
-    troubles = TroubleLog(clock)
     definition = PluginDefinition(NAME, ("access", "log"), lambda _: Raising(), {})
-    dispatcher = Dispatcher(definition, clock=clock, troubles=troubles)
-    serve(dispatcher, station, troubles, Hooks(troubles.summarise, ending=lambda: None))
-    troubles.flush()
+    dispatcher = Dispatcher(definition, clock=SystemClock())
+    serve(dispatcher, station, Hooks(REPEATS.summarise, ending=lambda: None))
+    REPEATS.flush()
 
 
 def main(prefix: Path) -> None:
     """Have it served until SIGTERM."""
-    relay = Relay()
-    configure(logging.INFO, relay)
+    log = ProcessLog(Relay(), REPEATS)
+    configure(logging.INFO, log)
     options = SupervisorOptions(stop_timeout=1)
-    Supervisor(open_at(Place(prefix / f"{NAME}.sock")), options, relay, serve_raising).run()
+    Supervisor(open_at(Place(prefix / f"{NAME}.sock")), options, log, serve_raising).run()
 
 
 if __name__ == "__main__":

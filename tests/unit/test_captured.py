@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kong_metering.captured import GENERATION_SECONDS, CapturedHeaders
-from kong_metering.log import TroubleLog
 from kong_metering.request import NO_HEADERS
 from tests.support.clock import FakeClock
 
@@ -19,11 +18,11 @@ ACME = {"x-tenant-id": "acme"}
 
 @pytest.fixture
 def captured(clock: FakeClock) -> CapturedHeaders:
-    return CapturedHeaders(clock, TroubleLog(clock))
+    return CapturedHeaders(clock)
 
 
 def small(clock: FakeClock, max_bytes: int) -> CapturedHeaders:
-    return CapturedHeaders(clock, TroubleLog(clock), max_bytes)
+    return CapturedHeaders(clock, max_bytes)
 
 
 def test_headers_are_taken_once(captured: CapturedHeaders) -> None:
@@ -109,7 +108,7 @@ headers = st.just(NO_HEADERS) | st.dictionaries(st.text(max_size=5), st.text(max
 @given(st.dictionaries(st.text(min_size=1, max_size=5), headers, max_size=5))
 def test_the_next_process_goes_on_with_what_the_one_before_had(kept: dict[str, dict[str, str] | str]) -> None:
     clock = FakeClock()
-    before, after = (CapturedHeaders(clock, TroubleLog(clock)) for _ in range(2))
+    before, after = (CapturedHeaders(clock) for _ in range(2))
     for request_id, values in kept.items():
         before.keep(request_id, values)
     after.unpack(before.pack())
@@ -117,7 +116,7 @@ def test_the_next_process_goes_on_with_what_the_one_before_had(kept: dict[str, d
 
 
 def test_bytes_that_are_not_utf8_are_handed_over_too(clock: FakeClock) -> None:
-    before, after = (CapturedHeaders(clock, TroubleLog(clock)) for _ in range(2))
+    before, after = (CapturedHeaders(clock) for _ in range(2))
     before.keep("a", {"x-tenant-id": "caf\udce9"})
     after.unpack(before.pack())
     assert after.take("a") == {"x-tenant-id": "caf\udce9"}

@@ -7,14 +7,24 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kong_metering.log import LOGGER, LineHandler, Relay, TroubleLog, cause_of, configure, printable
+from kong_metering.log import (
+    LOGGER,
+    LineHandler,
+    ProcessLog,
+    Relay,
+    Repeats,
+    cause_of,
+    configure,
+    flush,
+    printable,
+    trouble,
+)
 
 if TYPE_CHECKING:
     from tests.support.clock import FakeClock
@@ -206,14 +216,6 @@ def test_a_message_that_cannot_be_put_together_does_not_raise(pipe: Pipe, messag
     assert relay.take() == (logging.WARNING, message)
 
 
-def test_only_a_pipe_is_made_non_blocking(pipe: Pipe, tmp_path: Path) -> None:
-    assert not os.get_blocking(pipe.writer)
-    with (tmp_path / "log").open("wb") as file:
-        LineHandler(file.fileno()).emit(log_record("x"))
-        assert os.get_blocking(file.fileno())
-    assert (tmp_path / "log").read_bytes() == b"warning: x\n"
-
-
 # -- what Kong is to say -------------------------------------------------------------------------------------------
 
 
@@ -232,17 +234,21 @@ def test_an_empty_relay_is_a_relay() -> None:
 
 @pytest.fixture
 def logger() -> Iterator[logging.Logger]:
-    before = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
+    before = LOGGER.handlers[:], LOGGER.filters[:], LOGGER.level, LOGGER.propagate
     yield LOGGER
-    LOGGER.handlers[:], LOGGER.level, LOGGER.propagate = before
+    LOGGER.handlers[:], LOGGER.filters[:], LOGGER.level, LOGGER.propagate = before
 
 
-def test_the_log_goes_to_stderr_and_to_the_relay(logger: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_log_goes_to_stderr_and_to_the_relay_each_trouble_once(
+    logger: logging.Logger, clock: FakeClock, capfd: pytest.CaptureFixture[str]
+) -> None:
     relay = Relay()
-    configure(logging.INFO, relay)
+    configure(logging.INFO, ProcessLog(relay, Repeats(clock)))
     logger.debug("a detail")
     logger.info("started")
-    logger.warning("slow")
+    for _ in range(2):
+        logger.warning("slow", extra=trouble("slow"))
+    flush()
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == "info: started\nwarning: slow\n"
@@ -250,11 +256,12 @@ def test_the_log_goes_to_stderr_and_to_the_relay(logger: logging.Logger, capfd: 
 
 
 def test_configuring_again_does_not_say_everything_twice(
-    logger: logging.Logger, capfd: pytest.CaptureFixture[str]
+    logger: logging.Logger, clock: FakeClock, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    configure(logging.INFO, Relay())
-    configure(logging.DEBUG, Relay())
+    for level in (logging.INFO, logging.DEBUG):
+        configure(level, ProcessLog(Relay(), Repeats(clock)))
     logger.debug("once")
+    flush()
     assert capfd.readouterr().err == "debug: once\n"
 
 
@@ -274,116 +281,159 @@ class Said(logging.Handler):
         self.levels.append(record.levelno)
 
 
-@pytest.fixture
-def said() -> Said:
-    return Said()
+class Troubled:
+    """A logger of the test's own that counts repeats."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.logger = logging.Logger("troubled")  # noqa: LOG001 - one of its own, not the process's
+        self.repeats = Repeats(clock, logger=self.logger)
+        self.said, self.relay = Said(), Relay()
+        self.logger.addFilter(self.repeats)
+        self.logger.addHandler(self.said)
+        self.logger.addHandler(self.relay)
+
+    def report(self, key: str, message: str, level: int = logging.ERROR) -> None:
+        self.logger.log(level, "%s", message, extra=trouble(key))
+
+    @property
+    def messages(self) -> list[str]:
+        return self.said.messages
 
 
 @pytest.fixture
-def troubles(clock: FakeClock, said: Said) -> TroubleLog:
-    logger = logging.Logger("troubles")  # noqa: LOG001 - one of its own, not the process's
-    logger.addHandler(said)
-    return TroubleLog(clock, logger=logger)
+def log(clock: FakeClock) -> Troubled:
+    return Troubled(clock)
 
 
-def test_a_trouble_is_said_once_and_its_repeats_are_counted(troubles: TroubleLog, said: Said, clock: FakeClock) -> None:
+def test_a_trouble_is_said_once_and_its_repeats_are_counted(log: Troubled, clock: FakeClock) -> None:
     for number in range(4):
-        troubles.report("gone", f"the endpoint is gone, try {number}")
-    assert said.messages == ["the endpoint is gone, try 0"]
+        log.report("gone", f"the endpoint is gone, try {number}")
+    assert log.messages == ["the endpoint is gone, try 0"]
     clock.advance(60)
-    troubles.report("gone", "the endpoint is gone, still")
-    assert said.messages[1:] == ["the endpoint is gone, still (and 3 more like this in the last minute)"]
+    log.report("gone", "the endpoint is gone, still")
+    assert log.messages[1:] == ["the endpoint is gone, still (and 3 more like this in the last minute)"]
 
 
-def test_troubles_are_told_apart_by_their_key(troubles: TroubleLog, said: Said) -> None:
-    troubles.report("gone", "the endpoint is gone")
-    troubles.report("full", "the queue is full", logging.WARNING)
-    troubles.report("gone", "the endpoint is gone")
-    assert said.messages == ["the endpoint is gone", "the queue is full"]
-    assert said.levels == [logging.ERROR, logging.WARNING]
-
-
-def test_repeats_are_summed_up_once_a_minute(troubles: TroubleLog, said: Said, clock: FakeClock) -> None:
+def test_every_handler_gets_the_same_lines_the_relay_too(log: Troubled, clock: FakeClock) -> None:
     for _ in range(3):
-        troubles.report("gone", "the endpoint is gone")
-    clock.advance(59.9)
-    troubles.summarise()
-    assert len(said.messages) == 1
-    clock.advance(0.1)
-    troubles.summarise()
-    troubles.summarise()
-    assert said.messages[1:] == ["the endpoint is gone (and 2 more like this in the last minute)"]
-
-
-def test_a_summary_tells_the_latest_words_and_keeps_the_level(
-    troubles: TroubleLog, said: Said, clock: FakeClock
-) -> None:
-    troubles.report("gone", "first", logging.WARNING)
-    troubles.report("gone", "latest", logging.WARNING)
+        log.report("gone", "the endpoint is gone")
     clock.advance(60)
-    troubles.summarise()
-    assert said.messages[1] == "latest (and 1 more like this in the last minute)"
-    assert said.levels == [logging.WARNING, logging.WARNING]
+    log.repeats.summarise()
+    assert [message for _, message in iter(log.relay.take, None)] == log.messages
+    assert len(log.messages) == 2
 
 
-def test_a_trouble_that_goes_on_is_said_once_a_minute(troubles: TroubleLog, said: Said, clock: FakeClock) -> None:
+def test_lines_that_are_no_troubles_are_all_said(log: Troubled) -> None:
+    for _ in range(3):
+        log.logger.warning("a line of its own")
+    assert log.messages == ["a line of its own"] * 3
+
+
+def test_troubles_are_told_apart_by_their_key(log: Troubled) -> None:
+    log.report("gone", "the endpoint is gone")
+    log.report("full", "the queue is full", logging.WARNING)
+    log.report("gone", "the endpoint is gone")
+    assert log.messages == ["the endpoint is gone", "the queue is full"]
+    assert log.said.levels == [logging.ERROR, logging.WARNING]
+
+
+def test_repeats_are_summed_up_once_a_minute(log: Troubled, clock: FakeClock) -> None:
+    for _ in range(3):
+        log.report("gone", "the endpoint is gone")
+    clock.advance(59.9)
+    log.repeats.summarise()
+    assert len(log.messages) == 1
+    clock.advance(0.1)
+    log.repeats.summarise()
+    log.repeats.summarise()
+    assert log.messages[1:] == ["the endpoint is gone (and 2 more like this in the last minute)"]
+
+
+def test_a_summary_tells_the_latest_words_and_keeps_the_level(log: Troubled, clock: FakeClock) -> None:
+    log.report("gone", "first", logging.WARNING)
+    log.report("gone", "latest", logging.WARNING)
+    clock.advance(60)
+    log.repeats.summarise()
+    assert log.messages[1] == "latest (and 1 more like this in the last minute)"
+    assert log.said.levels == [logging.WARNING, logging.WARNING]
+
+
+def test_a_trouble_that_goes_on_is_said_once_a_minute(log: Troubled, clock: FakeClock) -> None:
     for _ in range(600):
-        troubles.report("gone", "the endpoint is gone")
-        troubles.summarise()
+        log.report("gone", "the endpoint is gone")
+        log.repeats.summarise()
         clock.advance(1)
-    assert len(said.messages) == 10
-    troubles.flush()
-    repeats = sum(int(message.partition("(and ")[2].partition(" ")[0] or 0) for message in said.messages)
+    assert len(log.messages) == 10
+    log.repeats.flush()
+    repeats = sum(int(message.partition("(and ")[2].partition(" ")[0] or 0) for message in log.messages)
     assert 10 + repeats == 600
 
 
-def test_a_quiet_trouble_is_forgotten_and_said_again_when_it_comes_back(
-    troubles: TroubleLog, said: Said, clock: FakeClock
-) -> None:
-    troubles.report("gone", "the endpoint is gone")
+def test_a_quiet_trouble_is_forgotten_and_said_again_when_it_comes_back(log: Troubled, clock: FakeClock) -> None:
+    log.report("gone", "the endpoint is gone")
     clock.advance(60)
-    troubles.summarise()
-    troubles.report("gone", "the endpoint is gone")
-    assert said.messages == ["the endpoint is gone"] * 2
+    log.repeats.summarise()
+    log.report("gone", "the endpoint is gone")
+    assert log.messages == ["the endpoint is gone"] * 2
 
 
-def test_at_the_end_all_that_was_only_counted_is_said(troubles: TroubleLog, said: Said) -> None:
-    troubles.report("gone", "the endpoint is gone")
-    troubles.report("full", "the queue is full")
-    troubles.report("full", "the queue is full")
-    troubles.flush()
-    troubles.flush()
-    assert said.messages[2:] == ["the queue is full (and 1 more like this in the last minute)"]
+def test_at_the_end_all_that_was_only_counted_is_said(log: Troubled) -> None:
+    log.report("gone", "the endpoint is gone")
+    log.report("full", "the queue is full")
+    log.report("full", "the queue is full")
+    log.repeats.flush()
+    log.repeats.flush()
+    assert log.messages[2:] == ["the queue is full (and 1 more like this in the last minute)"]
 
 
-def test_setting_the_systems_time_changes_nothing(troubles: TroubleLog, said: Said, clock: FakeClock) -> None:
-    troubles.report("gone", "the endpoint is gone")
+def test_setting_the_systems_time_changes_nothing(log: Troubled, clock: FakeClock) -> None:
+    log.report("gone", "the endpoint is gone")
     clock.set_wall(clock.wall() + 1e6)
-    troubles.report("gone", "the endpoint is gone")
+    log.report("gone", "the endpoint is gone")
     clock.set_wall(0)
-    troubles.summarise()
-    troubles.report("gone", "the endpoint is gone")
-    assert len(said.messages) == 1
+    log.repeats.summarise()
+    log.report("gone", "the endpoint is gone")
+    assert len(log.messages) == 1
 
 
-def test_many_different_troubles_take_no_more_memory(troubles: TroubleLog) -> None:
+def test_many_different_troubles_are_counted_together(log: Troubled) -> None:
+    """However many there are, they take no more memory than the most that are told apart, and flood no log."""
     for number in range(10_000):
-        troubles.report(f"trouble {number}", "it happened")
-    assert len(troubles._troubles) <= 1000
+        log.report(f"trouble {number}", "it happened")
+    assert len(log.messages) == 1001
+    log.repeats.flush()
+    assert log.messages[1001:] == ["it happened (and 8999 more like this in the last minute)"]
 
 
-def test_any_thread_may_report(troubles: TroubleLog, said: Said) -> None:
+def test_a_forked_process_leaves_it_to_its_parent_to_say_what_was_counted(log: Troubled) -> None:
+    for _ in range(3):
+        log.report("gone", "the endpoint is gone")
+    log.repeats.forget()
+    log.repeats.flush()
+    assert log.messages == ["the endpoint is gone"]
+
+
+def test_a_trouble_whose_text_cannot_be_put_together_does_not_raise(log: Troubled) -> None:
+    log.logger.removeHandler(log.said)
+    for _ in range(2):
+        log.logger.error("%d events", "many", extra=trouble("odd"))
+    log.repeats.flush()
+    taken = [message for _, message in iter(log.relay.take, None)]
+    assert taken == ["%d events", "%d events (and 1 more like this in the last minute)"]
+
+
+def test_any_thread_may_log(log: Troubled) -> None:
     def report() -> None:
         for _ in range(500):
-            troubles.report("gone", "the endpoint is gone")
+            log.report("gone", "the endpoint is gone")
 
     threads = [threading.Thread(target=report) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    troubles.flush()
-    assert said.messages == [
+    log.repeats.flush()
+    assert log.messages == [
         "the endpoint is gone",
         "the endpoint is gone (and 3999 more like this in the last minute)",
     ]

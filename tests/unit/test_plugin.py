@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from kong_metering.log import LOGGER, Relay
+from kong_metering.log import LOGGER, Relay, Repeats
 from kong_metering.plugin import SHARED_KEY, Plugin
 from kong_metering.request import NO_HEADERS
 from kong_metering.runtime import Runtime, make_runtime
@@ -74,6 +74,7 @@ class Gateway:
         self.clock = clock
         self.delivery = FakeDelivery()
         self.relay = Relay()
+        self.repeats = Repeats(clock)
         self.lua_style = lua_style
         self.asks_at_once = asks_at_once
         self.expects_errors = False
@@ -151,7 +152,9 @@ def said() -> Iterator[list[logging.LogRecord]]:
 def gateway(request: pytest.FixtureRequest, clock: FakeClock, said: list[logging.LogRecord]) -> Iterator[Gateway]:
     gateway = Gateway(clock, lua_style=request.param == "lua", asks_at_once=request.param == "at once")
     LOGGER.addHandler(gateway.relay)
+    LOGGER.addFilter(gateway.repeats)
     yield gateway
+    LOGGER.removeFilter(gateway.repeats)
     LOGGER.removeHandler(gateway.relay)
     swallowed = [record.getMessage() for record in said if record.levelno >= logging.ERROR]
     if not gateway.expects_errors:
@@ -539,7 +542,7 @@ def test_an_access_phase_that_fails_is_reported_once(
     assert "276df434: a request's headers were not read, its access phase failed: PDKException:" in message
     assert "no such thing" in message
     gateway.clock.advance(60)
-    gateway.runtime.troubles.summarise()
+    gateway.repeats.summarise()
     assert "(and 2 more like this in the last minute)" in said[-1].getMessage()
 
 
@@ -722,7 +725,7 @@ def test_what_cannot_be_said_does_not_count_as_a_request_that_was_not_metered(
     assert gateway.subjects == ["acme"] * 3
     assert gateway.skipped == {}
     assert len(said) == 2
-    assert "warnings could not be said through Kong: PDKException:" in said[1].getMessage()
+    assert "warnings could not be logged through Kong: PDKException:" in said[1].getMessage()
 
 
 # -- its queue -----------------------------------------------------------------------------------------------------

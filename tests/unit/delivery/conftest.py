@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering.config import Queue
-from kong_metering.log import LOGGER
+from kong_metering.log import LOGGER, Repeats
 from tests.unit.delivery.fakes import (
     Decide,
     FakeEndpoint,
@@ -33,12 +33,15 @@ ProcessMaker = Callable[..., Process]
 
 
 @pytest.fixture
-def log() -> Iterator[LogLines]:
-    lines = LogLines()
+def log(request: pytest.FixtureRequest, clock: FakeClock) -> Iterator[LogLines]:
+    is_steered = "steered" in request.fixturenames
+    lines, repeats = LogLines(), Repeats(request.getfixturevalue("steered") if is_steered else clock)
     level = LOGGER.level
     LOGGER.addHandler(lines)
+    LOGGER.addFilter(repeats)
     LOGGER.setLevel(logging.DEBUG)
     yield lines
+    LOGGER.removeFilter(repeats)
     LOGGER.removeHandler(lines)
     LOGGER.setLevel(level)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kong_metering.log import LOGGER
 from tests.support.ingest import IngestServer
 from tests.support.plugin_server import PluginServerProcess, short_directory
 
@@ -21,6 +22,13 @@ def prefix() -> Iterator[Path]:
     directory = short_directory()
     yield directory
     shutil.rmtree(directory)
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was() -> Iterator[None]:
+    before = LOGGER.handlers[:], LOGGER.filters[:]
+    yield
+    LOGGER.handlers[:], LOGGER.filters[:] = before
 
 
 @pytest.fixture

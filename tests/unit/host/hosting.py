@@ -13,7 +13,7 @@ import msgpack
 from kong_metering.host.dispatch import Dispatcher, Limits
 from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.mp_rpc import Answers
-from kong_metering.log import TroubleLog
+from kong_metering.log import LOGGER, Repeats
 from tests.support.rpc import Answer, RPCFailedError
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ NAME = "hosted"
 class Lines(logging.Handler):
     """Keeps what is logged."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -34,7 +34,7 @@ class Lines(logging.Handler):
 
 
 class Host:
-    """Hosts what `create` makes; `troubles` has what was said of troubles."""
+    """Hosts what `create` makes; `troubles` has the warnings and errors since the newest host was made."""
 
     def __init__(
         self,
@@ -44,14 +44,14 @@ class Host:
         limits: Limits | None = None,
         status: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        lines = Lines()
-        logger = logging.Logger("troubles of a test")  # noqa: LOG001 - of this host only
-        logger.addHandler(lines)
+        lines = Lines(logging.WARNING)
         self.troubles = lines.lines
-        self.trouble_log = TroubleLog(clock, logger=logger)
+        self.repeats = Repeats(clock)
+        # The process's log, which a fixture puts back as it was.
+        LOGGER.handlers[:], LOGGER.filters[:] = [lines], [self.repeats]
         definition = PluginDefinition(NAME, ("access", "log"), create, {"Name": NAME, "Priority": 1}, status)
-        self.dispatcher = Dispatcher(definition, clock=clock, troubles=self.trouble_log, limits=limits)
-        self._answers = Answers(self.dispatcher, self.trouble_log)
+        self.dispatcher = Dispatcher(definition, clock=clock, limits=limits)
+        self._answers = Answers(self.dispatcher)
         self._numbers = itertools.count(1)
 
     def answer(self, method: str, argument: object = None) -> Answer:

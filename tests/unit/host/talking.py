@@ -77,7 +77,7 @@ class Talk:
     """A connection of Kong's to a host."""
 
     def __init__(self, host: Host, shared: KnownPhases | None = None) -> None:
-        self.shared = shared or KnownPhases(host.dispatcher.instances, host.trouble_log)
+        self.shared = shared or KnownPhases(host.dispatcher.instances)
         self.conversation = PBConversation(self.shared)
 
     def beside(self, host: Host) -> Talk:

@@ -33,7 +33,7 @@ NAMES = [b"\xa1x", b"\xbf" + b"x" * 31, b"\xd9\x01x", b"\xda\x00\x01x", b"\xdb\x
 
 def begun(first: bytes) -> type[Conversation]:
     host = Host(lambda _: None, FakeClock())
-    return type(Conversations(host.dispatcher, host.trouble_log).begin(first[:FIRST_BYTES], {}))
+    return type(Conversations(host.dispatcher).begin(first[:FIRST_BYTES], {}))
 
 
 def integers(number: int) -> list[bytes]:
@@ -72,7 +72,7 @@ def test_a_call_of_protobuf_is_told_also_where_its_length_looks_like_msgpack() -
 @pytest.mark.parametrize("padding", [0x94, 0x94 - 30, 0x1_0094, 0x7F_0094])
 def test_calls_of_such_lengths_are_served(padding: int) -> None:
     host = Host(lambda _: None, FakeClock())
-    conversations = Conversations(host.dispatcher, host.trouble_log)
+    conversations = Conversations(host.dispatcher)
     name = b"x" * padding
     call = message("Call", sequence=5, get_plugin_names={}).SerializeToString() + b"\xa2\x06" + _length(name) + name
     data = len(call).to_bytes(4, "little") + call

@@ -375,7 +375,7 @@ def test_a_phase_that_raises_is_answered_and_said_once(
     assert f"the log phase failed, the request goes on: {error.__name__}" in host.troubles[0]
     assert "\n" not in host.troubles[0]
     clock.advance(60)
-    host.trouble_log.summarise()
+    host.repeats.summarise()
     assert "299 more like this" in host.troubles[1]
     assert host.plugin_status["Events"] == 0
 
@@ -510,7 +510,7 @@ def test_abandoned_events_are_forgotten_those_that_go_on_are_not(clock: FakeCloc
     with pytest.raises(RPCFailedError, match="not found"):
         host.step(abandoned)
     assert host.step(goes_on) == RET
-    assert host.troubles == ["an event was forgotten: Kong did not go on with its log phase for 60 s"]
+    assert host.troubles == ["a pending log phase was forgotten: Kong did not go on with it for 60 s"]
 
 
 def test_how_long_events_are_kept_can_be_set(clock: FakeClock) -> None:
