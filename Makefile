@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 GATEWAY ?= standin
+PROJECTS := pyproject.toml sandbox/pyproject.toml
 
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 1800
@@ -39,10 +40,10 @@ check: $(VENV)/.dev
 	$(BIN)/pytest tests/e2e --protocol msgpack
 
 demo: $(VENV)/.sandbox
-	@$(BIN)/python -m kong_metering.sandbox.demo --gateway $(GATEWAY)
+	@$(BIN)/python -m kong_metering_sandbox.demo --gateway $(GATEWAY)
 
 sandbox: $(VENV)/.sandbox
-	@$(BIN)/python -m kong_metering.sandbox.demo --gateway $(GATEWAY) --keep
+	@$(BIN)/python -m kong_metering_sandbox.demo --gateway $(GATEWAY) --keep
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/gateway.py --gateway $(GATEWAY) $(BENCH)
@@ -57,7 +58,7 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 soak: $(VENV)/.dev
-	$(BIN)/python bench/soak.py --seconds $(SOAK_SECONDS)
+	$(BIN)/python -m kong_metering_soak --seconds $(SOAK_SECONDS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -69,11 +70,11 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.sandbox: $(VENV)/bin/python pyproject.toml
+$(VENV)/.sandbox: $(VENV)/bin/python $(PROJECTS)
 	@echo "installing into $(VENV)/ ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sandbox]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -e ./sandbox
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+$(VENV)/.dev: $(VENV)/bin/python $(PROJECTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -e ./sandbox
 	@touch $@ $(VENV)/.sandbox

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from soak_schedule import Kind, Planned
-from soak_world import Settings, World
 
+from kong_metering_soak.schedule import Kind, Planned
+from kong_metering_soak.world import Settings, World
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from soak_verdict import Killed
+    from kong_metering_soak.verdict import Killed
 
 
 @pytest.fixture

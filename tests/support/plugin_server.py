@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from kong_metering.sandbox.conf import read_example
+from kong_metering_sandbox.conf import read_example
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
