@@ -31,6 +31,7 @@ from rich.table import Table
 from kong_metering import PLUGIN_NAME
 from kong_metering_sandbox.collector.process import CollectorProcess
 from kong_metering_sandbox.conf import EXAMPLE
+from kong_metering_sandbox.contained import contained
 from kong_metering_sandbox.gateways import GATEWAYS, Gateway, GatewayError, StandIn
 from kong_metering_sandbox.upstream_process import UpstreamProcess
 
@@ -73,6 +74,10 @@ KINDS = (
 def main() -> int:
     """Run the demo or the sandbox; returns the exit status, 1 when the account does not add up."""
     options = _options()
+    return contained(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
     try:
         with tempfile.TemporaryDirectory(prefix="kong-metering-") as directory:

@@ -16,6 +16,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +26,7 @@ import requests
 
 from kong_metering.host.names import SERVER_NAME
 from kong_metering_sandbox.conf import read_example
+from kong_metering_sandbox.ports import port_of, reserve_port
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,10 +48,12 @@ class Gateway(ABC):
 
     `declarative` is a kong.yaml as text, with decK's `${{ env "DECK_X" }}` filled in from `environment`.
     `plugin_server_flags` are added to the start command of kong.conf.example; `settings` are further ones of kong.conf.
-    `protocol` is what the gateway speaks with the plugin server.
+    `protocol` is what the gateway speaks with the plugin server; `patience` is how many seconds each step of a start or
+    a stop may take before a `GatewayError` says that it did not happen.
     """
 
     protocol: ClassVar[str] = "protobuf"
+    patience: ClassVar[float] = 30.0
 
     def __init__(
         self,
@@ -66,12 +70,15 @@ class Gateway(ABC):
         self._declarative = directory / "kong.yaml"
         self._conf = directory / "kong.conf"
         self._write_declarative(declarative)
+        # Its own until the context ends, also while it does not run.
+        self._reserved = reserve_port(), reserve_port()
+        proxy, admin = map(port_of, self._reserved)
         lines = read_example(bin_directory=Path(sys.executable).parent, prefix=self.prefix)
         lines["pluginserver_metering_start_cmd"] += f" {plugin_server_flags}" if plugin_server_flags else ""
         lines["pluginserver_metering_query_cmd"] += f" --protocol {self.protocol}"
         lines |= {
-            "proxy_listen": f"127.0.0.1:{free_port()}",
-            "admin_listen": f"127.0.0.1:{free_port()}",
+            "proxy_listen": f"127.0.0.1:{proxy}",
+            "admin_listen": f"127.0.0.1:{admin}",
             "prefix": str(self.prefix),
             "database": "off",
             "declarative_config": str(self._declarative),
@@ -82,11 +89,19 @@ class Gateway(ABC):
         self._conf.write_text("".join(f"{name} = {value}\n" for name, value in lines.items()), encoding="utf-8")
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        try:
+            self.stop()
+        finally:
+            for reserved in self._reserved:
+                reserved.close()
 
     @property
     def proxy_port(self) -> int:
@@ -142,11 +157,11 @@ class Gateway(ABC):
 
     def _kill(self, pids: Callable[[], list[int]]) -> int:
         # One may just have died, and the next one not be there yet.
-        wait_for(pids, "there is a process to kill", self._said)
+        self._wait_for(pids, "there is a process to kill")
         pid = pids()[-1]
         os.kill(pid, signal.SIGKILL)
         # Until it is gone, what Kong sends it is lost with it.
-        wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} is gone", self._said)
+        self._wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} is gone")
         return pid
 
     def _processes(self) -> list[_Process]:
@@ -165,12 +180,15 @@ class Gateway(ABC):
 
     def wait_until_ready(self) -> None:
         """Wait until the proxy answers and the plugin server can be reached."""
-        wait_for(lambda: _answers(self.admin_url) and _answers(self.proxy_url), "the gateway answers", self._said)
+        self._wait_for(self._answers, "the gateway answers")
         self.wait_for_plugin_server()
+
+    def _answers(self) -> bool:
+        return _answers(self.admin_url) and _answers(self.proxy_url)
 
     def wait_for_plugin_server(self) -> None:
         """Wait until the plugin server answers; its socket is there before."""
-        wait_for(self._serving_pid, "the plugin server serves", self._said)
+        self._wait_for(self._serving_pid, "the plugin server serves")
 
     @abstractmethod
     def stop(self) -> None:
@@ -191,7 +209,7 @@ class Gateway(ABC):
 
     def _wait_for_another_plugin_server(self, before: list[int]) -> None:
         """Wait until a process serves that was not there before, and those that were have handed over to it."""
-        wait_for(lambda: self._serving_pid() not in (0, *before), "the new plugin server serves", self._said)
+        self._wait_for(lambda: self._serving_pid() not in (0, *before), "the new plugin server serves")
         self.wait_until_ready()
 
     def _serving_pid(self) -> int:
@@ -212,7 +230,21 @@ class Gateway(ABC):
 
     def _wait_for_the_end(self) -> None:
         """Wait until no process of the plugin server is left: Kong's SIGKILL ends the supervisor only."""
-        wait_for(lambda: not self._processes(), "all processes of the plugin server have ended", self._said)
+        try:
+            self._wait_for(lambda: not self._processes(), "all processes of the plugin server have ended")
+        except GatewayError:
+            self._kill_all()
+            raise
+
+    def _kill_all(self) -> None:
+        """Kill the plugin server's processes until none is left: a supervisor may just be starting one."""
+        while processes := self._processes():
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+
+    def _wait_for(self, condition: Callable[[], Any], what: str) -> None:
+        wait_for(condition, what, self._said, self.patience)
 
     def _said(self) -> str:
         return self.error_log[-3000:]
@@ -230,6 +262,11 @@ class StandIn(Gateway):
         command = [sys.executable, "-m", "kong_metering_sandbox.gateway", "-c", str(self._conf)]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
+    def _answers(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            raise GatewayError(f"the stand-in has ended with status {self._process.returncode}: {self._said()}")
+        return super()._answers()
+
     def stop(self) -> None:
         """Stop as `kong quit` does: requests end, their log phases run, then the plugin server is told to."""
         if self._process is not None:
@@ -238,8 +275,11 @@ class StandIn(Gateway):
                 self._process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
+                self._process.wait()
+                self._kill_all()
                 raise GatewayError(f"the stand-in did not stop: {self._said()}") from None
-            self._process = None
+            finally:
+                self._process = None
             self._wait_for_the_end()
 
     def reload(self, declarative: str | None = None) -> None:

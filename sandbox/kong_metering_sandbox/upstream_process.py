@@ -26,10 +26,17 @@ class UpstreamProcess:
         self.port = port_of(self._reserved)
         command = [sys.executable, "-m", "kong_metering_sandbox.upstream", "--port", str(self.port)]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(self._listens, "the upstream listens")
+        try:
+            wait_for(self._listens, "the upstream listens")
+        except BaseException:
+            self._stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         self._process.terminate()
         self._process.wait(_STOP_SECONDS)
         self._reserved.close()

@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kong_metering_sandbox.contained import contained
 from kong_metering_soak.disk import enter_namespace
 from kong_metering_soak.evidence import gather, living_account, waiting
 from kong_metering_soak.report import say, say_account, say_fault
@@ -37,6 +38,11 @@ def main() -> int:
     options = _options()
     if not options.injected_disk:
         enter_namespace(__package__, sys.argv[1:])
+    papers = Path(tempfile.gettempdir())
+    return contained(lambda: _run(options, papers))
+
+
+def _run(options: argparse.Namespace, papers: Path) -> int:
     settings = Settings(options.seconds, options.rate, has_spool=not options.no_spool, flags=options.flags)
     say(f"A soak of {options.seconds:g} s, {options.rate:g} requests/s, seed {options.seed}.")
     with tempfile.TemporaryDirectory(prefix="soak-") as directory, World(Path(directory), settings) as world:
@@ -45,7 +51,7 @@ def main() -> int:
             holds = _soak(world, make_plan(options.seconds, options.seed), options.drain).holds
         finally:
             if not holds:
-                _keep_papers(world)
+                _keep_papers(world, papers)
     return 0 if holds else 1
 
 
@@ -117,8 +123,8 @@ def _drain(world: World, seconds: float) -> None:
         time.sleep(0.2)
 
 
-def _keep_papers(world: World) -> None:
-    directory = Path(tempfile.mkdtemp(prefix="soak-failed-"))
+def _keep_papers(world: World, papers: Path) -> None:
+    directory = Path(tempfile.mkdtemp(prefix="soak-failed-", dir=papers))
     (directory / "error.log").write_text(world.gateway.error_log, encoding="utf-8")
     shutil.copy(world.log_phases, directory)
     say(f"The gateway's error log and its log phases are kept in {directory}.")
