@@ -4,15 +4,25 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 GATEWAY ?= standin
+PROJECTS := pyproject.toml sandbox/pyproject.toml
 
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 1800
 BENCH ?=
 
-.PHONY: help test lint types check demo sandbox bench bench-host bench-spool bench-inbox fuzz soak format clean
+# Leaves no process and no temporary file behind, whatever ends it, and fails if a test has left a process.
+CONTAINED := $(BIN)/python -m kong_metering_sandbox.contained
+PYTEST := $(CONTAINED) $(BIN)/pytest
+# Two at a time, each module on one of them: its tests share servers.
+IN_PAIRS := -n 2 --dist loadfile
+# What runs while you work, without the tests marked as slow.
+QUICK := tests/unit tests/fuzz tests/wire tests/e2e/test_metering.py
+
+.PHONY: help quick test lint types check demo sandbox bench bench-host bench-spool bench-inbox fuzz soak format clean
 
 help:
-	@echo "make test        lint, types and all tests"
+	@echo "make quick       lint, types and the fast tests, in under three minutes: what to run while you work"
+	@echo "make test        lint, types and all tests: what CI runs"
 	@echo "make demo        see it run: gateway, plugin server, collector, and whether it all adds up"
 	@echo "                 (make demo GATEWAY=kong: on the real Kong that is on the PATH)"
 	@echo "make sandbox     the same, kept running, to play with"
@@ -25,6 +35,9 @@ help:
 	@echo "make bench-inbox what an event costs on its way through shared memory"
 	@echo "make bench-spool events/s through queue, spool and delivery, bursts, starts (10 GB of disk)"
 
+quick: lint types
+	$(PYTEST) $(IN_PAIRS) -m "not slow" $(QUICK)
+
 test: lint types check
 
 lint: $(VENV)/.dev
@@ -34,16 +47,18 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# All tests; and those that go through a gateway once more, over the other of Kong's two protocols.
+# All tests; and those that go through a gateway once more, over the other of Kong's two protocols. The soak runs alone:
+# it tells how long before a SIGKILL an event was answered.
 check: $(VENV)/.dev
-	$(BIN)/pytest
-	$(BIN)/pytest tests/e2e --protocol msgpack
+	$(PYTEST) $(IN_PAIRS) --ignore tests/soak
+	$(PYTEST) tests/soak
+	$(PYTEST) $(IN_PAIRS) tests/e2e --protocol msgpack
 
 demo: $(VENV)/.sandbox
-	@$(BIN)/python -m kong_metering.sandbox.demo --gateway $(GATEWAY)
+	@$(BIN)/python -m kong_metering_sandbox.demo --gateway $(GATEWAY)
 
 sandbox: $(VENV)/.sandbox
-	@$(BIN)/python -m kong_metering.sandbox.demo --gateway $(GATEWAY) --keep
+	@$(BIN)/python -m kong_metering_sandbox.demo --gateway $(GATEWAY) --keep
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/gateway.py --gateway $(GATEWAY) $(BENCH)
@@ -61,7 +76,7 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 soak: $(VENV)/.dev
-	$(BIN)/python bench/soak.py --seconds $(SOAK_SECONDS)
+	$(BIN)/python -m kong_metering_soak --seconds $(SOAK_SECONDS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -73,11 +88,11 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.sandbox: $(VENV)/bin/python pyproject.toml
+$(VENV)/.sandbox: $(VENV)/bin/python $(PROJECTS)
 	@echo "installing into $(VENV)/ ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sandbox]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -e ./sandbox
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+$(VENV)/.dev: $(VENV)/bin/python $(PROJECTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -e ./sandbox
 	@touch $@ $(VENV)/.sandbox

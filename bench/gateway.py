@@ -33,7 +33,7 @@ from gateway_wrk import find_wrk
 from rich.markup import escape
 from terminal import CONSOLE, argument_parser
 
-from kong_metering.sandbox.gateways import GatewayError
+from kong_metering_sandbox.gateways import GatewayError
 
 _GET_KONG = (
     "there is no `kong` on the PATH, and only a real Kong can be measured. Its packages put it there "

@@ -17,8 +17,8 @@ from pdk_small import NAME as PDK_PLUGIN
 from processes import BENCH
 
 from kong_metering import PLUGIN_NAME
-from kong_metering.sandbox.conf import read_example
-from kong_metering.sandbox.gateways import GatewayError
+from kong_metering_sandbox.conf import read_example
+from kong_metering_sandbox.gateways import GatewayError
 
 PROTOCOLS = ("protobuf", "msgpack")
 _GO_PLUGIN = "bench-go"

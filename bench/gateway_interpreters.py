@@ -12,7 +12,7 @@ from gateway_candidates import Candidate, ours
 from processes import BENCH
 from terminal import say_progress
 
-from kong_metering.sandbox.gateways import GatewayError
+from kong_metering_sandbox.gateways import GatewayError
 
 _VERSIONS = range(10, 15)
 _INSTALL_SECONDS = 600

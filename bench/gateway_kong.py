@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from gateway_processes import Cost, cost_below, plugin_processes
 
-from kong_metering.sandbox.gateways import free_port, run_kong, wait_for
+from kong_metering_sandbox.gateways import free_port, run_kong, wait_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self

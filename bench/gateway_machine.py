@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kong_metering import __version__
-from kong_metering.sandbox.gateways import run_kong
+from kong_metering_sandbox.gateways import run_kong
 
 _PACKAGES = ("kong-pdk", "gevent", "uvloop", "greenlet")
 

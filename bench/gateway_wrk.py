@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kong_metering.sandbox.gateways import GatewayError
+from kong_metering_sandbox.gateways import GatewayError
 
 _REMEDY = "there is no `wrk` on the PATH; Debian and Ubuntu have it: apt-get install wrk"
 _REQUESTS_SENT = Path(__file__).with_name("gateway_requests.lua")

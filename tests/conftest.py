@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -30,6 +33,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "e2e: goes through a whole gateway; runs on a real Kong too")
+    config.addinivalue_line("markers", "slow: kills, restarts or loads real processes for long; not in `make quick`")
+    # As Ctrl-C does, SIGTERM ends what the tests have started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a directory with a short name: sockets lie deep in it, and their paths have 107 bytes at most."""
+    return tmp_path_factory.mktemp("t")
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.sandbox.demo import plugin_status
-from kong_metering.sandbox.gateways import wait_for
 from kong_metering.spool.directory import survey
 from kong_metering.spool.log import EventLog
+from kong_metering_sandbox.demo import plugin_status
+from kong_metering_sandbox.gateways import wait_for
 
 if TYPE_CHECKING:
-    from kong_metering.sandbox.collector.process import CollectorProcess
-    from kong_metering.sandbox.gateways import Gateway
+    from kong_metering_sandbox.collector.process import CollectorProcess
+    from kong_metering_sandbox.gateways import Gateway
     from tests.e2e.traffic import Answered
 
 _PATIENCE_SECONDS = 60.0

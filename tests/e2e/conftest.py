@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import pytest
 
-from kong_metering.sandbox.collector.process import CollectorProcess
-from kong_metering.sandbox.gateways import GATEWAYS, Gateway
-from kong_metering.sandbox.upstream_process import UpstreamProcess
+from kong_metering_sandbox.collector.process import CollectorProcess
+from kong_metering_sandbox.gateways import GATEWAYS, Gateway
+from kong_metering_sandbox.upstream_process import UpstreamProcess
 from tests.e2e.declarative import document, metering_at_once, route, service
 from tests.e2e.hostile import Till, open_till
 

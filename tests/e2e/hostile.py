@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.sandbox.demo import plugin_status
-from kong_metering.sandbox.gateways import wait_for
+from kong_metering_sandbox.demo import plugin_status
+from kong_metering_sandbox.gateways import wait_for
 from tests.e2e.traffic import Header, conversation, request
 
 if TYPE_CHECKING:
-    from kong_metering.sandbox.collector.process import CollectorProcess
-    from kong_metering.sandbox.collector.records import StoredEvent
-    from kong_metering.sandbox.gateways import Gateway
+    from kong_metering_sandbox.collector.process import CollectorProcess
+    from kong_metering_sandbox.collector.records import StoredEvent
+    from kong_metering_sandbox.gateways import Gateway
 
 TENANT = "X-Tenant-Id"
 ACME: Header = (TENANT, "acme")

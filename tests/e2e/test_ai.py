@@ -14,10 +14,10 @@ from tests.e2e.traffic import exchange, request
 from tests.support.settings import DEPARTMENT
 
 if TYPE_CHECKING:
-    from kong_metering.sandbox.collector.process import CollectorProcess
-    from kong_metering.sandbox.collector.records import StoredEvent
-    from kong_metering.sandbox.gateways import Gateway
-    from kong_metering.sandbox.upstream_process import UpstreamProcess
+    from kong_metering_sandbox.collector.process import CollectorProcess
+    from kong_metering_sandbox.collector.records import StoredEvent
+    from kong_metering_sandbox.gateways import Gateway
+    from kong_metering_sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
 
 pytestmark = pytest.mark.e2e

@@ -12,8 +12,8 @@ from tests.e2e.traffic import get
 from tests.support.settings import attribute
 
 if TYPE_CHECKING:
-    from kong_metering.sandbox.collector.process import CollectorProcess
-    from kong_metering.sandbox.upstream_process import UpstreamProcess
+    from kong_metering_sandbox.collector.process import CollectorProcess
+    from kong_metering_sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
 
 pytestmark = pytest.mark.e2e

@@ -16,9 +16,9 @@ from tests.support.settings import attribute
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kong_metering.sandbox.collector.process import CollectorProcess
-    from kong_metering.sandbox.gateways import Gateway
-    from kong_metering.sandbox.upstream_process import UpstreamProcess
+    from kong_metering_sandbox.collector.process import CollectorProcess
+    from kong_metering_sandbox.gateways import Gateway
+    from kong_metering_sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import OpenEchoTill
     from tests.e2e.traffic import Header
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 
-from kong_metering.sandbox.collector.faults import FaultMatch, FaultRule
+from kong_metering_sandbox.collector.faults import FaultMatch, FaultRule
 from tests.e2e.declarative import document, metering, service
 from tests.e2e.hostile import ACME, CHUNKED, MANY, TENANT, is_printable_line, open_till
 from tests.e2e.traffic import request
 
 if TYPE_CHECKING:
-    from kong_metering.sandbox.collector.process import CollectorProcess
-    from kong_metering.sandbox.gateways import Gateway
-    from kong_metering.sandbox.upstream_process import UpstreamProcess
+    from kong_metering_sandbox.collector.process import CollectorProcess
+    from kong_metering_sandbox.gateways import Gateway
+    from kong_metering_sandbox.upstream_process import UpstreamProcess
     from tests.e2e.hostile import Till
     from tests.e2e.traffic import Header
 

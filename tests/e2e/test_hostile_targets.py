@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.sandbox.ports import port_of, reserve_port
+from kong_metering_sandbox.ports import port_of, reserve_port
 from tests.e2e.declarative import document, metering_at_once, service
 from tests.e2e.hostile import ACME, CHUNKED, TENANT, Till, open_till
 from tests.e2e.traffic import request
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from kong_metering.sandbox.collector.process import CollectorProcess
-    from kong_metering.sandbox.gateways import Gateway
-    from kong_metering.sandbox.upstream_process import UpstreamProcess
+    from kong_metering_sandbox.collector.process import CollectorProcess
+    from kong_metering_sandbox.gateways import Gateway
+    from kong_metering_sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import OpenEchoTill
     from tests.e2e.traffic import Header
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.sandbox.collector.faults import FaultRule
-from kong_metering.sandbox.gateways import Gateway, wait_for
+from kong_metering_sandbox.collector.faults import FaultRule
+from kong_metering_sandbox.gateways import Gateway, wait_for
 from tests.e2e.balance import bill, own_lines, stop_with_nothing_more
 from tests.e2e.declarative import document, metering, route, service
 from tests.e2e.traffic import Header, get
 
 if TYPE_CHECKING:
-    from kong_metering.sandbox.collector.process import CollectorProcess
-    from kong_metering.sandbox.collector.records import StoredEvent
-    from kong_metering.sandbox.upstream_process import UpstreamProcess
+    from kong_metering_sandbox.collector.process import CollectorProcess
+    from kong_metering_sandbox.collector.records import StoredEvent
+    from kong_metering_sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
 
 pytestmark = pytest.mark.e2e

@@ -12,9 +12,9 @@ from tests.e2e.declarative import consumer, document, metering, metering_at_once
 from tests.e2e.traffic import exchange, get
 
 if TYPE_CHECKING:
-    from kong_metering.sandbox.collector.process import CollectorProcess
-    from kong_metering.sandbox.gateways import Gateway
-    from kong_metering.sandbox.upstream_process import UpstreamProcess
+    from kong_metering_sandbox.collector.process import CollectorProcess
+    from kong_metering_sandbox.gateways import Gateway
+    from kong_metering_sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
 
 pytestmark = pytest.mark.e2e

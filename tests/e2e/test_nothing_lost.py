@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kong_metering.sandbox.collector.faults import FaultRule
-from kong_metering.sandbox.collector.tokens import fingerprint
+from kong_metering_sandbox.collector.faults import FaultRule
+from kong_metering_sandbox.collector.tokens import fingerprint
 from tests.e2e.balance import (
     account,
     bill,
@@ -38,9 +38,9 @@ from tests.e2e.traffic import Load
 from tests.support.ingest import IngestServer
 
 if TYPE_CHECKING:
-    from kong_metering.sandbox.collector.process import CollectorProcess
-    from kong_metering.sandbox.gateways import Gateway
-    from kong_metering.sandbox.upstream_process import UpstreamProcess
+    from kong_metering_sandbox.collector.process import CollectorProcess
+    from kong_metering_sandbox.gateways import Gateway
+    from kong_metering_sandbox.upstream_process import UpstreamProcess
     from tests.e2e.conftest import StartGateway
     from tests.e2e.traffic import Answered
     from tests.support.posts import Post

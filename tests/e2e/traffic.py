@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kong_metering.sandbox.gateways import wait_for
+from kong_metering_sandbox.gateways import wait_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -10,8 +10,8 @@ from kong_metering.config import parse_config
 from kong_metering.events import Meter
 from kong_metering.record import query_values, subject_text
 from kong_metering.request import FinishedRequest
-from kong_metering.sandbox.gateway.query import decode_args
 from kong_metering.stats import Skipped
+from kong_metering_sandbox.gateway.query import decode_args
 from tests.fuzz.cases import Case, Target
 from tests.fuzz.invariants import check_events
 from tests.fuzz.strategies import as_client_text, client_texts, names, whole_config

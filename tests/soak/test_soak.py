@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from soak_schedule import Kind
 
-SOAK = Path(__file__).parents[2] / "bench" / "soak.py"
+from kong_metering_soak.schedule import Kind
 
 
 @pytest.mark.timeout(300)
 def test_nothing_is_lost_in_a_minute_of_faults() -> None:
     done = subprocess.run(
-        [sys.executable, str(SOAK), "--seconds", "60", "--seed", "4"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "kong_metering_soak", "--seconds", "60", "--seed", "4"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     said = done.stdout + done.stderr
     assert done.returncode == 0, said

@@ -7,12 +7,11 @@ import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
-from soak_evidence import answered, final_accounts
-from soak_verdict import Answered, ProcessAccount
-
 from kong_metering import app
 from kong_metering.log import LOGGER
 from kong_metering.stats import Buried, Dropped, Skipped, Stats
+from kong_metering_soak.evidence import answered, final_accounts
+from kong_metering_soak.verdict import Answered, ProcessAccount
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from soak_schedule import ENDPOINT_KINDS, GATEWAY_KINDS, SHORTEST_SECONDS, Kind, Planned, make_plan
+
+from kong_metering_soak.schedule import ENDPOINT_KINDS, GATEWAY_KINDS, SHORTEST_SECONDS, Kind, Planned, make_plan
 
 SEEDS = range(50)
 LENGTHS = (SHORTEST_SECONDS, 60.0, 333.0, 1800.0)

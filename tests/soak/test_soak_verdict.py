@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from soak_traffic import Asked, asked, number_of, target_of
-from soak_verdict import Answered, Event, Evidence, Killed, ProcessAccount, Verdict, judge
+
+from kong_metering_soak.traffic import Asked, asked, number_of, target_of
+from kong_metering_soak.verdict import Answered, Event, Evidence, Killed, ProcessAccount, Verdict, judge
 
 ASKED = {
     0: Asked("orders", "acme"),

@@ -1,4 +1,4 @@
-"""The soak's faults on a gateway that is slow: who was killed, and that the next one is there afterwards."""
+"""The soak's faults on a machine that is slow: who was killed, and that the next one is there afterwards."""
 
 from __future__ import annotations
 
@@ -9,23 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from soak_schedule import Kind, Planned
-from soak_world import Settings, World
 
+from kong_metering_soak.schedule import Kind, Planned
+from kong_metering_soak.world import Settings, World
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from soak_verdict import Killed
+    from kong_metering_soak.verdict import Killed
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with World(tmp_path, Settings(seconds=60, rate=10, has_spool=True)) as world:
         yield world
-
-
-def gateway_pid(world: World) -> int:
-    return int((world.gateway.prefix / "pids" / "nginx.pid").read_text(encoding="ascii"))
 
 
 def signalled_when_none_is_found(find: Callable[[], list[int]], stopped: int) -> Callable[[], list[int]]:
@@ -40,15 +36,15 @@ def signalled_when_none_is_found(find: Callable[[], list[int]], stopped: int) ->
     return look
 
 
-def test_a_kill_waits_for_a_gateway_that_has_not_started_the_next_plugin_server_yet(
+def test_a_kill_waits_for_a_supervisor_that_has_not_started_the_next_server_yet(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gateway = gateway_pid(world)
+    (supervisor,) = world.gateway.supervisor_pids()
     (first,) = world.gateway.plugin_server_pids()
-    os.kill(gateway, signal.SIGSTOP)
+    os.kill(supervisor, signal.SIGSTOP)
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: world.gateway.plugin_server_pids() == [], "there is no plugin server")
-    look = signalled_when_none_is_found(world.gateway.plugin_server_pids, gateway)
+    look = signalled_when_none_is_found(world.gateway.plugin_server_pids, supervisor)
     monkeypatch.setattr(world.gateway, "plugin_server_pids", look)
     happened = world.befall(Planned(Kind.KILL, start=0, seconds=0, seed=1))
     killed: Killed = world.killed[0]

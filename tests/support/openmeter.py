@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from openapi_schema_validator import OAS30Validator
 
-from kong_metering.sandbox import collector
-from kong_metering.sandbox.collector.formats import format_checker
+from kong_metering_sandbox import collector
+from kong_metering_sandbox.collector.formats import format_checker
 from tests.support.records import DATA
 
 _DESCRIPTIONS = (("openmeter-ingest-v1.openapi.yaml", "Event"), ("openmeter-ingest-v3.openapi.yaml", "MeteringEvent"))

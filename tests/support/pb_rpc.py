@@ -172,7 +172,7 @@ class PBKongClient:
 
     def call(self, **fields: Any) -> Any:
         """Do a call and give what it returns; raises ConnectionError when the server ends the connection."""
-        with self._connection() as connection:
+        with self.connection() as connection:
             return self._call(connection, **fields)
 
     def start_instance(self, config: Mapping[str, Any] | str, name: str = PLUGIN) -> int:
@@ -189,7 +189,7 @@ class PBKongClient:
 
     def run(self, phase_run: PhaseRun) -> PhaseRun:
         """Take an event to its end."""
-        with self._connection() as connection:
+        with self.connection() as connection:
             event = _Event(phase_run, next(self._sequences))
             self._write(connection, event.call())
             while (answer := event.go_on(connection)) is not None:
@@ -250,7 +250,8 @@ class PBKongClient:
         return returned
 
     @contextmanager
-    def _connection(self) -> Iterator[FrameConnection]:
+    def connection(self) -> Iterator[FrameConnection]:
+        """Give a connection of its own, or the next of `connections`."""
         if self._connections is not None:
             yield next(self._connections)
         else:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from kong_metering.sandbox.conf import read_example
+from kong_metering_sandbox.conf import read_example
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -31,11 +31,13 @@ BIN = Path(sys.executable).parent
 
 _LINE = re.compile(r"(debug|info|warning|error|critical): [^\n]*")
 _STOP_SECONDS = 15.0
+_LONGEST_BASE = 24
 
 
 def short_directory() -> Path:
     """Make a directory whose path leaves room for a socket's name: 107 bytes is all that such a path may have."""
-    return Path(tempfile.mkdtemp(prefix="km-", dir="/tmp"))
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="km-", dir=base if len(base) <= _LONGEST_BASE else "/tmp"))  # noqa: S108
 
 
 def example_settings(prefix: Path) -> dict[str, str]:

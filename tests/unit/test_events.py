@@ -24,8 +24,8 @@ from kong_metering.events import (
 )
 from kong_metering.record import parse_record
 from kong_metering.request import FinishedRequest
-from kong_metering.sandbox.collector.formats import is_uri_reference
 from kong_metering.stats import Skipped
+from kong_metering_sandbox.collector.formats import is_uri_reference
 from tests.support.clock import FakeClock
 from tests.support.openmeter import catalogue, valid_event
 from tests.support.records import (

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tests.support.records import log_record
-from tests.support.rpc import KongRequest
+from tests.support.rpc import KongRequest, PhaseRun
 from tests.support.transcripts import RecordedFrame, RecordedRequest, load
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.support.ingest import IngestServer
+    from tests.support.pb_rpc import PBKongClient
     from tests.support.protocols import Client
     from tests.support.rpc import Frame
 
@@ -64,13 +65,23 @@ def _config(recorded: RecordedFrame, ingest: IngestServer, **changes: object) ->
     return json.dumps(json.loads(recorded.argument[b"Config"]) | {"ingest_endpoint": ingest.url} | changes)
 
 
-def warm_up(client: Client, instance: int, requests: int = 110) -> None:
-    """Let an instance see so many requests whose headers leave no question open: then its phases ask at once."""
-    for _ in range(requests):
-        record = log_record(request={"id": secrets.token_hex(16), "headers": {"x-tenant-id": "warm"}})
-        warm = {"kong.request.get_header(x-tenant-id)": "warm", "kong.log.serialize": json.dumps(record)}
-        client.run_phases(instance, KongRequest(warm))
+def warm_up(client: PBKongClient, instance: int, requests: int = 110) -> list[PhaseRun]:
+    """Let an instance see so many requests whose headers leave no question open: then its phases ask at once.
+
+    Returns their access phases.
+    """
+    warm = [_clear_request() for _ in range(requests)]
+    with client.connection() as connection:
+        accesses, logs = ([PhaseRun(instance, phase, request) for request in warm] for phase in ("access", "log"))
+        client.run_together(accesses, connection)
+        client.run_together(logs, connection)
     drain(client)
+    return accesses
+
+
+def _clear_request() -> KongRequest:
+    record = log_record(request={"id": secrets.token_hex(16), "headers": {"x-tenant-id": "warm"}})
+    return KongRequest({"kong.request.get_header(x-tenant-id)": "warm", "kong.log.serialize": json.dumps(record)})
 
 
 def drain(client: Client) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from gateway_wrk import Load, find_wrk, parse_wrk
 
-from kong_metering.sandbox.gateways import GatewayError
+from kong_metering_sandbox.gateways import GatewayError
 
 BLANK = " "  # wrk pads units of one letter
 

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.identity import QueueIdentity
 from tests.support.waiting import wait_until
@@ -18,6 +20,7 @@ from tests.unit.commands.helpers import PLUGIN, dead_letters, event, events_of, 
 if TYPE_CHECKING:
     from tests.unit.delivery.ingest_server import Exchange, IngestServer
 
+pytestmark = pytest.mark.slow
 KILLS = 8
 
 

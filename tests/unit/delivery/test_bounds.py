@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tests.unit.delivery.conftest import ProcessMaker
     from tests.unit.delivery.fakes import Process, SpooledQueue
 
+pytestmark = pytest.mark.slow
 MIB = 1024 * 1024
 NOW_MS = 1_800_000_000_000
 OTHER = replace(IDENTITY, entity_id="22222222-other", name="other")

@@ -23,6 +23,7 @@ from tests.unit.host.conftest import header_config, record
 if TYPE_CHECKING:
     from tests.support.ingest import IngestServer
 
+pytestmark = pytest.mark.slow
 MANY = 10_000
 WARM_UP = 1_500
 AT_ONCE = 250

@@ -27,6 +27,7 @@ from tests.unit.host.conftest import answers, header_config
 if TYPE_CHECKING:
     from tests.support.ingest import IngestServer
 
+pytestmark = pytest.mark.slow
 Launch = Callable[..., PluginServerProcess]
 
 # What version 0.1.0 of October 2026 answers, recorded.

@@ -26,6 +26,7 @@ from tests.unit.host.conftest import answers, header_config
 if TYPE_CHECKING:
     from tests.support.ingest import IngestServer
 
+pytestmark = pytest.mark.slow
 Launch = Callable[..., PluginServerProcess]
 NewWorker = Callable[[Path, int], WorkerProcess]
 

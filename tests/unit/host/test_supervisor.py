@@ -24,6 +24,7 @@ from tests.unit.host.conftest import answers, header_config
 if TYPE_CHECKING:
     from tests.support.posts import Post
 
+pytestmark = pytest.mark.slow
 Launch = Callable[..., PluginServerProcess]
 
 

@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
 KILLS = 200
 REPOSITORY = Path(__file__).parents[3]
 

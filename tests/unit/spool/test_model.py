@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kong_metering.spool.log import DamageKind, EventLog
 from tests.unit.spool.helpers import NOW, failing_writes, filled, payload, read_all, segments
 
+pytestmark = pytest.mark.slow
 groups = st.lists(st.binary(max_size=300), min_size=1, max_size=12)
 fractions = st.floats(0, 1)
 times = st.integers(0, 20)

@@ -1,8 +1,0 @@
-"""A stand-in for OpenMeter's ingest endpoint, for tests and for the demo.
-
-It accepts and refuses what OpenMeter does, keeps every event once in SQLite, answers questions about what
-arrived, and fails on request.
-
-Run it with ``python -m kong_metering.sandbox.collector``, or from Python with
-:class:`~kong_metering.sandbox.collector.process.CollectorProcess`.
-"""

@@ -1,0 +1,352 @@
+"""`make demo`: requests go through a gateway, events arrive at a collector, and a table tells whether it all adds up.
+
+`make sandbox` keeps gateway, plugin server and collector running, to play with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import msgpack
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from kong_metering import PLUGIN_NAME
+from kong_metering_sandbox.collector.process import CollectorProcess
+from kong_metering_sandbox.conf import EXAMPLE
+from kong_metering_sandbox.contained import contained
+from kong_metering_sandbox.gateways import GATEWAYS, Gateway, GatewayError, StandIn
+from kong_metering_sandbox.upstream_process import UpstreamProcess
+
+if TYPE_CHECKING:
+    from kong_metering_sandbox.collector.client import CollectorClient
+
+DECK_EXAMPLE = EXAMPLE.parent / "examples" / "deck" / "global.yaml"
+KONNECT = "https://us.api.konghq.com/v3/openmeter/events"
+TOKEN = "om_demo_token"  # noqa: S105 - made up
+SUBJECT_HEADER = "x-tenant-id"
+_CLIENTS = 8
+_DELIVERY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of request in the demo: who it is billed to (None: nobody), its headers, its share of the traffic."""
+
+    label: str
+    subject: str | None
+    headers: tuple[tuple[bytes, bytes], ...]
+    share: int
+
+
+_HEADER = SUBJECT_HEADER.encode()
+KINDS = (
+    Kind("acme", "acme", ((_HEADER, b"acme"),), 40),
+    Kind("globex", "globex", ((_HEADER, b"globex"), (b"user-agent", b"globex-sdk/2.1")), 25),
+    Kind("initech", "initech", ((_HEADER, b"initech"),), 10),
+    Kind("other letter case", "acme", ((b"X-TENANT-ID", b"acme"),), 3),
+    Kind("sent twice", "acme", ((_HEADER, b"acme"), (_HEADER, b"globex")), 3),
+    Kind("not UTF-8", "café", ((_HEADER, b"caf\xe9"),), 3),
+    Kind("junk elsewhere", "globex", ((_HEADER, b"globex"), (b"x-junk", b"\xff\xfe\x80")), 3),
+    Kind("behind 110 others", "initech", (*((b"x-%d" % n, b"1") for n in range(110)), (_HEADER, b"initech")), 1),
+    Kind("no header", None, (), 8),
+    Kind("blank header", None, ((_HEADER, b"  "),), 4),
+)
+
+
+def main() -> int:
+    """Run the demo or the sandbox; returns the exit status, 1 when the account does not add up."""
+    options = _options()
+    return contained(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    console = Console(highlight=False)
+    try:
+        with tempfile.TemporaryDirectory(prefix="kong-metering-") as directory:
+            if options.keep:
+                return _sandbox(console, Path(directory), options.gateway)
+            return _demo(console, Path(directory), options.gateway, options.requests)
+    except GatewayError as error:
+        console.print(f"[red]The demo cannot run:[/] {escape(str(error))}")
+        return 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--gateway", choices=sorted(GATEWAYS), default="standin", help="the stand-in, or a real Kong")
+    parser.add_argument("--requests", type=int, default=3000, help="how many requests to send")
+    parser.add_argument("--keep", action="store_true", help="send nothing, and keep everything running")
+    return parser.parse_args()
+
+
+def _demo(console: Console, directory: Path, gateway_name: str, requests: int) -> int:
+    with ExitStack() as running:
+        console.print(f"Starting gateway ({gateway_name}), plugin server, upstream and collector ...")
+        upstream = running.enter_context(UpstreamProcess())
+        collector = running.enter_context(CollectorProcess(tokens=[TOKEN]))
+        gateway = _gateway(gateway_name, directory, upstream, _deck_example(collector.ingest_v3))
+        running.enter_context(gateway)
+        console.print(f"Applied {DECK_EXAMPLE.name} of the mission's decK examples: metering by {SUBJECT_HEADER}.")
+        before = plugin_status(gateway)
+        sent = _send(console, gateway.proxy_port, requests)
+        billable = sum(count for kind, count in sent.items() if kind.subject is not None)
+        _wait_for_delivery(collector.client, billable)
+        after = plugin_status(gateway)
+        return _report(console, collector.client, sent, _difference(after, before))
+
+
+def _gateway(name: str, directory: Path, upstream: UpstreamProcess, plugins: list[Any], **settings: str) -> Gateway:
+    declarative = {
+        "_format_version": "3.0",
+        "services": [
+            {
+                "name": "orders",
+                "url": upstream.url,
+                "routes": [{"name": "orders", "paths": ["/orders"]}],
+            }
+        ],
+        "consumers": [{"username": "alice", "keyauth_credentials": [{"key": "key-alice"}]}],
+        "plugins": plugins,
+    }
+    environment = {"DECK_AUTH_TOKEN": TOKEN, "DECK_SUBJECT_HEADER": SUBJECT_HEADER}
+    text = yaml.safe_dump(declarative, allow_unicode=True)
+    return GATEWAYS[name](directory / "gateway", text, environment=environment, settings=settings)
+
+
+def _deck_example(endpoint: str) -> list[Any]:
+    """Read the plugins of the mission's example, with the collector in Konnect's place."""
+    text = DECK_EXAMPLE.read_text(encoding="utf-8").replace(KONNECT, endpoint)
+    plugins: list[Any] = yaml.safe_load(text)["plugins"]
+    return plugins
+
+
+def _send(console: Console, port: int, requests: int) -> Counter[Kind]:
+    """Send the traffic over a few connections at a time, and count what was sent and answered."""
+    traffic = random.Random(1).choices(KINDS, [kind.share for kind in KINDS], k=requests)  # noqa: S311 - a fixed mix
+    batches = [traffic[start : start + 50] for start in range(0, requests, 50)]
+    answered: Counter[Kind] = Counter()
+    with ThreadPoolExecutor(_CLIENTS) as clients:
+        results = clients.map(lambda batch: _send_batch(port, batch), batches)
+        for result in track(results, f"Sending {requests} requests", len(batches), console=console):
+            answered.update(result)
+    return answered
+
+
+def _send_batch(port: int, kinds: list[Kind]) -> list[Kind]:
+    answered = []
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        reader = connection.makefile("rb")
+        for kind in kinds:
+            lines = [b"GET /orders/42?page=1 HTTP/1.1", b"Host: api.example"]
+            lines += [name + b": " + value for name, value in kind.headers]
+            connection.sendall(b"\r\n".join(lines) + b"\r\n\r\n")
+            _read_answer(reader)
+            answered.append(kind)
+    return answered
+
+
+def _read_answer(reader: BinaryIO) -> None:
+    if not reader.readline().startswith(b"HTTP/1.1 "):
+        raise GatewayError("the gateway ended a connection before it answered")
+    length, chunked = 0, False
+    while (line := reader.readline()) not in (b"\r\n", b""):
+        name, _, value = line.lower().partition(b":")
+        length = int(value) if name == b"content-length" else length
+        chunked = chunked or (name == b"transfer-encoding" and b"chunked" in value)
+    if chunked:
+        while (size := int(reader.readline(), 16)) > 0:
+            reader.read(size + 2)
+        reader.readline()
+    reader.read(length)
+
+
+def _wait_for_delivery(collector: CollectorClient, expected: int) -> None:
+    """Wait until all events are there, or no new ones come; the report tells what is missing."""
+    try:
+        collector.wait_for_events(expected, timeout=_DELIVERY_SECONDS)
+    except TimeoutError:
+        return
+
+
+def plugin_status(gateway: Gateway) -> Mapping[str, Any]:
+    """Ask the plugin server itself for its account, with an RPC of Kong's protocol.
+
+    Raises `ConnectionError` when it ends the connection instead, as one that dies does.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(10)
+        connection.connect(str(gateway.socket_path))
+        connection.sendall(msgpack.packb([0, 1, "plugin.GetStatus", [None]]))
+        unpacker = msgpack.Unpacker()
+        while data := connection.recv(65536):
+            unpacker.feed(data)
+            for answer in unpacker:
+                status: Mapping[str, Any] = answer[3]["Plugins"][PLUGIN_NAME]["Status"]
+                return status
+    raise ConnectionError("the plugin server ended the connection before it told its account")
+
+
+def _difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, int]:
+    """Tell what the plugin server counted between two moments: the readiness probes before are not part of it."""
+    flat = [_flat(status) for status in (after, before)]
+    return {name: count - flat[1].get(name, 0) for name, count in flat[0].items()}
+
+
+def _flat(status: Mapping[str, Any]) -> dict[str, int]:
+    counts = {"accepted": status["accepted"], "delivered": status["delivered"]}
+    for group in ("dropped", "skipped"):
+        counts |= {f"{group}: {reason}": count for reason, count in status[group].items()}
+    return counts
+
+
+def _report(console: Console, collector: CollectorClient, sent: Counter[Kind], counted: Mapping[str, int]) -> int:
+    usage = {item.subject: item.count for item in collector.usage()}
+    expected: Counter[str] = Counter()
+    for kind, count in sent.items():
+        expected[kind.subject or ""] += count
+    console.print(_table(sent, expected, usage, counted))
+    for event in collector.events()[:1]:
+        console.print("An event, as the collector has it:")
+        shown = {"type": event.type, "source": event.source, "subject": event.subject, "time": event.time}
+        console.print_json(json.dumps({"id": event.id, **shown, "data": event.data}, ensure_ascii=False))
+    return _verdict(console, collector, expected, usage, counted)
+
+
+def _table(sent: Counter[Kind], expected: Counter[str], usage: Mapping[str, int], counted: Mapping[str, int]) -> Table:
+    table = Table()
+    table.add_column("tenant")
+    for name in ("requests", "events"):
+        table.add_column(name, justify="right")
+    table.add_column("dropped, and why")
+    table.add_column("among the requests")
+    for subject in sorted((set(expected) | set(usage)) - {""}):
+        hostile = [f"{kind.label}: {count}" for kind, count in sent.items() if _is_special(kind, subject)]
+        delivered = usage.get(subject, 0)
+        table.add_row(subject, str(expected[subject]), str(delivered), "", "\n".join(hostile), end_section=True)
+    why = [f"{name}: {count}" for name, count in counted.items() if name.startswith(("dropped", "skipped")) and count]
+    nobody = [f"{kind.label}: {count}" for kind, count in sent.items() if kind.subject is None]
+    table.add_row("[dim]nobody[/]", str(expected[""]), "0", "\n".join(why), "\n".join(nobody))
+    return table
+
+
+def _is_special(kind: Kind, subject: str) -> bool:
+    return kind.subject == subject and kind.label != subject
+
+
+def _verdict(
+    console: Console,
+    collector: CollectorClient,
+    expected: Counter[str],
+    usage: Mapping[str, int],
+    counted: Mapping[str, int],
+) -> int:
+    stats = collector.stats()
+    billable = {subject: count for subject, count in expected.items() if subject and count}
+    checks = {
+        "each tenant is billed for each of its requests": dict(usage) == billable,
+        "requests without a subject gave no event": counted.get("skipped: no_subject", 0) == expected[""],
+        "no event was delivered twice or changed": stats.duplicates == stats.conflicts == 0,
+        f"the plugin server says so too: {counted['accepted']} events accepted, {counted['delivered']} delivered": (
+            counted["accepted"] == counted["delivered"] == sum(billable.values())
+        ),
+    }
+    for claim, holds in checks.items():
+        console.print(f"  {'[green]yes[/]' if holds else '[red]NO[/] '}  {claim}")
+    if all(checks.values()):
+        console.print("[bold green]It all adds up.[/]")
+        return 0
+    console.print("[bold red]It does not add up.[/]")
+    return 1
+
+
+def _sandbox(console: Console, directory: Path, gateway_name: str) -> int:
+    with ExitStack() as running:
+        console.print(f"Starting gateway ({gateway_name}), plugin server, upstream and collector ...")
+        upstream = running.enter_context(UpstreamProcess())
+        collector = running.enter_context(CollectorProcess())
+        writable = issubclass(GATEWAYS[gateway_name], StandIn)
+        plugins = [] if writable else _deck_example(collector.ingest_v3)
+        settings = {"database": "memory"} if writable else {}
+        gateway = _gateway(gateway_name, directory, upstream, plugins, **(settings | _usual_ports()))
+        running.enter_context(gateway)
+        _say_how(console, gateway, collector, writable=writable)
+        with _interrupts() as interrupted:
+            while not interrupted:
+                time.sleep(0.2)
+    console.print("Stopped.")
+    return 0
+
+
+def _usual_ports() -> dict[str, str]:
+    """Take Kong's usual ports where they are free, so that the mission's examples work letter by letter."""
+    ports = {"proxy_listen": 8000, "admin_listen": 8001}
+    return {name: f"127.0.0.1:{port}" for name, port in ports.items() if _is_free(port)}
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _say_how(console: Console, gateway: Gateway, collector: CollectorProcess, *, writable: bool) -> None:
+    config = {
+        "ingest_endpoint": collector.ingest_v3,
+        "api_token": "any",
+        "subject": {"look_up_value_in": "header", "field": SUBJECT_HEADER},
+    }
+    body = json.dumps({"name": PLUGIN_NAME, "config": config})
+    lines = [
+        f"Gateway        {gateway.proxy_url}  (a service on /orders)",
+        f"Admin API      {gateway.admin_url}" + ("" if writable else "  (db-less: read-only)"),
+        f"Collector      {collector.url}  (/usage, /events, /stats)",
+        f"Error log      {gateway.prefix / 'logs' / 'error.log'}",
+        "",
+    ]
+    if writable:
+        lines += [
+            "Enable the plugin:",
+            f"  curl -X POST {gateway.admin_url}/plugins/ -H 'Content-Type: application/json' -d '{body}'",
+        ]
+    lines += [
+        "Send a request, and see who is billed:",
+        f"  curl -H '{SUBJECT_HEADER}: acme' {gateway.proxy_url}/orders/42",
+        f"  curl {collector.url}/usage",
+        "",
+        "Ctrl-C ends it.",
+    ]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of ending at once."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: received.append(number)) for number in numbers]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
