@@ -16,7 +16,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.delivery import policy
-from kong_metering.delivery.ingest import Delivered, Failed, Outcome, Rejected
+from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.spool.deadletters import DeadLetter
 from kong_metering.spool.log import Damage, DamageKind
 from kong_metering.stats import Buried

@@ -30,6 +30,7 @@ class Sending:
 
     fresh: list[Entry]
     stale: list[Entry]
+    why_stale: str = ""
     notes: Sequence[tuple[Source, Sequence[Mark]]] = ()
 
 

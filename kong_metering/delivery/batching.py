@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # OpenMeter hands events to Kafka, which by default refuses messages over about 1 MB, for ever.
 MAX_EVENT_BYTES = 900 * 1024
+MAX_BATCH_BYTES = 64 * 1024 * 1024
 
 # Kong's own threshold (CAPACITY_WARNING_THRESHOLD).
 CAPACITY_WARNING = 0.8

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from kong_metering.config import Queue
-    from kong_metering.delivery.ingest import Failed, Rejected
+    from kong_metering.delivery.outcome import Failed, Rejected
 
 T = TypeVar("T")
 

@@ -15,12 +15,14 @@ what still comes, each batch once; with a spool nothing more is sent after a fai
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING
 
 from kong_metering.delivery import batching
-from kong_metering.delivery.outcome import Failed, Outcome, Rejected
-from kong_metering.delivery.trial import Answered, Part, Rules, Send, Take, Trial
+from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.delivery.decisions import Answered, Rules, Send, Take
+from kong_metering.delivery.trial import Trial
 from kong_metering.log import cause_of
 from kong_metering.stats import Buried, Dropped
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.couriers import Couriers
     from kong_metering.delivery.ingest import Endpoint
+    from kong_metering.delivery.parts import Part
     from kong_metering.delivery.source import Entry
 
 _DISK_RETRY_SECONDS = 1.0
@@ -159,8 +162,11 @@ class EventQueue:
             if isinstance(decision, Take):
                 self._take(decision.limit)
                 continue
+            if isinstance(decision, Answered):
+                self._carry_out(decision)
+                continue
             self._wants_more = ready == 0
-            if self._is_closing and decision.until is None and not ready:
+            if self._is_closing and decision.until is None:
                 self._is_done.set()
             times = [decision.until, now + due_in if due_in else None]
             return min((time for time in times if time is not None), default=None)
@@ -181,10 +187,12 @@ class EventQueue:
         if sending.stale:
             with self._lock:
                 self._trial.withdraw(part, sending.stale)
-            self._backlog.reject(sending.stale, Buried.AMBIGUOUS, "sent too long ago without an answer, and may have arrived")
+            self._backlog.reject(sending.stale, Buried.AMBIGUOUS, sending.why_stale)
         if not sending.fresh:
             return
         outcome = self._posted(sending)
+        if isinstance(outcome, Delivered) and outcome.note:
+            self._account.say(f"note:{outcome.note}", outcome.note, logging.WARNING)
         if isinstance(outcome, Rejected) or (isinstance(outcome, Failed) and not outcome.may_have_arrived):
             self._backlog.did_not_arrive(sending)
         with self._lock:
@@ -208,6 +216,5 @@ class EventQueue:
             self._account.deliver(settled)
         for entry, words in answered.refused:
             self._backlog.reject([entry], Buried.REJECTED, words)
-        for given_up in answered.given_up:
-            if settled := self._backlog.settle(given_up.items):
-                self._account.drop(given_up.reason, settled, given_up.words)
+        if answered.reason and (settled := self._backlog.settle(answered.given_up)):
+            self._account.drop(answered.reason, settled, answered.words)

@@ -263,7 +263,10 @@ class SpooledBacklog:
         too_old_ms = now_ms - int(self._options.dedupe_window * 1000)
         stale = [each for source, run in _by_source(entries) for each in source.sent_before(run, too_old_ms)]
         fresh = [entry for entry in entries if entry not in stale] if stale else list(entries)
-        return Sending(fresh, stale, [(source, self._marked(source, run, now_ms)) for source, run in _by_source(fresh)])
+        hours = self._options.dedupe_window / 3600
+        why_stale = f"sent more than {hours:g} hours ago without an answer, and may have arrived"
+        notes = [(source, self._marked(source, run, now_ms)) for source, run in _by_source(fresh)]
+        return Sending(fresh, stale, why_stale, notes)
 
     def _marked(self, source: Source, entries: list[Entry], now_ms: int) -> Sequence[Mark]:
         try:
