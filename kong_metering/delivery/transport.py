@@ -2,7 +2,7 @@
 
 Contract: a `Connection` belongs to one thread at a time. `requests` prepares the URL and the headers and picks the
 certificates, once; urllib3 connects; the bytes of a POST are then written in one piece, for which `requests` itself
-takes three times the CPU (bench/post.py). No proxies, .netrc or authorities from the environment, no cookies, no
+takes several times the CPU (bench/post.py). No proxies, .netrc or authorities from the environment, no cookies, no
 redirects, no compression. A POST takes `timeout` at most to connect, to send (over TLS: each 16 KB) and to read the
 answer. It raises nothing but `PostError`, which says how far it came; a connection on which anything went wrong is
 closed. One that the endpoint has ended while it was idle, or on which it said what nobody asked for, is replaced.
