@@ -20,8 +20,10 @@ BLAME_CHANCE = 1e-6
 CONSPICUOUS_CHANCE = 1e-2
 # So often an event must be refused alone (400, 413, 422), others delivered in between, where no others were.
 CLEAR_REFUSALS = 2
-# How many requests the share of failures is measured over, roughly.
-_MEMORY = 500
+# What good events do less often than this, in a row, makes the pauses grow.
+OUTAGE_CHANCE = 1e-5
+# How many requests that got through the share of failures is measured over, roughly.
+_MEMORY = 300
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _LONGEST_MEAN_RUN = 1000
 
@@ -74,7 +76,7 @@ class Evidence:
         self.seen = Seen()
         self._claims: list[_Claim] = []
         self._recent_passes = 0.0
-        self._recent_failures = 0.0
+        self._recent_troubled = 0.0
         self._recent_refusals = 0.0
 
     @property
@@ -84,13 +86,15 @@ class Evidence:
 
     @property
     def failure_share(self) -> float:
-        """The share of requests that lately failed with nothing to blame; 0 where nothing is known."""
-        recent = self._recent_failures + self._recent_passes
-        return self._recent_failures / recent if recent else 0.0
+        """The share of requests that lately failed with nothing to blame; 0 where nothing is known.
 
-    def is_plausible(self, run: int) -> bool:
+        It is the share of what got through that had failed before: an outage counts once, however long it was.
+        """
+        return self._recent_troubled / (self._recent_passes + 1)
+
+    def is_plausible(self, run: int, chance: float = CONSPICUOUS_CHANCE) -> bool:
         """Return whether good events fail so often in a row now and then, as far as was seen."""
-        return self.failure_share**run >= CONSPICUOUS_CHANCE
+        return self.failure_share**run >= chance
 
     def passed(self, places: Sequence[int], failures: int, refusals: int) -> None:
         """Note that a part got through after some failures of its own."""
@@ -136,10 +140,10 @@ class Evidence:
         return self.seen.refusals == test.since.refusals and self._recent_refusals < 0.5  # noqa: PLR2004 - less than one
 
     def _add(self, passes: int, failures: int, refusals: int) -> None:
-        keep = (1 - 1 / _MEMORY) ** (passes + failures)
+        keep = 1 - passes / _MEMORY
         self._recent_passes = self._recent_passes * keep + passes
-        self._recent_failures = self._recent_failures * keep + failures
-        self._recent_refusals = self._recent_refusals * keep + refusals
+        self._recent_troubled = self._recent_troubled * keep + (failures > 0)
+        self._recent_refusals = self._recent_refusals * keep + (refusals > 0)
         seen = self.seen
         self.seen = Seen(seen.passes + passes, seen.failures + failures, seen.refusals + refusals)
 

@@ -24,6 +24,7 @@ class Silence:
         """Begin anew: something got through."""
         self.failures = 0
         self.rounds = 0
+        self.pauses = 0
         self.until = -math.inf
         self.is_probing = False
         self.is_others_turn = False

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from kong_metering.delivery.blame import Evidence, Test
+from kong_metering.delivery.blame import OUTAGE_CHANCE, Evidence, Test
 from kong_metering.delivery.decisions import Answered, Decision, Note, Pause, Rules, Send, Take
 from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.parts import Line, Part, in_order, thirds
@@ -419,7 +419,9 @@ class Trial(Generic[T]):
     def _end_round(self, now: float, retry_after: float | None) -> None:
         silence = self._silence
         asked = max(retry_after or 0.0, silence.retry_after or 0.0)
-        silence.pause(now + retry_delay(self._rules, silence.rounds + 1, asked))
+        if not self._evidence.is_plausible(silence.failures, OUTAGE_CHANCE):
+            silence.pauses += 1
+        silence.pause(now + retry_delay(self._rules, max(1, silence.pauses), asked))
 
     def _stands_out(self, part: Part[T], outcome: Failed | Rejected) -> bool:
         """Return whether others got through since this one failed alone: now it fails again."""
