@@ -52,6 +52,10 @@ class Test:
     wait: int = 0
     words: str = ""
 
+    def may_go(self, passes: int) -> bool:
+        """Return whether its next try is due, now that so many requests have got through."""
+        return passes > self.passes and self.wait <= 0
+
     def count(self, *, is_refusal: bool, passes: int, words: str) -> None:
         """Count a failure of the event alone."""
         self.failures += 1
