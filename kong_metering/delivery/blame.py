@@ -18,7 +18,8 @@ from typing import NamedTuple
 BLAME_CHANCE = 1e-6
 # What good events do less often than this, in a row, is looked into.
 CONSPICUOUS_CHANCE = 1e-2
-# So often an event must be refused alone (400, 413, 422), others delivered in between, where no others were.
+# Where no others were refused for themselves (400, 413, 422) one in a hundred is enough, but one confirmation at least.
+CLEAR_CHANCE = 1e-2
 CLEAR_REFUSALS = 2
 # What good events do less often than this, in a row, makes the pauses grow.
 OUTAGE_CHANCE = 1e-5
@@ -26,6 +27,17 @@ OUTAGE_CHANCE = 1e-5
 _MEMORY = 300
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _LONGEST_MEAN_RUN = 1000
+
+
+def chance_of_run(run: int, passes: int, failures: int) -> float:
+    """Return the chance that a good event fails so often in a row where others passed and failed so often."""
+    others = passes + failures
+    return math.exp(
+        math.lgamma(failures + 1 + run)
+        - math.lgamma(failures + 1)
+        + math.lgamma(others + 2)
+        - math.lgamma(others + 2 + run)
+    )
 
 
 class Seen(NamedTuple):
@@ -117,20 +129,10 @@ class Evidence:
 
     def blames(self, test: Test) -> bool:
         """Return whether a good event would not have failed like that."""
-        if test.refusals >= max(CLEAR_REFUSALS, test.failures) and self._nobody_else_is_refused(test):
-            return True
-        return self.chance(test) < BLAME_CHANCE
-
-    def chance(self, test: Test) -> float:
-        """Return the chance that a good event fails as often in a row."""
+        if test.refusals >= max(CLEAR_REFUSALS, test.failures) and self._recent_refusals < 1 / 2:
+            return chance_of_run(test.refusals, self.passes, 0) < CLEAR_CHANCE
         passes, failures = self.seen.passes - test.since.passes, self.seen.failures - test.since.failures
-        own = test.failures
-        return math.exp(
-            math.lgamma(failures + 1 + own)
-            - math.lgamma(failures + 1)
-            + math.lgamma(failures + passes + 2)
-            - math.lgamma(failures + passes + 2 + own)
-        )
+        return chance_of_run(test.failures, passes, failures) < BLAME_CHANCE
 
     def next_wait(self, test: Test) -> int:
         """Return how many requests of others go before the next one of an event under suspicion.
@@ -139,9 +141,6 @@ class Evidence:
         """
         mean_run = min(1 / max(1e-9, 1 - self.failure_share), _LONGEST_MEAN_RUN)
         return int((test.failures * _GOLDEN % 1.0) * 2 * (mean_run - 1))
-
-    def _nobody_else_is_refused(self, test: Test) -> bool:
-        return self.seen.refusals == test.since.refusals and self._recent_refusals < 0.5  # noqa: PLR2004 - less than one
 
     def _add(self, passes: int, failures: int, refusals: int) -> None:
         keep = 1 - passes / _MEMORY

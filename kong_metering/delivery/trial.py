@@ -51,7 +51,7 @@ class Trial(Generic[T]):
         """
         return self._turns.next(now, ready)
 
-    def take(self, items: Sequence[T]) -> None:
+    def take(self, items: Sequence[T], now: float) -> None:  # noqa: ARG002 - every call tells the time; this needs none
         """Take events in, in their order; those that `next` asked for, or fewer."""
         self._hand.take(items, self._standing.rules.batch_size)
 
@@ -147,6 +147,8 @@ class Trial(Generic[T]):
         silence, evidence = self._standing.silence, self._hand.evidence
         if silence.is_probing and part.round < silence.rounds:
             self._hand.line.add(part)  # it was out before the probes began
+        elif len(part.items) > 1 and self._is_clear(failure):
+            self._search(part, failure, now)
         elif evidence.is_plausible(max(part.failures, silence.failures)):
             self._wait_as_it_is(part, failure, now)
         elif len(part.items) > 1:
@@ -155,6 +157,10 @@ class Trial(Generic[T]):
             self._set_apart(part, failure, now, answered)
         else:
             self._probe_failed(part, failure, now)
+
+    def _is_clear(self, failure: Failure) -> bool:
+        """Return whether an endpoint that works says that an event is bad."""
+        return isinstance(failure, Rejected) and self._hand.evidence.passes > 0
 
     def _wait_as_it_is(self, part: Part[T], failure: Failure, now: float) -> None:
         asked = outcome.retry_after(failure)
@@ -166,7 +172,7 @@ class Trial(Generic[T]):
     def _search(self, part: Part[T], failure: Failure, now: float) -> None:
         """Take a part that fails apart, or, where that is the first trouble seen, let its oldest event probe."""
         hand, silence = self._hand, self._standing.silence
-        is_clear = isinstance(failure, Rejected) and hand.evidence.passes > 0
+        is_clear = self._is_clear(failure)
         named = failure.named(len(part.items)) if isinstance(failure, Rejected) else []
         if named and silence.failures <= IN_A_ROW and (is_clear or not part.is_searched):
             hand.set_named_apart(part, named, failure.reason)

@@ -85,7 +85,7 @@ class World:
         match decision:
             case Take(limit):
                 assert 0 < limit <= len(self.queue)
-                self.trial.take([self.queue.popleft() for _ in range(limit)])
+                self.trial.take([self.queue.popleft() for _ in range(limit)], self.now)
                 self.most_held = max(self.most_held, len(self.trial.unsettled()))
             case Send(part):
                 self._post(part)
