@@ -18,12 +18,26 @@ from typing import NamedTuple
 BLAME_CHANCE = 1e-6
 # What good events do less often than this, in a row, is looked into.
 CONSPICUOUS_CHANCE = 1e-2
-# So often an event must be refused alone (400, 413, 422), others delivered in between, where no others were.
+# Where no others were refused for themselves (400, 413, 422) one in a hundred is enough, but one confirmation at least.
+CLEAR_CHANCE = 1e-2
 CLEAR_REFUSALS = 2
-# How many requests the share of failures is measured over, roughly.
-_MEMORY = 500
+# What good events do less often than this, in a row, makes the pauses grow.
+OUTAGE_CHANCE = 1e-5
+# How many requests that got through the share of failures is measured over, roughly.
+_MEMORY = 300
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _LONGEST_MEAN_RUN = 1000
+
+
+def chance_of_run(run: int, passes: int, failures: int) -> float:
+    """Return the chance that a good event fails so often in a row where others passed and failed so often."""
+    others = passes + failures
+    return math.exp(
+        math.lgamma(failures + 1 + run)
+        - math.lgamma(failures + 1)
+        + math.lgamma(others + 2)
+        - math.lgamma(others + 2 + run)
+    )
 
 
 class Seen(NamedTuple):
@@ -50,6 +64,10 @@ class Test:
     wait: int = 0
     words: str = ""
 
+    def may_go(self, passes: int) -> bool:
+        """Return whether its next try is due, now that so many requests have got through."""
+        return passes > self.passes and self.wait <= 0
+
     def count(self, *, is_refusal: bool, passes: int, words: str) -> None:
         """Count a failure of the event alone."""
         self.failures += 1
@@ -74,7 +92,7 @@ class Evidence:
         self.seen = Seen()
         self._claims: list[_Claim] = []
         self._recent_passes = 0.0
-        self._recent_failures = 0.0
+        self._recent_troubled = 0.0
         self._recent_refusals = 0.0
 
     @property
@@ -84,13 +102,15 @@ class Evidence:
 
     @property
     def failure_share(self) -> float:
-        """The share of requests that lately failed with nothing to blame; 0 where nothing is known."""
-        recent = self._recent_failures + self._recent_passes
-        return self._recent_failures / recent if recent else 0.0
+        """The share of requests that lately failed with nothing to blame; 0 where nothing is known.
 
-    def is_plausible(self, run: int) -> bool:
+        It is the share of what got through that had failed before: an outage counts once, however long it was.
+        """
+        return self._recent_troubled / (self._recent_passes + 1)
+
+    def is_plausible(self, run: int, chance: float = CONSPICUOUS_CHANCE) -> bool:
         """Return whether good events fail so often in a row now and then, as far as was seen."""
-        return self.failure_share**run >= CONSPICUOUS_CHANCE
+        return self.failure_share**run >= chance
 
     def passed(self, places: Sequence[int], failures: int, refusals: int) -> None:
         """Note that a part got through after some failures of its own."""
@@ -109,20 +129,10 @@ class Evidence:
 
     def blames(self, test: Test) -> bool:
         """Return whether a good event would not have failed like that."""
-        if test.refusals >= max(CLEAR_REFUSALS, test.failures) and self._nobody_else_is_refused(test):
-            return True
-        return self.chance(test) < BLAME_CHANCE
-
-    def chance(self, test: Test) -> float:
-        """Return the chance that a good event fails as often in a row."""
+        if test.refusals >= max(CLEAR_REFUSALS, test.failures) and self._recent_refusals < 1 / 2:
+            return chance_of_run(test.refusals, self.passes, 0) < CLEAR_CHANCE
         passes, failures = self.seen.passes - test.since.passes, self.seen.failures - test.since.failures
-        own = test.failures
-        return math.exp(
-            math.lgamma(failures + 1 + own)
-            - math.lgamma(failures + 1)
-            + math.lgamma(failures + passes + 2)
-            - math.lgamma(failures + passes + 2 + own)
-        )
+        return chance_of_run(test.failures, passes, failures) < BLAME_CHANCE
 
     def next_wait(self, test: Test) -> int:
         """Return how many requests of others go before the next one of an event under suspicion.
@@ -132,14 +142,11 @@ class Evidence:
         mean_run = min(1 / max(1e-9, 1 - self.failure_share), _LONGEST_MEAN_RUN)
         return int((test.failures * _GOLDEN % 1.0) * 2 * (mean_run - 1))
 
-    def _nobody_else_is_refused(self, test: Test) -> bool:
-        return self.seen.refusals == test.since.refusals and self._recent_refusals < 0.5  # noqa: PLR2004 - less than one
-
     def _add(self, passes: int, failures: int, refusals: int) -> None:
-        keep = (1 - 1 / _MEMORY) ** (passes + failures)
+        keep = 1 - passes / _MEMORY
         self._recent_passes = self._recent_passes * keep + passes
-        self._recent_failures = self._recent_failures * keep + failures
-        self._recent_refusals = self._recent_refusals * keep + refusals
+        self._recent_troubled = self._recent_troubled * keep + (failures > 0)
+        self._recent_refusals = self._recent_refusals * keep + (refusals > 0)
         seen = self.seen
         self.seen = Seen(seen.passes + passes, seen.failures + failures, seen.refusals + refusals)
 

@@ -55,5 +55,26 @@ class Rejected:
     indexes: tuple[int, ...] = ()
     words: str = field(default="", compare=False)
 
+    def named(self, size: int) -> list[int]:
+        """Return which of so many events it named; none if it named all."""
+        named = sorted({index for index in self.indexes if index < size})
+        return named if len(named) < size else []
 
-Outcome = Delivered | Failed | Rejected
+
+Failure = Failed | Rejected
+Outcome = Delivered | Failure
+
+
+def may_have_arrived(failure: Failure) -> bool:
+    """Return whether the endpoint may hold events all the same."""
+    return isinstance(failure, Failed) and failure.may_have_arrived
+
+
+def is_about_no_event(failure: Failure) -> bool:
+    """Return whether no event can be the reason."""
+    return isinstance(failure, Failed) and failure.is_about_no_event
+
+
+def retry_after(failure: Failure) -> float | None:
+    """Return the pause that the endpoint asked for, in seconds."""
+    return failure.retry_after if isinstance(failure, Failed) else None

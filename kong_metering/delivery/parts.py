@@ -113,15 +113,14 @@ class Line(Generic[T]):
 
     def join(self, size: int, *, keep_front: bool) -> None:
         """Make larger parts, up to `size`, of neighbours; `keep_front` leaves the oldest part as it is."""
-        kept = self._parts[:1] if keep_front else []
-        rest = self._parts[len(kept) :]
-        self._parts = kept
-        for part in rest:
-            last = self._parts[-1] if len(self._parts) > len(kept) else None
-            if last is not None and _may_join(last, part, size):
-                self._parts[-1] = _joined(last, part)
+        kept = 1 if keep_front else 0
+        joined = self._parts[:kept]
+        for part in self._parts[kept:]:
+            if len(joined) > kept and _may_join(joined[-1], part, size):
+                joined[-1] = _joined(joined[-1], part)
             else:
-                self._parts.append(part)
+                joined.append(part)
+        self._parts = joined
 
     def clear(self) -> list[Part[T]]:
         """Take all parts out."""

@@ -24,11 +24,17 @@ class Silence:
         """Begin anew: something got through."""
         self.failures = 0
         self.rounds = 0
+        self.pauses = 0
         self.until = -math.inf
         self.is_probing = False
         self.is_others_turn = False
         self.retry_after: float | None = None
         self.leaves_doubt = True
+
+    def begin(self, *, leaves_doubt: bool) -> None:
+        """Begin to probe, or note what a probe has come to."""
+        self.is_probing = True
+        self.leaves_doubt = leaves_doubt
 
     def pause(self, until: float) -> None:
         """End a round."""
@@ -41,7 +47,7 @@ class Silence:
         """Return how far behind the oldest event the other one of this round stands, where that costs nothing."""
         return int(2 ** (max(0, self.rounds - 1) % (IN_A_ROW - 1)))
 
-    def careful_depth(self) -> int | None:
-        """Return the same where each further event is one more in doubt; None: no other one in this round."""
+    def careful_depth(self) -> int:
+        """Return the same where each further event is one more in doubt; 0: no other one in this round."""
         choices = self.rounds.bit_length() - 1
-        return int(2 ** (self.rounds % choices)) if choices else None
+        return int(2 ** (self.rounds % choices)) if choices > 0 else 0
