@@ -25,8 +25,7 @@ from processes import OURS, Server
 from rich.table import Table
 from terminal import CONSOLE, argument_parser, say_progress
 
-from kong_metering import PLUGIN_NAME
-from kong_metering.cli import SPOOL
+from kong_metering import PLUGIN_NAME, SPOOL_DIRECTORY
 from kong_metering.spool.directory import survey
 from kong_metering.spool.log import EventLog
 
@@ -61,7 +60,7 @@ def _outage(server: Server, reserved: socket.socket, events: int, batch: int) ->
         highest = max(highest, server.rss_bytes())
         say_progress(f"{first + _PORTION:,} of {events:,} events put")
     down = time.monotonic() - began
-    kept = _ids_on_disk(server.socket.parent / SPOOL, events)
+    kept = _ids_on_disk(server.socket.parent / SPOOL_DIRECTORY, events)
     began = time.monotonic()
     arrived: list[bytes] = []
     threading.Thread(target=_collect, args=(reserved, arrived), daemon=True).start()

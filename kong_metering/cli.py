@@ -7,167 +7,237 @@ What takes long to import is imported once the socket is there: Kong's connectio
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
-import math
 import os
-import re
 import resource
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from kong_metering import PLUGIN_NAME, __version__
+import click
+
+from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME, SPOOL_DIRECTORY, __version__
 from kong_metering.clock import SystemClock
 from kong_metering.errors import StartupError
 from kong_metering.host.opening import Opening, Place, open_again, open_at
 from kong_metering.host.restart import Restart
 from kong_metering.log import LOGGER, ProcessLog, Relay, Repeats, cause_of, configure
+from kong_metering.quantities import Duration, Size
 from kong_metering.spool.options import SpoolOptions, Sync
 
-ENVIRONMENT_PREFIX = "KONG_METERING_"
-SPOOL = "metering-spool"
+F = TypeVar("F", bound=Callable[..., Any])
+
 _FIRST_INHERITED = 3
 _MOST_DESCRIPTORS = 65_536
 _LARGEST_COUNT = 65_535
 # The ends of all their channels fit into one message.
 _MOST_SERVERS = 100
-_SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
-_DURATIONS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_INTERRUPTED = 130
 
 
-@dataclass(frozen=True)
-class _Flag:
-    """One flag; its environment variable is its long name in capitals behind `KONG_METERING_`."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says; the fields are named as its flags are, times are in seconds, sizes in bytes."""
 
-    names: tuple[str, ...]
-    help: str
-    default: Any
-    type: Callable[[str], Any]
-    metavar: str
-
-    @property
-    def variable(self) -> str:
-        return ENVIRONMENT_PREFIX + self.names[0].removeprefix("--").replace("-", "_").upper()
-
-
-def _count(text: str) -> int:
-    """Read a count as the system takes it."""
-    value = int(text)
-    if not 1 <= value <= _LARGEST_COUNT:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {_LARGEST_COUNT}")
-    return value
-
-
-def _servers(text: str) -> int:
-    """Read how many servers there are to be."""
-    value = int(text)
-    if not 1 <= value <= _MOST_SERVERS:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {_MOST_SERVERS}")
-    return value
+    kong_prefix: Path
+    socket_name: str
+    servers: int
+    listen_queue_size: int
+    phase_timeout: float
+    instance_ttl: float
+    stop_timeout: float
+    parent: str
+    ca_bundle: str | None
+    spool_dir: Path | None
+    spool_sync: Sync
+    spool_max_bytes: int
+    spool_max_age: float
+    dedupe_window: float
+    no_spool: bool
+    dump: bool
+    protocol: Literal["protobuf", "msgpack"]
+    verbose: int
+    multiprocessing: bool
+    gevent: bool
 
 
-def _seconds(text: str) -> float:
-    """Read a duration."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
-    return value
+def _setting(*names: str, former: Sequence[str] = (), **attributes: Any) -> Callable[[F], F]:
+    """Declare a flag that takes a value; its variable is its long name in capitals behind `KONG_METERING_`."""
+    long = [name.removeprefix("--") for name in (names[0], *former)]
+    variables = [ENVIRONMENT_PREFIX + name.replace("-", "_").upper() for name in long]
+    attributes |= {"envvar": variables, "show_envvar": True, "show_default": True}
+    return click.option(*names, *former, cls=_Setting, former=former, **attributes)
 
 
-def _bytes(text: str) -> int:
-    """Read a size: a number of bytes, or of KiB, MiB or GiB with K, M or G behind it."""
-    match = re.fullmatch(r"(\d{1,15})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None or int(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a size above 0, such as 500M or 1G")
-    return int(match[1]) * _SIZES[match[2].upper()]
+class _Setting(click.Option):
+    """An option with a default and a variable; former names of it are understood, and not shown."""
+
+    def __init__(self, *arguments: Any, former: Sequence[str], **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self._former = former
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return what the help says of it, without its former names."""
+        names, variables = self.opts, self.envvar
+        self.opts = [name for name in names if name not in self._former]
+        if isinstance(variables, list):
+            self.envvar = variables[:1]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts, self.envvar = names, variables
 
 
-def _duration(text: str) -> float:
-    """Read a duration: a number of seconds, or of minutes, hours or days with m, h or d behind it."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", text.strip())
-    if match is None or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a duration above 0, such as 3600, 90m, 24h or 30d")
-    return float(match[1]) * _DURATIONS[match[2]]
+def _is_without_spool() -> bool:
+    """Return whether the environment says so; any word but those for no counts."""
+    return os.environ.get(ENVIRONMENT_PREFIX + "NO_SPOOL", "") not in ("", "0", "false", "no")
 
 
-def _sync(text: str) -> Sync:
-    """Read one of the ways to sync."""
-    try:
-        return Sync(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is not {', '.join(sync.value for sync in Sync)}") from None
-
-
-_FLAGS = (
-    _Flag(
-        ("--kong-prefix", "-p", "-kong-prefix"),
-        "directory to make the socket in: Kong's prefix",
-        "/usr/local/kong",
-        str,
-        "DIR",
-    ),
-    _Flag(("--socket-name",), "name of the socket in that directory", f"{PLUGIN_NAME}.sock", str, "NAME"),
-    _Flag(
-        ("--servers",),
-        "processes that serve; one is enough for about two of Kong's workers, each of which keeps to one of them",
-        1,
-        _servers,
-        "N",
-    ),
-    _Flag(("--listen-queue-size",), "connections that may wait to be accepted", 4096, _count, "N"),
-    _Flag(
-        ("--event-ttl",), "seconds after which an event that Kong does not go on with is forgotten", 60, _seconds, "S"
-    ),
-    _Flag(("--instance-ttl",), "seconds after which an instance that Kong does not use is closed", 3600, _seconds, "S"),
-    _Flag(("--stop-timeout",), "seconds to deliver what waits when told to end", 5, float, "S"),
-    _Flag(
-        ("--parent",),
-        "'watch': end when the process that started this one ends; 'ignore': do not; 'auto': watch it unless it is "
-        "process 1, as under systemd or in a container",
-        "auto",
-        str,
-        "MODE",
-    ),
-    _Flag(("--ca-bundle",), "PEM file of the authorities to verify ingest endpoints with", None, str, "FILE"),
-    _Flag(
-        ("--spool-dir",),
-        f"directory to keep events in until they are delivered, if not {SPOOL} in Kong's prefix",
-        None,
-        str,
-        "DIR",
-    ),
-    _Flag(
-        ("--spool-sync",),
-        "when events survive a power cut too (a killed process, they always do): 'commit', as soon as they are "
-        "written; 'second', at most one second later; 'off', when the system likes",
-        "second",
-        _sync,
-        "WHEN",
-    ),
-    _Flag(("--spool-max-bytes",), "size of the spool beyond which the oldest events are dropped", "1G", _bytes, "SIZE"),
-    _Flag(("--spool-max-age",), "age beyond which events in the spool are dropped", "30d", _duration, "TIME"),
-    _Flag(
-        ("--dedupe-window",),
-        "for how long the endpoint tells events that come twice; later, what was sent without an answer is not sent "
-        "again but set aside as a dead letter",
-        "24h",
-        _duration,
-        "TIME",
-    ),
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="The last three flags are those of kong-pdk's start_dedicated_server, and change nothing.",
 )
+@_setting(
+    "--kong-prefix",
+    "-p",
+    "-kong-prefix",
+    type=click.Path(path_type=Path),
+    default="/usr/local/kong",
+    metavar="DIR",
+    help="Directory to make the socket in: Kong's prefix.",
+)
+@_setting("--socket-name", default=f"{PLUGIN_NAME}.sock", metavar="NAME", help="Name of the socket in that directory.")
+@_setting(
+    "--servers",
+    type=click.IntRange(1, _MOST_SERVERS),
+    default=1,
+    metavar="N",
+    help="How many processes serve. One is enough for about two of Kong's workers; each worker stays with one.",
+)
+@_setting(
+    "--listen-queue-size",
+    type=click.IntRange(1, _LARGEST_COUNT),
+    default=4096,
+    metavar="N",
+    help="How many connections may wait to be accepted.",
+)
+@_setting(
+    "--phase-timeout",
+    former=("--event-ttl",),
+    type=Duration(),
+    default="60s",
+    metavar="TIME",
+    help="How long a phase of a request waits for Kong to go on with it before it is abandoned.",
+)
+@_setting(
+    "--instance-ttl",
+    type=Duration(),
+    default="1h",
+    metavar="TIME",
+    help="How long a plugin instance that Kong no longer uses is kept.",
+)
+@_setting(
+    "--stop-timeout",
+    type=Duration(may_be_zero=True),
+    default="5s",
+    metavar="TIME",
+    help="How long to go on delivering after the server was told to stop.",
+)
+@_setting(
+    "--parent",
+    default="auto",
+    metavar="MODE",
+    help="'watch': stop when the process that started this one ends; 'ignore': do not; 'auto': watch it unless it is "
+    "process 1, as under systemd or in a container.",
+)
+@_setting(
+    "--ca-bundle",
+    metavar="FILE",
+    help="PEM file with the certificate authorities that ingest endpoints are verified against.",
+)
+@_setting(
+    "--spool-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help=f"Directory that keeps events until they are delivered, if not {SPOOL_DIRECTORY} in Kong's prefix.",
+)
+@_setting(
+    "--spool-sync",
+    type=click.Choice([sync.value for sync in Sync]),
+    default=Sync.SECOND.value,
+    metavar="WHEN",
+    help="When events become safe from a power cut (from the death of a process they always are): 'commit', as soon as "
+    "they are written; 'second', within a second; 'off', when the operating system likes.",
+)
+@_setting(
+    "--spool-max-bytes",
+    type=Size(),
+    default="1G",
+    metavar="SIZE",
+    help="Size of the spool above which the oldest events are dropped.",
+)
+@_setting(
+    "--spool-max-age",
+    type=Duration(),
+    default="30d",
+    metavar="TIME",
+    help="Age above which events in the spool are dropped.",
+)
+@_setting(
+    "--dedupe-window",
+    type=Duration(),
+    default="24h",
+    metavar="TIME",
+    help="How long the endpoint recognises duplicate ids. An event that was sent without an answer is not sent again "
+    "after that, but set aside as a dead letter.",
+)
+@click.option(
+    "--no-spool",
+    is_flag=True,
+    default=_is_without_spool,
+    help="Keep events in memory only, as Kong's own queue does: they are lost when this process ends, and dropped when "
+    f"delivery keeps failing.  [env var: {ENVIRONMENT_PREFIX}NO_SPOOL]",
+)
+@_setting(
+    "--protocol",
+    type=click.Choice(["protobuf", "msgpack"]),
+    default="protobuf",
+    metavar="NAME",
+    help="With --dump: the protocol that Kong is to speak, protobuf or msgpack; the server understands both.",
+)
+@click.option("--dump", "-dump", is_flag=True, help="Print the plugin information that Kong asks for, and exit.")
+@click.option("-v", "--verbose", count=True, help="Log more.")
+@click.version_option(__version__, "--version", "-version", prog_name=PLUGIN_NAME, message="%(prog)s %(version)s")
+@click.option("--no-lua-style", is_flag=True, expose_value=False, help="PDK errors are exceptions; they always are.")
+@click.option("-m", "--multiprocessing", is_flag=True, help="Ignored.")
+@click.option("-g", "--gevent", is_flag=True, help="Ignored.")
+def program(spool_sync: str, **options: Any) -> int:
+    """Serve the metering-and-billing plugin to Kong Gateway.
+
+    Kong starts this program without an environment, so flags are the way to set things; the variables are for systemd
+    and containers. A TIME is a number of seconds, or a number with s, m, h, d or w behind it; a SIZE is a number of
+    bytes, or a number with K, M or G behind it.
+    """
+    return _run(Options(spool_sync=Sync(spool_sync), **options))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the plugin server, or print what it was asked to print; returns the exit status."""
-    options = _parser(os.environ).parse_args(arguments)
+    try:
+        status: int = program.main(arguments, prog_name="kong-metering-plugin-server", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return _INTERRUPTED
+    return status
+
+
+def _run(options: Options) -> int:
     if options.dump:
         return _dump(options.protocol)
     restart = Restart.taken_from(os.environ)
@@ -176,13 +246,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _close_descriptors(restart.descriptors if restart else ())
     _allow_many_descriptors()
     log = ProcessLog(Relay(), Repeats(SystemClock()))
-    configure(logging.DEBUG if options.verbose > 1 else logging.INFO, log)
+    configure(logging.DEBUG if options.verbose else logging.INFO, log)
     if options.multiprocessing or options.gevent:
-        LOGGER.info("-m and -g are kong-pdk's; this server has one way to run, and needs neither")
+        LOGGER.info("-m and -g are flags of kong-pdk's server; this one has a single way to run, and ignores them")
     try:
         parent, ca_bundle, place = _parent(options.parent), _ca_bundle(options.ca_bundle), _place(options)
         opening = open_at(place) if restart is None else open_again(place, restart)
-        _run(opening, parent, ca_bundle, options, log)
+        _serve(opening, parent, ca_bundle, options, log)
     except StartupError as error:
         LOGGER.critical("cannot start: %s", error)
         return 1
@@ -199,14 +269,12 @@ def _dump(protocol: Literal["protobuf", "msgpack"]) -> int:
     return 0
 
 
-def _run(
-    opening: Opening, parent: int | None, ca_bundle: str | None, options: argparse.Namespace, log: ProcessLog
-) -> None:
+def _serve(opening: Opening, parent: int | None, ca_bundle: str | None, options: Options, log: ProcessLog) -> None:
     from kong_metering import app  # noqa: PLC0415 - takes long
     from kong_metering.host.dispatch import Limits  # noqa: PLC0415
     from kong_metering.host.supervisor import SupervisorOptions  # noqa: PLC0415
 
-    limits = Limits(event_ttl=options.event_ttl, instance_ttl=options.instance_ttl)
+    limits = Limits(phase_timeout=options.phase_timeout, instance_ttl=options.instance_ttl)
     delivery = app.DeliveryOptions(options.stop_timeout, ca_bundle, _spool_options(options))
     supervisor = SupervisorOptions(options.servers, parent, options.stop_timeout)
     app.run(opening, supervisor, limits, delivery, log)
@@ -235,57 +303,18 @@ def _allow_many_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="kong-metering-plugin-server",
-        description=f"Plugin server of {PLUGIN_NAME} for Kong Gateway.",
-        epilog="Each flag that takes a value has an environment variable as second choice, named in brackets.",
-    )
-    for flag in _FLAGS:
-        default = environment.get(flag.variable, flag.default)
-        parser.add_argument(
-            *flag.names,
-            default=default,
-            type=flag.type,
-            metavar=flag.metavar,
-            help=f"{flag.help} (default: {'none' if flag.default is None else flag.default}) [{flag.variable}]",
-        )
-    parser.add_argument(
-        "--no-spool",
-        action="store_true",
-        default=environment.get(ENVIRONMENT_PREFIX + "NO_SPOOL", "") not in ("", "0", "false", "no"),
-        help="keep events in memory only, as Kong's own queue does: they are lost when this process ends, and dropped "
-        f"when delivery fails for long [{ENVIRONMENT_PREFIX}NO_SPOOL]",
-    )
-    parser.add_argument(
-        "--protocol",
-        choices=("protobuf", "msgpack"),
-        default=environment.get(ENVIRONMENT_PREFIX + "PROTOCOL", "protobuf"),
-        help="with --dump: what Kong is to speak with the plugin server, which understands both (default: protobuf) "
-        f"[{ENVIRONMENT_PREFIX}PROTOCOL]",
-    )
-    parser.add_argument("--dump", "-dump", action="store_true", help="print the plugin information that Kong wants")
-    parser.add_argument("-v", "--verbose", action="count", default=1, help="log more")
-    parser.add_argument("--version", "-version", action="version", version=f"{PLUGIN_NAME} {__version__}")
-    pdk = parser.add_argument_group("accepted for compatibility with kong-pdk's start_dedicated_server")
-    pdk.add_argument("--no-lua-style", action="store_true", help="PDK errors are exceptions: they always are")
-    pdk.add_argument("-m", "--multiprocessing", action="store_true", help="ignored")
-    pdk.add_argument("-g", "--gevent", action="store_true", help="ignored")
-    return parser
-
-
-def _place(options: argparse.Namespace) -> Place:
-    prefix = Path(options.kong_prefix)
+def _place(options: Options) -> Place:
+    prefix = options.kong_prefix
     if not prefix.is_dir():
         raise StartupError(f"{prefix} is not a directory; -p/--kong-prefix must name Kong's prefix")
     return Place(prefix / options.socket_name, options.listen_queue_size)
 
 
-def _spool_options(options: argparse.Namespace) -> SpoolOptions | None:
+def _spool_options(options: Options) -> SpoolOptions | None:
     if options.no_spool:
         return None
     return SpoolOptions(
-        directory=Path(options.spool_dir) if options.spool_dir else Path(options.kong_prefix) / SPOOL,
+        directory=options.spool_dir or options.kong_prefix / SPOOL_DIRECTORY,
         sync=options.spool_sync,
         max_bytes=options.spool_max_bytes,
         max_age=options.spool_max_age,

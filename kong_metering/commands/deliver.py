@@ -22,10 +22,11 @@ from kong_metering.commands.filters import is_endpoint, reasons_told
 from kong_metering.commands.handdelivery import Account, HandDelivery, Means
 from kong_metering.commands.holding import Holding, held_logs
 from kong_metering.commands.interruption import Interrupted, Interruption
-from kong_metering.commands.options import Place, duration, json_option, place_options, taking
+from kong_metering.commands.options import Place, json_option, place_options, taking
 from kong_metering.commands.output import note, progress, say, tell
 from kong_metering.delivery.ingest import Endpoint, IngestClient
 from kong_metering.errors import KongMeteringError
+from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import Found, HeldLog, survey
 from kong_metering.spool.log import EventLog
@@ -93,15 +94,15 @@ class Ended:
 )
 @click.option(
     "--dedupe-window",
-    type=duration,
+    type=Duration(may_be_zero=True),
     default="24h",
     show_default=True,
     metavar="TIME",
-    help="For how long the endpoint tells events that come twice; units s, m, h, d.",
+    help="How long the endpoint recognises duplicate ids; units s, m, h, d, w.",
 )
 @click.option(
     "--timeout",
-    type=duration,
+    type=Duration(),
     default="60s",
     show_default=True,
     metavar="TIME",

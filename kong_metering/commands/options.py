@@ -5,7 +5,6 @@ Contract: the options of a command arrive as one frozen record, whose fields are
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,11 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from kong_metering import ENVIRONMENT_PREFIX, SPOOL_DIRECTORY
 from kong_metering.commands.filters import Filters
 
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
-
-SPOOL_DIRECTORY = "metering-spool"
-# As in `cli.py`, which would bring the whole server along.
-ENVIRONMENT_PREFIX = "KONG_METERING_"
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +57,6 @@ class ChosenEvents(Chosen):
         """See that a reason is given for dead letters only. Raises `click.UsageError`."""
         if self.reason is not None and not self.dead_letters:
             raise click.UsageError("--reason is about dead letters: add --dead-letters, or leave --reason out")
-
-
-def duration(text: str) -> float:
-    """Read a length of time such as `24h`, into seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", text.strip().lower(), re.ASCII)
-    if not match:
-        raise click.BadParameter(f"{text!r} is not a length of time: write 90s, 15m, 24h or 30d")
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def taking(record: type[R]) -> Callable[[Callable[[R], None]], Callable[..., None]]:

@@ -24,7 +24,6 @@ from kong_metering.commands.letters import ChosenLetters, matching_letters
 from kong_metering.commands.logs import SeenLog, damaged_files, is_damaged_file, seen_logs
 from kong_metering.commands.options import (
     ChosenEvents,
-    duration,
     filter_options,
     json_option,
     place_options,
@@ -33,6 +32,7 @@ from kong_metering.commands.options import (
 )
 from kong_metering.commands.output import confirmed, note, say, tell
 from kong_metering.errors import KongMeteringError
+from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.log import DAMAGED
 
@@ -86,7 +86,10 @@ class Plan:
 @click.option("--waiting", is_flag=True, help="Remove events that wait and that no process holds; needs --plugin-id.")
 @click.option("--damaged", is_flag=True, help="Remove the files with bytes that nobody could read.")
 @click.option(
-    "--older-than", type=duration, metavar="TIME", help="Only what is older, such as 30d or 12h; units s, m, h, d, w."
+    "--older-than",
+    type=Duration(may_be_zero=True),
+    metavar="TIME",
+    help="Only what is older, such as 30d or 12h; units s, m, h, d, w.",
 )
 @json_option("one JSON document with the counts")
 @yes_option

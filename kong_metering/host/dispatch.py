@@ -5,7 +5,8 @@ answers: plugin code runs in it up to its next PDK call. Steps of one event may 
 
 Ids of events begin at a random number and are never used twice, not even by the next process: Kong keeps using those
 of a process that is gone. For the same reason an instance that is not there is answered with `no plugin instance`: Kong
-then starts one and sends the event again. An event that Kong does not finish is forgotten after `event_ttl` seconds.
+then starts one and sends the event again. A phase that Kong does not go on with is
+forgotten after `phase_timeout` seconds.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class _Event:
 class Limits:
     """How long what Kong forgot is kept, in seconds."""
 
-    event_ttl: float = 60.0
+    phase_timeout: float = 60.0
     instance_ttl: float = 3600.0
 
 
@@ -70,7 +71,7 @@ class Dispatcher:
         self.instances = Instances(plugin, clock, limits.instance_ttl)
         self._plugin = plugin
         self._now = clock.monotonic
-        self._event_ttl = limits.event_ttl
+        self._phase_timeout = limits.phase_timeout
         self._ids = _ids()
         self._events: dict[int, _Event] = {}
         self._methods: dict[str, Callable[[Any], object]] = {
@@ -98,13 +99,13 @@ class Dispatcher:
     def sweep(self) -> None:
         """Forget what Kong has forgotten; to be called every few seconds."""
         now = self._now()
-        expired = [key for key, event in self._events.items() if now - event.touched_at >= self._event_ttl]
+        expired = [key for key, event in self._events.items() if now - event.touched_at >= self._phase_timeout]
         for event_id in expired:
             event = self._events.pop(event_id)
             LOGGER.error(
                 "a pending %s phase was forgotten: Kong did not go on with it for %.0f s",
                 event.phase,
-                self._event_ttl,
+                self._phase_timeout,
                 extra=trouble(f"abandoned:{event.phase}"),
             )
             self._abandon(event)

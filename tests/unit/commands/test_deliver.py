@@ -350,4 +350,4 @@ def test_a_wrong_call(root: Path, deliver: Deliver, token: Path) -> None:
     SpoolDirectory(root)
     for more in (["--insecure", "--ca-bundle", token], ["--dedupe-window", "soon"], ["--batch-size", 0]):
         assert run(root, *deliver(*more)).exit_code == 2
-    assert "write 90s, 15m, 24h or 30d" in run(root, *deliver("--timeout", "1y")).stderr
+    assert "such as 90s, 15m, 24h or 30d" in run(root, *deliver("--timeout", "1y")).stderr

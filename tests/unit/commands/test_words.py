@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 
-import click
 import pytest
 
 from kong_metering.commands import words
-from kong_metering.commands.options import duration
 
 
 @pytest.mark.parametrize(
@@ -50,14 +48,3 @@ def test_json_is_printable_ascii() -> None:
 
 def test_credentials_in_a_url_are_not_shown() -> None:
     assert words.without_credentials("https://user:pass@host/path") == "https://***@host/path"
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5h", 5400), ("30d", 2_592_000), (" 2 W ", 1_209_600)])
-def test_lengths_of_time(text: str, seconds: float) -> None:
-    assert duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "soon", "-1h", "1y", "nan", "inf", "\u0661h"])
-def test_no_lengths_of_time(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="write 90s, 15m, 24h or 30d"):
-        duration(text)

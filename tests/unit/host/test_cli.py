@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from kong_metering import __version__, app, cli
@@ -30,7 +31,7 @@ FLAGS = {
     "--socket-name": "other.sock",
     "--servers": "3",
     "--listen-queue-size": "17",
-    "--event-ttl": "1.5",
+    "--phase-timeout": "1.5",
     "--instance-ttl": "7",
     "--stop-timeout": "0.25",
     "--parent": "ignore",
@@ -55,7 +56,13 @@ def output_of(*command: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def parsed(*arguments: str, **environment: str) -> dict[str, Any]:
-    return vars(cli._parser(environment).parse_args(arguments))
+    """Give what the program takes these flags and variables for."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("KONG_METERING_")]:
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return cli.program.make_context("plugin server", list(arguments)).params
 
 
 # What Kong's query command wants
@@ -95,15 +102,13 @@ def test_the_dump_is_the_same_whatever_else_is_asked_for_or_set(capsys: pytest.C
 
 
 def test_version_and_help_are_printed_and_nothing_is_served(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["--version"])
-    assert ended.value.code == 0
+    assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"{PLUGIN} {__version__}\n"
     explained = output_of(PROGRAM, "--help")
     assert explained.returncode == 0
     for flag in (*FLAGS, "--dump", "--verbose", "--version", "--no-lua-style", "--gevent", "--multiprocessing"):
         assert flag in explained.stdout
-    assert set(re.findall(r"\[(KONG_METERING_[A-Z_]+)\]", " ".join(explained.stdout.split()))) == {
+    assert set(re.findall(r"\[env var: (KONG_METERING_[A-Z_]+)[];]", " ".join(explained.stdout.split()))) == {
         variable_of(flag) for flag in (*FLAGS, "--no-spool", "--protocol")
     }
 
@@ -126,13 +131,32 @@ def test_every_flag_has_its_environment_variable_as_second_choice(flag: str) -> 
 
 
 def test_every_flag_that_takes_a_value_is_among_those_tested() -> None:
-    assert {flag.names[0] for flag in cli._FLAGS} == set(FLAGS)
+    settings = {option.name for option in cli.program.params if isinstance(option, click.Option) and option.metavar}
+    assert {f"--{name}".replace("_", "-") for name in settings if name} == {*FLAGS, "--protocol"}
+
+
+def test_the_former_name_of_the_phase_timeout_is_understood_and_not_shown() -> None:
+    wanted = parsed("--phase-timeout", "1.5")
+    assert parsed("--event-ttl", "1.5") == wanted
+    assert parsed(KONG_METERING_EVENT_TTL="1.5") == wanted
+    assert parsed(KONG_METERING_EVENT_TTL="9", KONG_METERING_PHASE_TIMEOUT="1.5") == wanted
+    explained = output_of(PROGRAM, "--help").stdout
+    assert "event-ttl" not in explained
+    assert "EVENT_TTL" not in explained
+
+
+@pytest.mark.parametrize(
+    ("word", "is_without"), [("1", True), ("please", True), ("0", False), ("no", False), ("", False)]
+)
+def test_the_environment_can_do_without_a_spool(word: str, is_without: bool) -> None:  # noqa: FBT001 - of a table
+    assert parsed(KONG_METERING_NO_SPOOL=word)["no_spool"] is is_without
+    assert parsed("--no-spool", KONG_METERING_NO_SPOOL=word)["no_spool"] is True
 
 
 def test_kong_pdks_flags_are_understood() -> None:
     """Those of `start_dedicated_server`: a start_cmd that was written for it goes on to work."""
     theirs = parsed("-p", "/a", "-v", "--socket-name", "b", "--listen-queue-size", "7", "--no-lua-style", "-g")
-    assert (theirs["kong_prefix"], theirs["socket_name"], theirs["listen_queue_size"]) == ("/a", "b", 7)
+    assert (theirs["kong_prefix"], theirs["socket_name"], theirs["listen_queue_size"]) == (Path("/a"), "b", 7)
     for arguments in (["-kong-prefix", "/a"], ["-m"], ["--gevent"], ["--multiprocessing"], ["-dump"]):
         parsed(*arguments)
 
@@ -140,7 +164,7 @@ def test_kong_pdks_flags_are_understood() -> None:
 @pytest.mark.parametrize("value", ["100%", "%s", "%(prog)s %d"])
 def test_help_can_be_read_whatever_is_in_the_environment(value: str) -> None:
     environment = {variable_of(flag): value for flag in FLAGS}
-    assert cli._parser(environment).format_help() == cli._parser({}).format_help()
+    assert output_of(PROGRAM, "--help", **environment).stdout == output_of(PROGRAM, "--help").stdout
 
 
 def test_a_flag_that_cannot_be_used_is_refused_with_the_reason(
@@ -151,29 +175,36 @@ def test_a_flag_that_cannot_be_used_is_refused_with_the_reason(
     assert answer.stderr == "critical: cannot start: --parent is auto, watch or ignore, not nonsense\n"
     assert list(prefix.iterdir()) == []
     for flag, value, complaint in (
-        ("--event-ttl", "soon", "soon is not a number of seconds above 0"),
-        ("--event-ttl", "nan", "nan is not a number of seconds above 0"),
-        ("--instance-ttl", "-1", "-1 is not a number of seconds above 0"),
-        ("--listen-queue-size", "99999999999", "99999999999 is not between 1 and 65535"),
-        ("--servers", "0", "0 is not between 1 and 100"),
-        ("--spool-sync", "always", "always is not commit, second, off"),
+        ("--phase-timeout", "soon", "soon is not a length of time above 0, such as 90s, 15m, 24h or 30d"),
+        ("--phase-timeout", "nan", "nan is not a length of time above 0"),
+        ("--instance-ttl", "-1", "-1 is not a length of time above 0"),
+        ("--stop-timeout", "-1", "-1 is not a length of time, such as 90s"),
+        ("--listen-queue-size", "99999999999", "99999999999 is not in the range 1<=x<=65535"),
+        ("--servers", "0", "0 is not in the range 1<=x<=100"),
+        ("--spool-sync", "always", "'always' is not one of 'commit', 'second', 'off'"),
         ("--spool-max-bytes", "1.5G", "1.5G is not a size above 0, such as 500M or 1G"),
         ("--spool-max-bytes", "0", "0 is not a size above 0, such as 500M or 1G"),
-        ("--spool-max-age", "a month", "a month is not a duration above 0, such as 3600, 90m, 24h or 30d"),
-        ("--dedupe-window", "0", "0 is not a duration above 0, such as 3600, 90m, 24h or 30d"),
+        ("--spool-max-age", "a month", "a month is not a length of time above 0, such as 90s, 15m, 24h or 30d"),
+        ("--dedupe-window", "0", "0 is not a length of time above 0, such as 90s, 15m, 24h or 30d"),
     ):
-        with pytest.raises(SystemExit) as ended:
-            cli.main([f"{flag}={value}"])
-        assert ended.value.code == 2
-        assert f"{flag}: {complaint}" in capsys.readouterr().err
+        assert cli.main([f"{flag}={value}"]) == 2
+        said = capsys.readouterr().err
+        assert f"{flag}'" in said
+        assert complaint in said
 
 
 def test_a_prefix_or_a_bundle_that_is_not_there_is_refused_with_the_reason(prefix: Path) -> None:
-    options = cli._parser({}).parse_args(["--kong-prefix", str(prefix / "missing")])
-    with pytest.raises(StartupError, match=r"missing is not a directory; -p/--kong-prefix must name Kong's prefix$"):
-        cli._place(options)
-    with pytest.raises(StartupError, match=r"--ca-bundle /nowhere\.pem cannot be read"):
-        cli._ca_bundle("/nowhere.pem")
+    for flags, complaint in (
+        (
+            ["--kong-prefix", f"{prefix}/missing"],
+            "missing is not a directory; -p/--kong-prefix must name Kong's prefix",
+        ),
+        (["--kong-prefix", str(prefix), "--ca-bundle", "/nowhere.pem"], "--ca-bundle /nowhere.pem cannot be read"),
+    ):
+        answer = output_of(PROGRAM, *flags)
+        assert answer.returncode == 1
+        assert answer.stderr.startswith("critical: cannot start: ")
+        assert answer.stderr.endswith(f"{complaint}\n")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +225,7 @@ def test_the_environment_is_enough_to_start(prefix: Path) -> None:
     environment = {
         "KONG_METERING_KONG_PREFIX": str(prefix),
         "KONG_METERING_SOCKET_NAME": "other.sock",
-        "KONG_METERING_EVENT_TTL": "0.01",
+        "KONG_METERING_PHASE_TIMEOUT": "0.01",
     }
     with ServerProcess(PROGRAM, prefix / "other.sock", environment=environment) as server:
         client = KongClient(server.path)

@@ -514,7 +514,7 @@ def test_abandoned_events_are_forgotten_those_that_go_on_are_not(clock: FakeCloc
 
 
 def test_how_long_events_are_kept_can_be_set(clock: FakeClock) -> None:
-    host, instance = hosting(lambda kong: kong.wait(), clock, Limits(event_ttl=5, instance_ttl=10))
+    host, instance = hosting(lambda kong: kong.wait(), clock, Limits(phase_timeout=5, instance_ttl=10))
     host.handle(instance)
     clock.advance(5)
     host.dispatcher.sweep()

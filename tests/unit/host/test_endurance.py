@@ -82,7 +82,7 @@ def test_ten_thousand_requests_whose_phases_raise_are_answered(protocol: Protoco
 
 def test_ten_thousand_abandoned_events_are_forgotten() -> None:
     """Kong never goes on with them: their clients went away."""
-    with PluginServerProcess("--event-ttl 0.05") as server, Connection(server.path) as connection:
+    with PluginServerProcess("--phase-timeout 0.05") as server, Connection(server.path) as connection:
         client = KongClient(server.path)
         instance = client.start_instance(header_config("http://127.0.0.1:1"))
 

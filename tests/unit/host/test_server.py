@@ -387,7 +387,7 @@ def test_the_process_ends_when_the_one_that_started_it_is_gone(prefix: Path) -> 
 
 def test_a_process_that_is_told_so_goes_on_without_the_one_that_started_it(prefix: Path) -> None:
     """Its housekeeping, which looks for the parent, has been done since: an abandoned event was forgotten."""
-    between, server = orphan(prefix, "--parent ignore --event-ttl 0.01")
+    between, server = orphan(prefix, "--parent ignore --phase-timeout 0.01")
     pid = pid_at(server.path)
     supervisor = parent_of(pid)
     try:

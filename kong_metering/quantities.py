@@ -1,0 +1,50 @@
+"""Lengths of time and sizes on the command line, the same for both programs. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import click
+
+_SIZES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg] # generic for the type checker only
+    """A length of time, into seconds: a number of seconds, or a number with s, m, h, d or w behind it."""
+
+    name = "duration"
+
+    def __init__(self, *, may_be_zero: bool = False) -> None:
+        self._may_be_zero = may_be_zero
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it; fails as click's own types do."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        match = re.fullmatch(r"([\d.]+(?:e[+-]?\d+)?)\s*([smhdw]?)", str(value).strip().lower(), re.ASCII)
+        try:
+            seconds = float(match[1]) * _SECONDS[match[2]] if match else math.nan
+        except ValueError:
+            seconds = math.nan
+        if not math.isfinite(seconds) or (seconds == 0 and not self._may_be_zero):
+            above = "" if self._may_be_zero else " above 0"
+            self.fail(f"{value} is not a length of time{above}, such as 90s, 15m, 24h or 30d", param, ctx)
+        return seconds
+
+
+class Size(click.ParamType):  # type: ignore[type-arg] # the same
+    """A size above 0, into bytes: a number of bytes, or of KiB, MiB or GiB with K, M or G behind it."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it; fails as click's own types do."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,15})([kmg]?)(?:i?b)?", str(value).strip().lower(), re.ASCII)
+        size = int(match[1]) * _SIZES[match[2]] if match else 0
+        if size == 0:
+            self.fail(f"{value} is not a size above 0, such as 500M or 1G", param, ctx)
+        return size
