@@ -76,6 +76,8 @@ class Couriers:
         self._held_back: dict[str, list[_Turn]] = {}
         self._at_work: Counter[str] = Counter()
         self._threads: set[threading.Thread] = set()
+        # Whether one that was needed could not be started.
+        self._is_short = False
         self._is_closed = False
 
     @property
@@ -92,11 +94,19 @@ class Couriers:
             if turn is None:
                 turn = self._turns[queue] = _Turn(queue)
             self._line_up(turn, at)
+        self.try_again()
 
     def look(self) -> None:
         """Look at the clock again: somebody has moved it."""
         with self._lock:
             self._watch.notify_all()
+            self._spare.notify_all()
+
+    def try_again(self) -> None:
+        """Start the courier that could not be started, if there is one; costs nothing otherwise."""
+        if self._is_short:
+            with self._lock:
+                self._call()
 
     def forget(self, queue: Served) -> None:
         """Serve a queue no more; a courier that is at it goes on to the end of its step."""
@@ -142,8 +152,10 @@ class Couriers:
         try:
             thread.start()
         except RuntimeError as error:  # no more threads, or the interpreter is exiting; the next event tries again
+            self._is_short = True
             LOGGER.error("no thread can be started to deliver: %s", cause_of(error), extra=trouble("courier"))
             return
+        self._is_short = False
         self._newcomers += 1
         self._threads.add(thread)
 

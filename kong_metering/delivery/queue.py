@@ -20,8 +20,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from kong_metering.delivery import batching
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.decisions import Answered, Rules, Send, Take
+from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.trial import Trial
 from kong_metering.log import cause_of
 from kong_metering.stats import Buried, Dropped
@@ -94,6 +94,7 @@ class EventQueue:
             self._account.drop(Dropped.PROCESS_ENDED, 1, "an event came after the end")
         else:
             self._backlog.put(event)
+            self._couriers.try_again()
 
     def wake(self) -> None:
         """Look at the backlog: it has come to hold more."""
