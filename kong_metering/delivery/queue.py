@@ -157,7 +157,10 @@ class EventQueue:
             now = self._clock.monotonic()
             with self._lock:
                 decision = self._trial.next(now, ready)
+                is_more = self._trial.lined_up > 0
             if isinstance(decision, Send):
+                if self.width > 1 and (is_more or self._backlog.unread):
+                    self._couriers.wake(self, now)  # another courier sends what comes next
                 self._send(decision.part)
                 return self._clock.monotonic()
             if isinstance(decision, Take):
@@ -179,8 +182,6 @@ class EventQueue:
             return
         with self._lock:
             self._trial.take(entries, self._clock.monotonic())
-        if self.width > 1 and self._backlog.unread:
-            self._couriers.wake(self, self._clock.monotonic())
 
     def _send(self, part: Part[Entry]) -> None:
         """Send a part, and do what the trial makes of the answer."""

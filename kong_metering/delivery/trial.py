@@ -59,6 +59,11 @@ class Trial(Generic[T]):
         """Return all events in hand, in order; those that are out too."""
         return self._hand.unsettled
 
+    @property
+    def lined_up(self) -> int:
+        """How many events in hand stand in line, to be sent."""
+        return self._hand.line.events
+
     def withdraw(self, part: Part[T], items: Sequence[T]) -> bool:
         """Let events (by identity) of a part that was to be sent go; False if none is left: it is not answered."""
         gone = {id(item) for item in items}
