@@ -51,8 +51,8 @@ class Hand(Generic[T]):
 
     def take(self, items: Sequence[T], size: int) -> None:
         """Line events up behind the others, in parts of up to `size`."""
-        self._batches += 1
         for start in range(0, len(items), size):
+            self._batches += 1
             piece = list(items[start : start + size])
             self.line.add(Part(piece, range(self._places, self._places + len(piece)), self._batches))
             self._places += len(piece)
