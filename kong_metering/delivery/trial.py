@@ -257,7 +257,8 @@ class Trial(Generic[T]):
         was_open = standing.breaker.is_open
         if not (exceeded or was_open) or (isinstance(failure, Rejected) and len(part.items) > 1):
             return False
-        if standing.breaker.failed(standing.rules, now):
+        is_refused = isinstance(failure, Rejected) and self._others_got_through_since(part)
+        if not is_refused and standing.breaker.failed(standing.rules, now):
             answered.notes.append(notes.OPENED)
         if standing.rules.keeps:
             if exceeded:
@@ -265,12 +266,15 @@ class Trial(Generic[T]):
                 answered.notes.append(notes.kept(failure))
             return False
         standing.silence.end()
-        if isinstance(failure, Rejected) and part.seen is not None and self._hand.evidence.passes > part.seen.passes:
+        if is_refused:
             self._refuse(part, failure.reason, answered)
         else:
             reason = Dropped.BREAKER_OPEN if was_open else Dropped.RETRY_TIME_EXCEEDED
             self._lose([part, *self._hand.batch_mates(part)], reason, failure, answered)
         return True
+
+    def _others_got_through_since(self, part: Part[T]) -> bool:
+        return part.seen is not None and self._hand.evidence.passes > part.seen.passes
 
     def _failed_at_the_end(self, part: Part[T], failure: Failure, answered: Answered[T]) -> None:
         part.is_last_try = True
