@@ -16,6 +16,7 @@ from kong_metering.log import LOGGER, Repeats
 from tests.unit.delivery.fakes import (
     Decide,
     FakeEndpoint,
+    LiveRig,
     LogLines,
     Process,
     Rig,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tests.support.clock import FakeClock
 
 RigMaker = Callable[..., Rig]
+LiveRigMaker = Callable[..., LiveRig]
 ProcessMaker = Callable[..., Process]
 
 
@@ -74,7 +76,7 @@ def tls_context(certificate: Path) -> ssl.SSLContext:
 
 @pytest.fixture
 def rig(clock: FakeClock, log: LogLines) -> Iterator[RigMaker]:
-    """Make queues; at the end of the test each one is closed, adds up, and leaves no thread and no hidden error."""
+    """Make queues that are served by hand; at the end each is closed, adds up, and leaves no hidden error."""
     made: list[Rig] = []
 
     def make(decide: Decide = take_all, **settings: object) -> Rig:
@@ -86,6 +88,26 @@ def rig(clock: FakeClock, log: LogLines) -> Iterator[RigMaker]:
         account = each.close()
         assert account.waiting == 0
         assert account.accepted == account.delivered + sum(account.dropped.values())
+        assert all(sender.closed for sender in each.endpoint.senders)
+    assert log.with_text("delivery failed") == []
+
+
+@pytest.fixture
+def live(steered: SteeredClock, log: LogLines) -> Iterator[LiveRigMaker]:
+    """Make queues that threads serve; at the end each is closed, adds up, leaves no thread and no hidden error."""
+    made: list[LiveRig] = []
+
+    def make(decide: Decide = take_all, **settings: object) -> LiveRig:
+        made.append(LiveRig(Queue.model_validate(settings), steered, FakeEndpoint(decide)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.endpoint.let_go()
+        account = each.close()
+        assert account.waiting == each.queue.waiting == 0
+        assert account.accepted == account.delivered + sum(account.dropped.values())
+        assert each.couriers.threads == 0
         assert all(sender.closed for sender in each.endpoint.senders)
     assert log.with_text("delivery failed") == []
 

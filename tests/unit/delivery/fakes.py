@@ -64,6 +64,8 @@ class FakeEndpoint:
         self.requests: list[list[bytes]] = []
         self.senders: list[FakeSender] = []
         self.refused_connections: deque[Exception] = deque()
+        # What happens while requests are under way, one thing during each.
+        self.meanwhile: deque[Callable[[], None]] = deque()
         self._open = threading.Event()
         self._open.set()
         self._entered = threading.Semaphore(0)
@@ -97,7 +99,10 @@ class FakeEndpoint:
         with self._lock:
             self.requests.append(events)
             planned = self.script.popleft() if self.script else None
+            meanwhile = self.meanwhile.popleft() if self.meanwhile else None
         self._entered.release()
+        if meanwhile is not None:
+            meanwhile()
         assert self._open.wait(_PATIENCE_SECONDS)
         if isinstance(planned, Exception):
             raise planned
@@ -209,6 +214,9 @@ class HandCourier:
     def forget(self, queue: Served) -> None:
         self._due.pop(queue, None)
 
+    def try_again(self) -> None:
+        """Do nothing: it cannot fail to be there."""
+
     def serve(self, *, until: float = math.inf) -> None:
         """Serve what is due until nothing is, or would be before this moment."""
         while self._due:
@@ -221,6 +229,27 @@ class HandCourier:
             del self._due[queue]
             if (again := queue.step()) is not None:
                 self.wake(queue, again)
+
+
+def memory_queue(  # noqa: PLR0913 - what it is made of
+    settings: Queue,
+    endpoint: FakeEndpoint,
+    network: FakeNetwork,
+    *,
+    clock: Clock,
+    stats: Stats,
+    couriers: Couriers,
+) -> EventQueue:
+    account = QueueAccount("metering", stats)
+    return EventQueue(
+        settings,
+        network.endpoint(endpoint),
+        MemoryBacklog(settings, clock, account),
+        clock=clock,
+        account=account,
+        couriers=couriers,
+        connections=network.connections,
+    )
 
 
 @dataclass
@@ -236,27 +265,33 @@ class Rig:
         self.courier = HandCourier(self.clock)
         self.network = FakeNetwork(self.clock)
         self.stats = Stats()
-        account = QueueAccount("metering", self.stats)
-        self.backlog = MemoryBacklog(self.settings, self.clock, account)
-        self.queue = EventQueue(
+        self.queue = memory_queue(
             self.settings,
-            self.network.endpoint(self.endpoint),
-            self.backlog,
+            self.endpoint,
+            self.network,
             clock=self.clock,
-            account=account,
+            stats=self.stats,
             couriers=cast("Couriers", self.courier),
-            connections=self.network.connections,
         )
+
+    @property
+    def pauses(self) -> list[float]:
+        """How long the queue waited each time, for time to pass."""
+        return self.courier.pauses
 
     def put(self, *events: bytes) -> None:
         for event in events:
             self.queue.put(event)
 
+    def meanwhile(self, *actions: Callable[[], None]) -> None:
+        """Do this while the next requests are under way, one thing during each."""
+        self.endpoint.meanwhile.extend(actions)
+
     def let_pass(self, seconds: float) -> None:
         """Let so much time pass, with all that is due in it."""
         until = self.clock.monotonic() + seconds
         self.courier.serve(until=until)
-        self.clock.advance(until - self.clock.monotonic())
+        self.clock.advance(max(0.0, until - self.clock.monotonic()))
 
     def settle(self) -> Snapshot:
         """Serve the queue until nothing is due any more, however long that takes, and give the account."""
@@ -276,6 +311,60 @@ class Rig:
         self.queue.end()
         self.network.connections.close()
         return self.stats.snapshot()
+
+
+@dataclass
+class LiveRig:
+    """A queue in memory in front of a fake endpoint, served by threads."""
+
+    settings: Queue
+    clock: SteeredClock
+    endpoint: FakeEndpoint = field(default_factory=FakeEndpoint)
+
+    def __post_init__(self) -> None:
+        self.network = FakeNetwork(self.clock)
+        self.stats = Stats()
+        self.couriers = Couriers(self.clock)
+        self.queue = memory_queue(
+            self.settings, self.endpoint, self.network, clock=self.clock, stats=self.stats, couriers=self.couriers
+        )
+
+    def put(self, *events: bytes) -> None:
+        for event in events:
+            self.queue.put(event)
+
+    def put_while_busy(self, *events: bytes) -> None:
+        """Put them while the queue waits for the endpoint's answer to an event before them."""
+        self.endpoint.hold()
+        self.put(b"before")
+        self.endpoint.wait_for_request()
+        self.put(*events)
+
+    def let_pass(self, seconds: float) -> None:
+        """Move the clock, and have those look at it who wait for it to move."""
+        self.clock.advance(seconds)
+        self.couriers.look()
+
+    def settle(self) -> Snapshot:
+        """Wait until each event is delivered or dropped, and give the account."""
+        wait_until(lambda: self.queue.waiting == 0, "each event is delivered or dropped")
+        assert self.stats.snapshot().waiting == 0
+        return self.stats.snapshot()
+
+    def reconfigure(self, name: str = "newer", **changes: Any) -> None:
+        self.settings = self.settings.model_copy(update=changes)
+        self.queue.reconfigure(self.settings, self.network.endpoint(self.endpoint, name))
+
+    def close(self, seconds: float = 20.0) -> Snapshot:
+        """End the queue as the registry does, and its couriers too."""
+        deadline = self.clock.monotonic() + seconds
+        self.queue.close(deadline)
+        self.queue.end()
+        account = self.stats.snapshot()
+        self.endpoint.let_go()
+        self.couriers.close(20)
+        self.network.connections.close()
+        return account
 
 
 class SteeredClock:
