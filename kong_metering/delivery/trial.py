@@ -174,7 +174,7 @@ class Trial(Generic[T]):
         hand, silence = self._hand, self._standing.silence
         is_clear = self._is_clear(failure)
         named = failure.named(len(part.items)) if isinstance(failure, Rejected) else []
-        if named and silence.failures <= IN_A_ROW and (is_clear or not part.is_searched):
+        if named and silence.failures <= IN_A_ROW:
             hand.set_named_apart(part, named, failure.reason)
             return
         is_cut = is_clear or part.is_searched
