@@ -24,6 +24,7 @@ from kong_metering import __version__
 from kong_metering.delivery.policy import parse_retry_after
 from kong_metering.delivery.transport import PlainSession
 from kong_metering.log import printable
+from kong_metering.urls import text_without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
@@ -44,7 +45,6 @@ _HINTS = {
 # The detail quotes the event's values too, as JSON; so what a client wrote never follows upon these very words.
 _V1_INDEX = re.compile(r'Error at "/(\d{1,7})(?:/|")')
 _V3_INDEX = re.compile(r"^\[?(\d{1,7})\]?(?:\.|$)")
-_CREDENTIALS_IN_URL = re.compile(r"//[^/?#\s]*@")
 # urllib3 and http.client let a few through that requests does not wrap in its own, which are OSErrors.
 _NO_CONNECTION = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 _NETWORK_ERRORS = (OSError, ValueError, urllib3.exceptions.HTTPError, HTTPException)
@@ -198,12 +198,7 @@ class IngestClient:
 
     def _clean(self, text: str) -> str:
         """Make words fit for the log, without secrets."""
-        return printable(_CREDENTIALS_IN_URL.sub("//***@", text.replace(self._endpoint.token, "***")))
-
-
-def without_credentials(url: str) -> str:
-    """Give a URL without the user and the password that may stand in it."""
-    return _CREDENTIALS_IN_URL.sub("//", url, count=1)
+        return printable(text_without_credentials(text.replace(self._endpoint.token, "***")))
 
 
 def _answer(response: requests.Response) -> bytes:
