@@ -81,13 +81,16 @@ def test_ordinary_urls_have_the_key_that_the_version_before_gave_them(rest: str)
         ("no URL: a//b, me@example.org", "no URL: a//b, me@example.org"),
         ("https://user:pass@[::1/x is no URL", "https:*** is no URL"),
         ("", ""),
-        ("x" * 1_000_000, "x" * 1_000_000),
-        ("x:" * 500_000, "x:" * 500_000),
-        ("/" * 1_000_000, "/" * 1_000_000),
     ],
 )
 def test_credentials_in_a_text_are_not_shown(text: str, shown: str) -> None:
     assert text_without_credentials(text) == shown
+
+
+@pytest.mark.parametrize("part", ["x", "x:", "/", "@"])
+def test_a_long_text_takes_no_time_squared(part: str) -> None:
+    text = part * 500_000
+    assert text_without_credentials(text) == text
 
 
 @given(st.text(alphabet="ab:/@?#[] .", max_size=30))
