@@ -199,6 +199,7 @@ class Trial(Generic[T]):
         part.is_searched = False
         self._hand.line.add(part)
         was_other = silence.is_others_turn
+        silence.others += was_other
         self._begin_probing(failure)
         if was_other or outcome.is_about_no_event(failure):
             self._standing.end_round(now, outcome.retry_after(failure), self._hand.evidence)
@@ -226,6 +227,7 @@ class Trial(Generic[T]):
         self, part: Part[T], suspicion: Suspicion, failure: Failure, now: float, answered: Answered[T]
     ) -> None:
         passes = self._hand.evidence.passes
+        suspicion.alone = 1 if passes > suspicion.passes else suspicion.alone + 1
         if passes > suspicion.passes and not outcome.is_about_no_event(failure):
             suspicion.count(is_refusal=isinstance(failure, Rejected), passes=passes, words=failure.reason)
         self._judge(part, suspicion, failure, now, answered)
@@ -238,7 +240,7 @@ class Trial(Generic[T]):
             self._lose([part], Dropped.RETRY_TIME_EXCEEDED, failure, answered)
         else:
             suspicion.wait = self._hand.evidence.next_wait(suspicion)
-            part.not_before = now + retry_delay(rules, part.failures, outcome.retry_after(failure))
+            part.not_before = now + retry_delay(rules, suspicion.alone, outcome.retry_after(failure))
             self._hand.suspects.append(part)
 
     # -- what ends without being delivered ----------------------------------------------------------------------------
