@@ -112,14 +112,15 @@ class Line(Generic[T]):
         raise IndexError(depth)
 
     def join(self, size: int, *, keep_front: bool) -> None:
-        """Make larger parts, up to `size`, of neighbours; `keep_front` leaves the oldest part as it is."""
+        """Make parts of `size`, the last one smaller; `keep_front` leaves the oldest part as it is."""
         kept = 1 if keep_front else 0
         joined = self._parts[:kept]
         for part in self._parts[kept:]:
-            if len(joined) > kept and len(joined[-1].items) + len(part.items) <= size:
-                joined[-1] = _joined(joined[-1], part)
-            else:
-                joined.append(part)
+            room = size - len(joined[-1].items) if len(joined) > kept else 0
+            pieces = part.pieces(*range(room, len(part.items), size))
+            if room > 0:
+                joined[-1] = _joined(joined[-1], pieces.pop(0))
+            joined += pieces
         self._parts = joined
 
     def clear(self) -> list[Part[T]]:

@@ -413,7 +413,7 @@ def test_closing_ends_a_pause_and_sends_each_batch_once() -> None:
     before = len(world.requests)
     world.trial.close()
     world.run()
-    assert world.requests[before:] == [[0, 1], [2, 3], [4, 5]]
+    assert world.requests[before:] == [[0, 1], [2], [3, 4], [5]]  # 2 was in hand, the others in the queue
     assert world.given_up == dict.fromkeys(range(6), Dropped.PROCESS_ENDED)
 
 
