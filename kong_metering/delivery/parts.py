@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.blame import Seen, Test
+    from kong_metering.delivery.blame import Seen, Suspicion
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ class Part(Generic[T]):
     were first sent (monotonic). `failures`, `refusals`: of this very part. `is_searched`: something was found to be
     wrong with the part that it is a piece of. `may_have_arrived`: the endpoint may hold some of them. `seen`: what the
     trial had seen of the endpoint when they first failed, `passes_then` when a single one first failed alone.
-    `test`: of a single one that is under suspicion.
+    `suspicion`: of a single one that is under suspicion.
     """
 
     items: list[T]
@@ -40,7 +40,7 @@ class Part(Generic[T]):
     is_last_try: bool = False
     seen: Seen | None = None
     passes_then: int | None = None
-    test: Test | None = field(default=None, repr=False)
+    suspicion: Suspicion | None = field(default=None, repr=False)
 
     def pick(self, indexes: Sequence[int]) -> Part[T]:
         """Return a part of some of its events, with its history but for the failures."""

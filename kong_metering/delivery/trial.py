@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from kong_metering.delivery import notes, outcome
-from kong_metering.delivery.blame import Test
+from kong_metering.delivery.blame import Suspicion
 from kong_metering.delivery.decisions import Answered, Decision, Note, Pause, Rules, Send, Take
 from kong_metering.delivery.hand import Hand
 from kong_metering.delivery.outcome import Delivered, Failed, Failure, Outcome, Rejected
@@ -93,7 +93,7 @@ class Trial(Generic[T]):
             self._delivered(part, now, answered)
         elif part.generation != self._turns.generation:
             part.may_have_arrived |= outcome.may_have_arrived(answer)
-            part.test = None
+            part.suspicion = None
             self._hand.line.add(part)
         else:
             self._failed(part, answer, now, answered)
@@ -113,14 +113,14 @@ class Trial(Generic[T]):
         standing.works_since = now
         if standing.breaker.succeeded():
             answered.notes.append(notes.CLOSED)
-        if part.test is None:
+        if part.suspicion is None:
             self._count_other()
             self._turns.let_suspects_in()
 
     def _count_other(self) -> None:
         for suspect in self._hand.suspects:
-            if suspect.test is not None:
-                suspect.test.wait -= 1
+            if suspect.suspicion is not None:
+                suspect.suspicion.wait -= 1
 
     # -- a part failed ------------------------------------------------------------------------------------------------
 
@@ -135,8 +135,8 @@ class Trial(Generic[T]):
             answered.notes.append(notes.CLOSED)
         if part.is_last_try or self._turns.is_closing:
             self._failed_at_the_end(part, failure, answered)
-        elif part.test is not None:
-            self._suspect_failed(part, part.test, failure, now, answered)
+        elif part.suspicion is not None:
+            self._suspect_failed(part, part.suspicion, failure, now, answered)
         else:
             self._count_other()
             self._standing.silence.failures += 1
@@ -215,27 +215,29 @@ class Trial(Generic[T]):
 
     def _set_apart(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> None:
         evidence = self._hand.evidence
-        part.test = test = Test(part.seen or evidence.seen, evidence.passes)
+        part.suspicion = suspicion = Suspicion(part.seen or evidence.seen, evidence.passes)
         for _ in range(2):  # before the others got through, and after
-            test.count(is_refusal=part.refusals == part.failures, passes=evidence.passes, words=failure.reason)
+            suspicion.count(is_refusal=part.refusals == part.failures, passes=evidence.passes, words=failure.reason)
         self._standing.silence.end()
         answered.notes.append(notes.suspected(failure))
-        self._judge(part, test, failure, now, answered)
+        self._judge(part, suspicion, failure, now, answered)
 
-    def _suspect_failed(self, part: Part[T], test: Test, failure: Failure, now: float, answered: Answered[T]) -> None:
+    def _suspect_failed(
+        self, part: Part[T], suspicion: Suspicion, failure: Failure, now: float, answered: Answered[T]
+    ) -> None:
         passes = self._hand.evidence.passes
-        if passes > test.passes and not outcome.is_about_no_event(failure):
-            test.count(is_refusal=isinstance(failure, Rejected), passes=passes, words=failure.reason)
-        self._judge(part, test, failure, now, answered)
+        if passes > suspicion.passes and not outcome.is_about_no_event(failure):
+            suspicion.count(is_refusal=isinstance(failure, Rejected), passes=passes, words=failure.reason)
+        self._judge(part, suspicion, failure, now, answered)
 
-    def _judge(self, part: Part[T], test: Test, failure: Failure, now: float, answered: Answered[T]) -> None:
+    def _judge(self, part: Part[T], suspicion: Suspicion, failure: Failure, now: float, answered: Answered[T]) -> None:
         rules = self._standing.rules
-        if self._hand.evidence.blames(test):
-            self._refuse(part, test.words, answered)
+        if self._hand.evidence.blames(suspicion):
+            self._refuse(part, suspicion.words, answered)
         elif not rules.keeps and self._standing.had_its_time(part.since, now):
             self._lose([part], Dropped.RETRY_TIME_EXCEEDED, failure, answered)
         else:
-            test.wait = self._hand.evidence.next_wait(test)
+            suspicion.wait = self._hand.evidence.next_wait(suspicion)
             part.not_before = now + retry_delay(rules, part.failures, outcome.retry_after(failure))
             self._hand.suspects.append(part)
 
