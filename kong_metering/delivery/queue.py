@@ -157,6 +157,9 @@ class EventQueue:
             with self._lock:
                 decision = self._trial.next(now, ready)
             if isinstance(decision, Send):
+                if self.width > 1:
+                    # There may be more to send meanwhile: each courier calls the next one.
+                    self._couriers.wake(self, now)
                 self._send(decision.part)
                 return self._clock.monotonic()
             if isinstance(decision, Take):
@@ -178,8 +181,6 @@ class EventQueue:
             return
         with self._lock:
             self._trial.take(entries, self._clock.monotonic())
-        if self.width > 1 and self._backlog.unread:
-            self._couriers.wake(self, self._clock.monotonic())
 
     def _send(self, part: Part[Entry]) -> None:
         """Send a part, and do what the trial makes of the answer."""
