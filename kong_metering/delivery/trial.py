@@ -135,6 +135,8 @@ class Trial(Generic[T]):
             answered.notes.append(notes.CLOSED)
         if part.is_last_try or self._turns.is_closing:
             self._failed_at_the_end(part, failure, answered)
+        elif self._fails_to_the_last(part, failure):
+            self._refuse(part, outcome.words_of(failure), answered)
         elif part.test is not None:
             self._suspect_failed(part, part.test, failure, now, answered)
         else:
@@ -175,7 +177,7 @@ class Trial(Generic[T]):
         is_clear = self._is_clear(failure)
         named = failure.named(len(part.items)) if isinstance(failure, Rejected) else []
         if named and silence.failures <= IN_A_ROW and (is_clear or not part.is_searched):
-            hand.set_named_apart(part, named, failure.reason)
+            hand.set_named_apart(part, named, outcome.words_of(failure))
             return
         is_cut = is_clear or part.is_searched
         part.is_searched = True
@@ -217,7 +219,8 @@ class Trial(Generic[T]):
         evidence = self._hand.evidence
         part.test = test = Test(part.seen or evidence.seen, evidence.passes)
         for _ in range(2):  # before the others got through, and after
-            test.count(is_refusal=part.refusals == part.failures, passes=evidence.passes, words=failure.reason)
+            is_refusal = part.refusals == part.failures
+            test.count(is_refusal=is_refusal, passes=evidence.passes, words=outcome.words_of(failure))
         self._standing.silence.end()
         answered.notes.append(notes.suspected(failure))
         self._judge(part, test, failure, now, answered)
@@ -225,8 +228,18 @@ class Trial(Generic[T]):
     def _suspect_failed(self, part: Part[T], test: Test, failure: Failure, now: float, answered: Answered[T]) -> None:
         passes = self._hand.evidence.passes
         if passes > test.passes and not outcome.is_about_no_event(failure):
-            test.count(is_refusal=isinstance(failure, Rejected), passes=passes, words=failure.reason)
+            test.count(is_refusal=isinstance(failure, Rejected), passes=passes, words=outcome.words_of(failure))
         self._judge(part, test, failure, now, answered)
+
+    def _fails_to_the_last(self, part: Part[T], failure: Failure) -> bool:
+        """Return whether an event is to blame where no others will come to be compared with it."""
+        hand, turns = self._hand, self._turns
+        if self._standing.rules.expects_more or turns.ready or hand.out or outcome.is_about_no_event(failure):
+            return False
+        left = [part, *hand.line, *hand.suspects]
+        if any(len(each.items) > 1 or not each.failures for each in left):
+            return False
+        return part.seen is not None and hand.evidence.blames_last(part.failures, part.refusals, part.seen)
 
     def _judge(self, part: Part[T], test: Test, failure: Failure, now: float, answered: Answered[T]) -> None:
         rules = self._standing.rules
@@ -261,7 +274,7 @@ class Trial(Generic[T]):
             return False
         standing.silence.end()
         if isinstance(failure, Rejected) and part.seen is not None and self._hand.evidence.passes > part.seen.passes:
-            self._refuse(part, failure.reason, answered)
+            self._refuse(part, outcome.words_of(failure), answered)
         else:
             reason = Dropped.BREAKER_OPEN if was_open else Dropped.RETRY_TIME_EXCEEDED
             self._lose([part, *self._hand.batch_mates(part)], reason, failure, answered)
@@ -276,7 +289,7 @@ class Trial(Generic[T]):
             self._turns.is_over = self._turns.is_over or isinstance(failure, Failed)
             self._hand.line.add(part)
         elif isinstance(failure, Rejected) and self._hand.evidence.passes:
-            self._refuse(part, failure.reason, answered)
+            self._refuse(part, outcome.words_of(failure), answered)
         else:
             self._lose([part], Dropped.PROCESS_ENDED, failure, answered)
 
