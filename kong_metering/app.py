@@ -21,9 +21,9 @@ from kong_metering.schema import plugin_info
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kong_metering.spool.options import SpoolOptions
     from kong_metering.host.opening import Opening
     from kong_metering.host.station import Station
+    from kong_metering.spool.options import SpoolOptions
 
 PHASES = ("access", "log")
 # Each server counts what waits on disk in the one spool.

@@ -53,7 +53,7 @@ _HANGING_SECONDS = 5.0
 class Janitor:
     """The backlogs that are open in this process, and all that is theirs on disk."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         shared: Shared,
         writer: Writer,
@@ -174,9 +174,7 @@ class Janitor:
 
     def _retire_settled(self) -> None:
         backlogs = self.backlogs()
-        self._idle_rounds = {
-            backlog: self._idle_rounds.get(backlog, 0) + 1 for backlog in backlogs if backlog.is_idle
-        }
+        self._idle_rounds = {backlog: self._idle_rounds.get(backlog, 0) + 1 for backlog in backlogs if backlog.is_idle}
         for backlog, rounds in self._idle_rounds.items():
             if rounds >= _IDLE_ROUNDS:
                 self._writer.order(backlog.let_go)
