@@ -83,7 +83,7 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
         figures.publish()
         if (trouble := load.trouble()) is not None:
             servers = len(station.slots)
-            LOGGER.warning("a server %s; give Kong more of them, with --servers %d or more", trouble, servers + 1)
+            LOGGER.warning("a server %s; start more of them, with --servers %d or more", trouble, servers + 1)
 
     hooks = Hooks(
         housekeeping,

@@ -92,8 +92,8 @@ class Front:
         process = process_of(accepted)
         if process == 0 and self.station.workers.meets_unknown():
             LOGGER.warning(
-                "connections do not tell which of Kong's workers they come from, as Kong runs in another namespace of "
-                "processes: all go to the first of %d servers",
+                "Kong runs in another PID namespace, so its workers cannot be told apart: all connections go to the "
+                "first of %d servers",
                 len(self.station.slots),
             )
         index = self.station.workers.server_of(process)

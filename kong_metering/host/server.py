@@ -263,7 +263,7 @@ async def _serve(shared: _Server, station: Station, hooks: Hooks) -> None:
     await shared.serve_at(station, hooks.parting)
     lifetime.heed_signals()
     station.slot.tell(State.SERVING)
-    LOGGER.info("serving on %s%s", station.path, ", taken over from the process before" if station.takes_over else "")
+    LOGGER.info("serving on %s%s", station.path, ", taken over from the previous process" if station.takes_over else "")
     keepers = [loop.create_task(_beat(station.slot)), loop.create_task(_keep_house(shared, lifetime, hooks))]
     why = await lifetime.wait()
     hooks.ending()
