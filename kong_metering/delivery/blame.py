@@ -52,7 +52,8 @@ class Seen(NamedTuple):
 class Suspicion:
     """How an event under suspicion has fared alone, others getting through in between.
 
-    `since`: what was seen of others when it first failed. `passes`: what had got through at its last try. `wait`: how
+    `since`: what was seen of others when it first failed. `passes`: what had got through when it was counted last.
+    `alone`: how often it has failed with nothing else getting through. `wait`: how
     many requests of others go before its next one; it varies, so that it does not fall into step with a limit on the
     endpoint's side that lets one request through now and then.
     """
@@ -61,6 +62,7 @@ class Suspicion:
     passes: int
     failures: int = 0
     refusals: int = 0
+    alone: int = 1
     wait: int = 0
     words: str = ""
 

@@ -53,9 +53,7 @@ def test_more_failures_of_its_own_make_it_less_likely_and_more_of_others_more(
     assert chance_of_run(run, passes + 1, failures) <= chance * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(
-    ("passes", "tries"), [(1, 1413), (3, 68), (10, 12), (20, 7), (100, 4), (1000, 3), (10_000, 2)]
-)
+@pytest.mark.parametrize(("passes", "tries"), [(1, 1413), (3, 68), (10, 12), (20, 7), (100, 4), (1000, 3), (10_000, 2)])
 def test_few_witnesses_make_a_cautious_test(passes: int, tries: int) -> None:
     assert tries_to_blame(evidence_of(*[0] * passes)) == pytest.approx(tries, abs=1)
 
