@@ -416,7 +416,8 @@ def test_a_clock_that_is_set_makes_nothing_ambiguous_or_old(
         it.process.wait_for_a_round()
     it.endpoint.decide = lambda _: Delivered()
     assert it.process.settle() == Snapshot(accepted=12, delivered=12)
-    assert it.endpoint.delivered == numbered(12)
+    # The one that probes besides the oldest may be the first that gets through.
+    assert sorted(it.endpoint.delivered, key=int) == numbered(12)
 
 
 def test_a_lost_position_makes_old_events_ambiguous_and_not_young_ones(
