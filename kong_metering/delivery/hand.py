@@ -110,6 +110,14 @@ class Hand(Generic[T]):
         self._cases = [case for case in self._cases if case not in cases]
         return [(part, case.words) for case in cases for part in case.named]
 
+    def _let_go_of_cases(self, places: Sequence[int]) -> None:
+        """Line events that the endpoint named up again where nothing of their batch is left to get through."""
+        for case in self._cases:
+            case.rest.difference_update(places)
+            if not case.rest:
+                self.line.add(*case.named)
+        self._cases = [case for case in self._cases if case.rest]
+
     def recall_named(self) -> None:
         """Let events that the endpoint named stand in the line again."""
         cases, self._cases = self._cases, []
@@ -127,7 +135,7 @@ class Hand(Generic[T]):
         self.recall_named()
         self.recall_suspects()
         for part in self.line:
-            part.test = part.seen = part.passes_then = None
+            part.suspicion = part.seen = part.passes_then = None
             part.failures = part.refusals = 0
             part.is_searched = False
             part.not_before = -math.inf
@@ -137,6 +145,7 @@ class Hand(Generic[T]):
         """Note that events are gone without being delivered."""
         for part in parts:
             self.evidence.forget(part.places)
+            self._let_go_of_cases(part.places)
 
     def batch_mates(self, part: Part[T]) -> list[Part[T]]:
         """Take the other parts of a part's batch out of the line."""

@@ -34,10 +34,12 @@ class Turns(Generic[T]):
         self.generation = 0
         self.is_closing = False
         self.is_over = False
+        # How many events could still be taken when it was asked last.
+        self.ready = 0
 
     def next(self, now: float, ready: int) -> Decision[T]:
         """Return what to do now; `ready`: how many events may leave the queue by the batching rule."""
-        hand, standing = self._hand, self._standing
+        hand, standing, self.ready = self._hand, self._standing, ready
         if len(hand.out) >= standing.rules.in_flight or self.is_over:
             return Pause(None)
         if self.is_closing:
@@ -110,7 +112,7 @@ class Turns(Generic[T]):
     def _suspect_in_turn(self) -> Part[T] | None:
         passes = self._hand.evidence.passes
         suspects = self._hand.suspects if self._of_suspects > 0 else []
-        return next((part for part in suspects if part.test is not None and part.test.may_go(passes)), None)
+        return next((part for part in suspects if part.suspicion is not None and part.suspicion.may_go(passes)), None)
 
     def _without_others(self, now: float) -> Decision[T]:
         """Try an event under suspicion once in a while where nothing else waits."""

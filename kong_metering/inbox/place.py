@@ -28,7 +28,6 @@ from pathlib import Path
 from kong_metering.errors import InboxError, SpoolFormatError
 from kong_metering.inbox.ring import HEADER_BYTES, Ring, read_header
 
-DEFAULT_DIRECTORY = Path("/dev/shm")  # noqa: S108 - what is in there is checked
 RING_BYTES = 8 * 1024 * 1024
 
 _RING = re.compile(r"[0-9]+-[0-9a-f]+\.ring")
@@ -37,6 +36,7 @@ _FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
 _CREATE = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ATTEMPTS = 10
 
 
@@ -138,6 +138,22 @@ class Place:
                     os.close(descriptor)
                 yield name.removesuffix(".ring"), found
 
+    def look(self) -> Iterator[tuple[str, bytes]]:
+        """Give all of each ring whose process is dead, with PID-RANDOM of that process; needs no right to write.
+
+        One that is just being poured is passed over.
+        """
+        for name in filter(_RING.fullmatch, self._names()):
+            with self._opened() as directory, contextlib.suppress(FileNotFoundError, BlockingIOError):
+                descriptor = os.open(name, _LOOK, dir_fd=directory)
+                try:
+                    # Nobody waits for it: who would pour it meanwhile comes again.
+                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    found = _read_from(descriptor, 0)
+                finally:
+                    os.close(descriptor)
+                yield name.removesuffix(".ring"), found
+
     def unlink(self, name: str) -> None:
         """Remove a file, if it is still there, and the directory after the last one."""
         with self._opened() as directory, contextlib.suppress(FileNotFoundError):
@@ -164,7 +180,8 @@ class Place:
         return RingFile(self, name, descriptor), ring
 
     def _names(self) -> list[str]:
-        if not os.path.lexists(self.path):
+        # The place of a spool that is not there is not known, and nothing can be poured into it.
+        if not os.path.lexists(self._root) or not os.path.lexists(self.path):
             return []
         with self._opened() as directory:
             return sorted(os.listdir(directory))  # noqa: PTH208 - by the descriptor that was checked

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kong_metering.config import Queue
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import MemoryBacklog
-from kong_metering.delivery.policy import MAX_EVENT_BYTES
-from kong_metering.delivery.queue import EventQueue
-from kong_metering.log import TroubleLog
+from kong_metering.delivery.batching import MAX_EVENT_BYTES
 from kong_metering.stats import Stats
 from tests.support.clock import FakeClock
 from tests.support.openmeter import valid_event
@@ -37,11 +35,8 @@ def check_events(events: Sequence[bytes], config: Case) -> list[dict[str, Any]]:
 def check_refused(event: bytes) -> None:
     """Check that a queue counts an event that Kafka would not take, and keeps it out."""
     clock, stats = FakeClock(), Stats()
-    account = QueueAccount("fuzz", stats, TroubleLog(clock))
-    queue = EventQueue(Queue(), _no_connection, MemoryBacklog(Queue(), account), clock=clock, account=account)
-    queue.put(event)
-    assert (queue.waiting, stats.snapshot().dropped) == (0, {"event_too_large": 1})
-
-
-def _no_connection() -> Any:
-    raise AssertionError("nothing is to be sent")
+    account = QueueAccount("fuzz", stats)
+    account.accept()
+    backlog = MemoryBacklog(Queue(), clock, account)
+    backlog.put(event)
+    assert (account.waiting, backlog.unread, stats.snapshot().dropped) == (0, 0, {"event_too_large": 1})

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering.delivery.account import QueueAccount
-from kong_metering.log import LOGGER, TroubleLog
+from kong_metering.log import LOGGER
 from kong_metering.stats import Buried, Dropped, Snapshot, Stats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from tests.support.clock import FakeClock
 
 
 class CountedMeanwhile(logging.Handler):
@@ -37,13 +35,29 @@ class CountedMeanwhile(logging.Handler):
     ],
     ids=["dropped", "a dead letter"],
 )
-def test_who_sees_a_count_finds_its_reason_in_the_log(
-    clock: FakeClock, give_up: Callable[[QueueAccount], None]
-) -> None:
+def test_who_sees_a_count_finds_its_reason_in_the_log(give_up: Callable[[QueueAccount], None]) -> None:
     stats = Stats()
     handler = CountedMeanwhile(stats)
     LOGGER.addHandler(handler)
-    give_up(QueueAccount("metering", stats, TroubleLog(clock, logger=LOGGER)))
+    give_up(QueueAccount("metering", stats))
     LOGGER.removeHandler(handler)
     assert handler.snapshots == [Snapshot()]
     assert stats.snapshot() != Snapshot()
+
+
+def test_what_waits_in_a_queue_is_what_came_in_and_has_not_left() -> None:
+    account = QueueAccount("metering", Stats())
+    for _ in range(10):
+        account.accept()
+    account.adopt(5)
+    account.deliver(3)
+    account.leave(2)
+    account.drop(Dropped.QUEUE_FULL, 1, "it is full")
+    account.bury(Buried.REJECTED, 1, "it is refused")
+    assert account.waiting == 8
+
+
+def test_two_queues_say_the_same_trouble_each(caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("one", "two"):
+        QueueAccount(name, Stats()).say("full", "it is full")
+    assert caplog.messages == ["queue one: it is full", "queue two: it is full"]

@@ -644,6 +644,13 @@ def test_good_parts_of_a_refused_batch_are_tried_again_when_they_fail(rig: RigMa
     assert it.settle() == Snapshot(accepted=204, delivered=203, dropped={"rejected": 1})
 
 
+def test_an_event_that_the_endpoint_named_waits_no_longer_than_the_rest_of_its_batch(rig: RigMaker) -> None:
+    it = rig(max_batch_size=2, max_retry_time=-1)
+    it.endpoint.script.extend([Rejected("400", (1,)), UNREACHABLE, UNREACHABLE])
+    it.put(b"one", b"named")
+    assert it.settle() == Snapshot(accepted=2, dropped={"retry_time_exceeded": 2})
+
+
 # -- events that make the endpoint fail --------------------------------------------------------------------------------
 
 
