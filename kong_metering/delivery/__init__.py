@@ -1,1 +1,1 @@
-"""From an event to the ingest endpoint: queue, delivery policy, HTTP."""
+"""From an event to the ingest endpoint: queue, trial, HTTP."""
