@@ -15,8 +15,11 @@ CONTAINED := $(BIN)/python -m kong_metering_sandbox.contained
 PYTEST := $(CONTAINED) $(BIN)/pytest
 # Two at a time, each module on one of them: its tests share servers.
 IN_PAIRS := -n 2 --dist loadfile
-# What runs while you work, without the tests marked as slow.
-QUICK := tests/unit tests/fuzz tests/wire tests/e2e/test_metering.py
+# What runs while you work: without the tests marked as slow, and with few examples where Hypothesis makes them.
+QUICK := tests/unit tests/fuzz $(wildcard tests/wire/test_*transcripts.py) \
+  tests/e2e/test_metering.py::test_each_request_with_a_subject_gives_one_event \
+  tests/e2e/test_metering.py::test_malformed_requests_are_metered_and_harm_nothing \
+  tests/e2e/test_lifecycle.py::test_what_a_stop_does_not_deliver_the_next_start_does
 
 .PHONY: help quick test lint types check demo sandbox bench bench-host bench-spool bench-inbox fuzz soak format clean
 
@@ -36,7 +39,7 @@ help:
 	@echo "make bench-spool events/s through queue, spool and delivery, bursts, starts (10 GB of disk)"
 
 quick: lint types
-	$(PYTEST) $(IN_PAIRS) -m "not slow" $(QUICK)
+	$(PYTEST) $(IN_PAIRS) -m "not slow" --hypothesis-profile quick $(QUICK)
 
 test: lint types check
 

@@ -12,6 +12,8 @@ from tests.support.clock import FakeClock
 
 # Whether an example takes long, or long to make, says more of the machine than of the code.
 settings.register_profile("kong-metering", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+# For `make quick`.
+settings.register_profile("quick", settings.get_profile("kong-metering"), max_examples=10)
 settings.load_profile("kong-metering")
 
 

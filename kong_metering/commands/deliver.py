@@ -32,6 +32,7 @@ from kong_metering.errors import DISK_ERRORS, KongMeteringError
 from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import Found, HeldLog, survey
+from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
@@ -161,13 +162,13 @@ def _endpoint_of(found: Sequence[Found], options: DeliverOptions) -> str:
     mine = {queue.endpoint: queue for queue in queues if queue.entity_id == options.plugin_id}
     if not mine:
         raise KongMeteringError(f"nothing waits for the plugin {options.plugin_id}; {_plugins_told(queues)}")
-    there = ", ".join(sorted(map(words.without_credentials, mine)))
+    there = ", ".join(sorted(map(without_credentials, mine)))
     if options.endpoint is None and len(mine) > 1:
         raise KongMeteringError(f"its events were accepted for several endpoints: choose one with --endpoint: {there}")
     chosen = [url for url, queue in mine.items() if options.endpoint is None or is_endpoint(options.endpoint, queue)]
     if len(chosen) != 1:
         raise KongMeteringError(
-            f"no events were accepted for {words.without_credentials(options.endpoint or '')}, and events never leave "
+            f"no events were accepted for {without_credentials(options.endpoint or '')}, and events never leave "
             f"for another endpoint than their own; --endpoint can be: {there}"
         )
     return chosen[0]

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kong_metering.commands.words import counted, without_credentials
+from kong_metering.commands.words import counted
+from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
@@ -36,8 +37,8 @@ class Filters:
 
 
 def is_endpoint(url: str, queue: QueueIdentity) -> bool:
-    """Whether this is the queue's endpoint, as it is or as we show it: without the credentials in it."""
-    return url in (queue.endpoint, without_credentials(queue.endpoint))
+    """Return whether this is the queue's endpoint, with or without credentials."""
+    return without_credentials(url) == without_credentials(queue.endpoint)
 
 
 def by_reason(counts: Counter[tuple[QueueIdentity, str]]) -> Counter[str]:

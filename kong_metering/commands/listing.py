@@ -24,6 +24,7 @@ from kong_metering.commands.output import cell, console, cut, note, say, table, 
 from kong_metering.commands.sharedmemory import tell_unwritten
 from kong_metering.errors import KongMeteringError
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
+from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.spool.format import StoredEvent
@@ -232,7 +233,7 @@ def _print_letter(stored: StoredLetter) -> None:
     grid.add_row("accepted", cell(_moment(letter.accepted_ms, now_ms)))
     grid.add_row("given up", cell(_moment(stored.time_ms, now_ms)))
     grid.add_row("plugin", cell(f"{letter.queue.name} {letter.queue.entity_id}".strip() or UNKNOWN))
-    grid.add_row("endpoint", cell(words.without_credentials(letter.queue.endpoint)))
+    grid.add_row("endpoint", cell(without_credentials(letter.queue.endpoint)))
     out = console()
     out.print(grid)
     out.print()

@@ -23,6 +23,7 @@ from kong_metering.commands.output import cell, console, say
 from kong_metering.commands.sharedmemory import unwritten
 from kong_metering.errors import SpoolFormatError
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
+from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
@@ -201,7 +202,7 @@ def _queue_table(queue: QueueStatus, now_ms: int) -> Table:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     if queue.identity:
-        grid.add_row("  endpoint", cell(words.without_credentials(queue.identity.endpoint)))
+        grid.add_row("  endpoint", cell(without_credentials(queue.identity.endpoint)))
     elif queue.logs:
         grid.add_row("  log", cell(", ".join(log.directory for log in queue.logs)))
     grid.add_row("  waiting", cell(_waiting(queue)))

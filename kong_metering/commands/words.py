@@ -7,7 +7,6 @@ undecodable character escaped, so that nobody who sends events can write to the 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from kong_metering.log import printable
+from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _LAST_MS = 253_402_300_799_999
-_CREDENTIALS = re.compile(r"//[^/@\s]*@")
 _AGES = ((86_400, "d"), (3600, "h"), (60, "min"))
 _AT_LEAST_OF_A_UNIT = 2
 _NO_LIMIT = 1 << 40
@@ -68,11 +67,6 @@ def one_line(event: bytes) -> str:
 def shown(text: str, limit: int = _NO_LIMIT) -> str:
     """Make foreign text fit for a terminal."""
     return printable(text, limit)
-
-
-def without_credentials(url: str) -> str:
-    """Show a URL without the user and password in it."""
-    return _CREDENTIALS.sub("//***@", url)
 
 
 def counted(count: int, noun: str) -> str:

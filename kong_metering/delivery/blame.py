@@ -51,10 +51,11 @@ class Seen(NamedTuple):
 
 
 @dataclass
-class Test:
+class Suspicion:
     """How an event under suspicion has fared alone, others getting through in between.
 
-    `since`: what was seen of others when it first failed. `passes`: what had got through at its last try. `wait`: how
+    `since`: what was seen of others when it first failed. `passes`: what had got through when it was counted last.
+    `alone`: how often it has failed with nothing else getting through. `wait`: how
     many requests of others go before its next one; it varies, so that it does not fall into step with a limit on the
     endpoint's side that lets one request through now and then.
     """
@@ -63,6 +64,7 @@ class Test:
     passes: int
     failures: int = 0
     refusals: int = 0
+    alone: int = 1
     wait: int = 0
     words: str = ""
 
@@ -129,12 +131,12 @@ class Evidence:
         """Note that events are gone without being delivered: what they failed in says nothing about others."""
         self._claims = [claim for claim in self._claims if claim.places.isdisjoint(places)]
 
-    def blames(self, test: Test) -> bool:
+    def blames(self, suspicion: Suspicion) -> bool:
         """Return whether a good event would not have failed like that."""
-        if test.refusals >= max(CLEAR_REFUSALS, test.failures) and self._recent_refusals < 1 / 2:
-            return chance_of_run(test.refusals, self.passes, 0) < CLEAR_CHANCE
-        passes, failures = self.seen.passes - test.since.passes, self.seen.failures - test.since.failures
-        return chance_of_run(test.failures, passes, failures) < BLAME_CHANCE
+        if suspicion.refusals >= max(CLEAR_REFUSALS, suspicion.failures) and self._recent_refusals < 1 / 2:
+            return chance_of_run(suspicion.refusals, self.passes, 0) < CLEAR_CHANCE
+        passes, failures = self.seen.passes - suspicion.since.passes, self.seen.failures - suspicion.since.failures
+        return chance_of_run(suspicion.failures, passes, failures) < BLAME_CHANCE
 
     def blames_last(self, failures: int, refusals: int, since: Seen) -> bool:
         """Return whether a good event would not have failed alone so often, though no others have passed in between.
@@ -148,13 +150,13 @@ class Evidence:
             return chance_of_run(refusals, self.passes, 0) < CLEAR_CHANCE
         return chance_of_run(failures, passes, self.seen.failures - since.failures) < LAST_CHANCE
 
-    def next_wait(self, test: Test) -> int:
+    def next_wait(self, suspicion: Suspicion) -> int:
         """Return how many requests of others go before the next one of an event under suspicion.
 
         Two to a success on the average where others fail, so that all moments between two successes get their turn.
         """
         mean_run = min(1 / max(1e-9, 1 - self.failure_share), _LONGEST_MEAN_RUN)
-        return int((test.failures * _GOLDEN % 1.0) * 2 * (mean_run - 1))
+        return int((suspicion.failures * _GOLDEN % 1.0) * 2 * (mean_run - 1))
 
     def _add(self, passes: int, failures: int, refusals: int) -> None:
         keep = 1 - passes / _MEMORY

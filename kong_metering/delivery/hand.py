@@ -127,7 +127,7 @@ class Hand(Generic[T]):
         self.recall_named()
         self.recall_suspects()
         for part in self.line:
-            part.test = part.seen = part.passes_then = None
+            part.suspicion = part.seen = part.passes_then = None
             part.failures = part.refusals = 0
             part.is_searched = False
             part.not_before = -math.inf

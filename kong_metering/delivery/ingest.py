@@ -24,6 +24,7 @@ from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.retrying import parse_retry_after
 from kong_metering.delivery.transport import Connection, PostError
 from kong_metering.log import printable
+from kong_metering.urls import text_without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
@@ -49,7 +50,6 @@ _HINTS = {
 # The detail quotes the event's values too, as JSON; so what a client wrote never follows upon these very words.
 _V1_INDEX = re.compile(r'Error at "/(\d{1,7})(?:/|")')
 _V3_INDEX = re.compile(r"^\[?(\d{1,7})\]?(?:\.|$)")
-_CREDENTIALS_IN_URL = re.compile(r"//[^/?#\s]*@")
 
 
 @dataclass(frozen=True)
@@ -189,12 +189,7 @@ class IngestClient:
 
     def _clean(self, text: str, limit: int = _REASON_CHARS) -> str:
         """Make words fit for the log, without secrets."""
-        return printable(_CREDENTIALS_IN_URL.sub("//***@", text.replace(self._endpoint.token, "***")), limit)
-
-
-def without_credentials(url: str) -> str:
-    """Give a URL without the user and the password that may stand in it."""
-    return _CREDENTIALS_IN_URL.sub("//", url, count=1)
+        return printable(text_without_credentials(text.replace(self._endpoint.token, "***")), limit)
 
 
 def _refuses_before_it_reads(status: int) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.blame import Seen, Test
+    from kong_metering.delivery.blame import Seen, Suspicion
 
 T = TypeVar("T")
 
@@ -21,9 +21,9 @@ class Part(Generic[T]):
 
     `places`: where each one stands in the order of all; `batch`: with which others it was taken. `since`: when they
     were first sent (monotonic). `failures`, `refusals`: of this very part. `is_searched`: something was found to be
-    wrong with the part that it is a piece of. `may_have_arrived`: the endpoint may hold some of them. `seen`: what the
+    wrong with the part that it is a piece of. `may_have_arrived`: the endpoint may hold each of them. `seen`: what the
     trial had seen of the endpoint when they first failed, `passes_then` when a single one first failed alone.
-    `test`: of a single one that is under suspicion.
+    `suspicion`: of a single one that is under suspicion.
     """
 
     items: list[T]
@@ -40,7 +40,7 @@ class Part(Generic[T]):
     is_last_try: bool = False
     seen: Seen | None = None
     passes_then: int | None = None
-    test: Test | None = field(default=None, repr=False)
+    suspicion: Suspicion | None = field(default=None, repr=False)
 
     def pick(self, indexes: Sequence[int]) -> Part[T]:
         """Return a part of some of its events, with its history but for the failures."""
@@ -112,14 +112,15 @@ class Line(Generic[T]):
         raise IndexError(depth)
 
     def join(self, size: int, *, keep_front: bool) -> None:
-        """Make larger parts, up to `size`, of neighbours; `keep_front` leaves the oldest part as it is."""
+        """Make parts of `size`, the last one smaller; `keep_front` leaves the oldest part as it is."""
         kept = 1 if keep_front else 0
         joined = self._parts[:kept]
         for part in self._parts[kept:]:
-            if len(joined) > kept and _may_join(joined[-1], part, size):
-                joined[-1] = _joined(joined[-1], part)
-            else:
-                joined.append(part)
+            room = size - len(joined[-1].items) if len(joined) > kept else 0
+            pieces = part.pieces(*range(room, len(part.items), size))
+            if room > 0:
+                joined[-1] = _joined(joined[-1], pieces.pop(0))
+            joined += pieces
         self._parts = joined
 
     def clear(self) -> list[Part[T]]:
@@ -132,10 +133,6 @@ def _place(part: Part[T]) -> int:
     return part.places[0]
 
 
-def _may_join(one: Part[T], other: Part[T], size: int) -> bool:
-    return one.may_have_arrived == other.may_have_arrived and len(one.items) + len(other.items) <= size
-
-
 def _joined(one: Part[T], other: Part[T]) -> Part[T]:
     """Make one part of two; whoever joins them has noted their failures before."""
     return Part(
@@ -144,7 +141,7 @@ def _joined(one: Part[T], other: Part[T]) -> Part[T]:
         one.batch,
         one.since if other.since is None or one.since is None else min(one.since, other.since),
         is_searched=one.is_searched or other.is_searched,
-        may_have_arrived=one.may_have_arrived,
+        may_have_arrived=one.may_have_arrived and other.may_have_arrived,
         seen=one.seen if other.seen is None or one.seen is None else min(one.seen, other.seen),
     )
 

@@ -25,6 +25,7 @@ class Silence:
         self.failures = 0
         self.rounds = 0
         self.pauses = 0
+        self.others = 0
         self.until = -math.inf
         self.is_probing = False
         self.is_others_turn = False
@@ -45,9 +46,9 @@ class Silence:
 
     def depth(self) -> int:
         """Return how far behind the oldest event the other one of this round stands, where that costs nothing."""
-        return int(2 ** (max(0, self.rounds - 1) % (IN_A_ROW - 1)))
+        return int(2 ** (self.others % (IN_A_ROW - 1)))
 
     def careful_depth(self) -> int:
         """Return the same where each further event is one more in doubt; 0: no other one in this round."""
         choices = self.rounds.bit_length() - 1
-        return int(2 ** (self.rounds % choices)) if choices > 0 else 0
+        return int(2 ** (self.others % choices)) if choices > 0 else 0

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kong_metering.delivery import batching
-from kong_metering.delivery.decisions import Pause, Rules, Send, Take
+from kong_metering.delivery.decisions import Pause, Rules, Send
 from kong_metering.delivery.delivering import Delivering
 from kong_metering.delivery.outcome import Failed, Outcome
 from kong_metering.log import cause_of
@@ -150,8 +150,6 @@ class EventQueue:
             decision = self._delivering.step(ready, self._post)
             if isinstance(decision, Send):
                 return self._clock.monotonic()
-            if isinstance(decision, Take) and self.width > 1 and self._backlog.unread:
-                self._couriers.wake(self, self._clock.monotonic())
             if not isinstance(decision, Pause):
                 continue
             self._wants_more = ready == 0
@@ -162,6 +160,9 @@ class EventQueue:
         return None
 
     def _post(self, events: Sequence[bytes]) -> Outcome:
+        if self.width > 1:
+            # There may be more to send meanwhile: each courier calls the next one.
+            self._couriers.wake(self, self._clock.monotonic())
         try:
             client = self._connections.borrow(self._endpoint)
             try:

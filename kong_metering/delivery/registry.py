@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import MemoryBacklog
-from kong_metering.delivery.ingest import Endpoint, without_credentials
+from kong_metering.delivery.ingest import Endpoint
 from kong_metering.delivery.precedence import Configuration, Precedence
 from kong_metering.delivery.queue import EventQueue
 from kong_metering.log import LOGGER
 from kong_metering.spool.identity import QueueIdentity
+from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock

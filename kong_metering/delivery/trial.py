@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from kong_metering.delivery import notes, outcome
-from kong_metering.delivery.blame import Test
+from kong_metering.delivery.blame import Suspicion
 from kong_metering.delivery.decisions import Answered, Decision, Note, Pause, Rules, Send, Take
+from kong_metering.delivery.endings import Endings
 from kong_metering.delivery.hand import Hand
-from kong_metering.delivery.outcome import Delivered, Failed, Failure, Outcome, Rejected
-from kong_metering.delivery.parts import Part, in_order, thirds
+from kong_metering.delivery.outcome import Delivered, Failure, Outcome, Rejected
+from kong_metering.delivery.parts import Part, thirds
 from kong_metering.delivery.probing import IN_A_ROW
 from kong_metering.delivery.retrying import Breaker, retry_delay
 from kong_metering.delivery.standing import Standing
@@ -43,6 +44,7 @@ class Trial(Generic[T]):
         self._hand: Hand[T] = Hand()
         self._standing = Standing(rules, now)
         self._turns = Turns(self._hand, self._standing)
+        self._endings = Endings(self._hand, self._standing)
 
     def next(self, now: float, ready: int) -> Decision[T]:
         """Return what to do now; `ready`: how many events may leave the queue by the batching rule.
@@ -93,7 +95,7 @@ class Trial(Generic[T]):
             self._delivered(part, now, answered)
         elif part.generation != self._turns.generation:
             part.may_have_arrived |= outcome.may_have_arrived(answer)
-            part.test = None
+            part.suspicion = None
             self._hand.line.add(part)
         else:
             self._failed(part, answer, now, answered)
@@ -106,21 +108,21 @@ class Trial(Generic[T]):
         hand, standing = self._hand, self._standing
         hand.evidence.passed(part.places, part.failures, part.refusals)
         for named, words in hand.named_beside(part.places):
-            self._refuse(named, words, answered)
+            self._endings.refuse(named, words, answered)
         if standing.silence.is_probing and hand.line:
             hand.join(standing.rules.batch_size, keep_front=hand.line.front.places[0] < part.places[0])
         standing.silence.end()
         standing.works_since = now
         if standing.breaker.succeeded():
             answered.notes.append(notes.CLOSED)
-        if part.test is None:
+        if part.suspicion is None:
             self._count_other()
             self._turns.let_suspects_in()
 
     def _count_other(self) -> None:
         for suspect in self._hand.suspects:
-            if suspect.test is not None:
-                suspect.test.wait -= 1
+            if suspect.suspicion is not None:
+                suspect.suspicion.wait -= 1
 
     # -- a part failed ------------------------------------------------------------------------------------------------
 
@@ -134,15 +136,16 @@ class Trial(Generic[T]):
         if is_refusal and not self._standing.rules.keeps and self._standing.breaker.succeeded():
             answered.notes.append(notes.CLOSED)
         if part.is_last_try or self._turns.is_closing:
-            self._failed_at_the_end(part, failure, answered)
+            self._endings.at_the_end(part, failure, answered)
+            self._turns.is_over = self._endings.is_over
         elif self._fails_to_the_last(part, failure):
-            self._refuse(part, outcome.words_of(failure), answered)
-        elif part.test is not None:
-            self._suspect_failed(part, part.test, failure, now, answered)
+            self._endings.refuse(part, outcome.words_of(failure), answered)
+        elif part.suspicion is not None:
+            self._suspect_failed(part, part.suspicion, failure, now, answered)
         else:
             self._count_other()
             self._standing.silence.failures += 1
-            if not self._gives_up(part, failure, now, answered):
+            if not self._endings.gives_up(part, failure, now, answered):
                 self._tries_again(part, failure, now, answered)
 
     def _tries_again(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> None:
@@ -201,6 +204,7 @@ class Trial(Generic[T]):
         part.is_searched = False
         self._hand.line.add(part)
         was_other = silence.is_others_turn
+        silence.others += was_other
         self._begin_probing(failure)
         if was_other or outcome.is_about_no_event(failure):
             self._standing.end_round(now, outcome.retry_after(failure), self._hand.evidence)
@@ -217,19 +221,22 @@ class Trial(Generic[T]):
 
     def _set_apart(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> None:
         evidence = self._hand.evidence
-        part.test = test = Test(part.seen or evidence.seen, evidence.passes)
+        part.suspicion = suspicion = Suspicion(part.seen or evidence.seen, evidence.passes)
         for _ in range(2):  # before the others got through, and after
             is_refusal = part.refusals == part.failures
-            test.count(is_refusal=is_refusal, passes=evidence.passes, words=outcome.words_of(failure))
+            suspicion.count(is_refusal=is_refusal, passes=evidence.passes, words=outcome.words_of(failure))
         self._standing.silence.end()
         answered.notes.append(notes.suspected(failure))
-        self._judge(part, test, failure, now, answered)
+        self._judge(part, suspicion, failure, now, answered)
 
-    def _suspect_failed(self, part: Part[T], test: Test, failure: Failure, now: float, answered: Answered[T]) -> None:
+    def _suspect_failed(
+        self, part: Part[T], suspicion: Suspicion, failure: Failure, now: float, answered: Answered[T]
+    ) -> None:
         passes = self._hand.evidence.passes
-        if passes > test.passes and not outcome.is_about_no_event(failure):
-            test.count(is_refusal=isinstance(failure, Rejected), passes=passes, words=outcome.words_of(failure))
-        self._judge(part, test, failure, now, answered)
+        suspicion.alone = 1 if passes > suspicion.passes else suspicion.alone + 1
+        if passes > suspicion.passes and not outcome.is_about_no_event(failure):
+            suspicion.count(is_refusal=isinstance(failure, Rejected), passes=passes, words=outcome.words_of(failure))
+        self._judge(part, suspicion, failure, now, answered)
 
     def _fails_to_the_last(self, part: Part[T], failure: Failure) -> bool:
         """Return whether an event is to blame where no others will come to be compared with it."""
@@ -241,60 +248,13 @@ class Trial(Generic[T]):
             return False
         return part.seen is not None and hand.evidence.blames_last(part.failures, part.refusals, part.seen)
 
-    def _judge(self, part: Part[T], test: Test, failure: Failure, now: float, answered: Answered[T]) -> None:
+    def _judge(self, part: Part[T], suspicion: Suspicion, failure: Failure, now: float, answered: Answered[T]) -> None:
         rules = self._standing.rules
-        if self._hand.evidence.blames(test):
-            self._refuse(part, test.words, answered)
+        if self._hand.evidence.blames(suspicion):
+            self._endings.refuse(part, suspicion.words, answered)
         elif not rules.keeps and self._standing.had_its_time(part.since, now):
-            self._lose([part], Dropped.RETRY_TIME_EXCEEDED, failure, answered)
+            self._endings.lose([part], Dropped.RETRY_TIME_EXCEEDED, failure, answered)
         else:
-            test.wait = self._hand.evidence.next_wait(test)
-            part.not_before = now + retry_delay(rules, part.failures, outcome.retry_after(failure))
+            suspicion.wait = self._hand.evidence.next_wait(suspicion)
+            part.not_before = now + retry_delay(rules, suspicion.alone, outcome.retry_after(failure))
             self._hand.suspects.append(part)
-
-    # -- what ends without being delivered ----------------------------------------------------------------------------
-
-    def _refuse(self, part: Part[T], words: str, answered: Answered[T]) -> None:
-        self._hand.forget([part])
-        answered.refused += [(item, words) for item in part.items]
-
-    def _gives_up(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> bool:
-        """Count a batch that failed for too long; True if it is given up."""
-        standing = self._standing
-        exceeded = standing.had_its_time(part.since, now)
-        was_open = standing.breaker.is_open
-        if not (exceeded or was_open) or (isinstance(failure, Rejected) and len(part.items) > 1):
-            return False
-        if standing.breaker.failed(standing.rules, now):
-            answered.notes.append(notes.OPENED)
-        if standing.rules.keeps:
-            if exceeded:
-                standing.works_since = now
-                answered.notes.append(notes.kept(failure))
-            return False
-        standing.silence.end()
-        if isinstance(failure, Rejected) and part.seen is not None and self._hand.evidence.passes > part.seen.passes:
-            self._refuse(part, outcome.words_of(failure), answered)
-        else:
-            reason = Dropped.BREAKER_OPEN if was_open else Dropped.RETRY_TIME_EXCEEDED
-            self._lose([part, *self._hand.batch_mates(part)], reason, failure, answered)
-        return True
-
-    def _failed_at_the_end(self, part: Part[T], failure: Failure, answered: Answered[T]) -> None:
-        part.is_last_try = True
-        if isinstance(failure, Rejected) and len(part.items) > 1:
-            part.is_last_try = False  # each piece is another part
-            self._hand.cut(part, *thirds(len(part.items)))
-        elif self._standing.rules.keeps:
-            self._turns.is_over = self._turns.is_over or isinstance(failure, Failed)
-            self._hand.line.add(part)
-        elif isinstance(failure, Rejected) and self._hand.evidence.passes:
-            self._refuse(part, outcome.words_of(failure), answered)
-        else:
-            self._lose([part], Dropped.PROCESS_ENDED, failure, answered)
-
-    def _lose(self, parts: Sequence[Part[T]], reason: Dropped, failure: Failure, answered: Answered[T]) -> None:
-        self._hand.forget(parts)
-        answered.given_up = in_order(parts)
-        answered.reason = reason
-        answered.words = notes.lost(len(answered.given_up), reason, failure)

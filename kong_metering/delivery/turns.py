@@ -112,7 +112,7 @@ class Turns(Generic[T]):
     def _suspect_in_turn(self) -> Part[T] | None:
         passes = self._hand.evidence.passes
         suspects = self._hand.suspects if self._of_suspects > 0 else []
-        return next((part for part in suspects if part.test is not None and part.test.may_go(passes)), None)
+        return next((part for part in suspects if part.suspicion is not None and part.suspicion.may_go(passes)), None)
 
     def _without_others(self, now: float) -> Decision[T]:
         """Try an event under suspicion once in a while where nothing else waits."""

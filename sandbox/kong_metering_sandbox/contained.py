@@ -24,6 +24,7 @@ from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_SENT_BY_A_PROCESS = 0  # SI_USER; what a terminal sends, it sends to the child as well
 _AWAITED = (*_PASSED_ON, signal.SIGCHLD)
 _PATIENCE_SECONDS = 10.0
 _ENDING_SECONDS = 2.0
@@ -83,9 +84,9 @@ def _start(work: Callable[[], int], directory: Path) -> int:
 def _wait_for(child: int) -> int:
     """Reap what ends, and pass signals on, until the child has ended; returns its status, as `subprocess` gives it."""
     while True:
-        received = signal.sigwait(_AWAITED)
-        if received in _PASSED_ON:
-            os.kill(child, received)
+        received = signal.sigwaitinfo(_AWAITED)
+        if received.si_signo in _PASSED_ON and received.si_code <= _SENT_BY_A_PROCESS:
+            os.kill(child, received.si_signo)
         for pid, status in _reaped():
             if pid == child:
                 return os.waitstatus_to_exitcode(status)

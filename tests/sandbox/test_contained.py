@@ -73,6 +73,31 @@ def test_a_signal_ends_the_command_and_all_that_it_has_started(number: int) -> N
     assert not directory.parent.exists()
 
 
+COUNTS = """
+import signal, sys
+interrupts = []
+signal.signal(signal.SIGINT, lambda *_: (interrupts.append(1), print("interrupted", flush=True)))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("interrupts:", len(interrupts), flush=True)))
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_a_terminals_interrupt_reaches_the_command_once() -> None:
+    in_a_terminal = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", *CONTAINED]
+    command = [*in_a_terminal, sys.executable, "-c", COUNTS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == b"ready"
+        (container,) = children_of(process.pid)
+        process.stdin.write(b"\x03")
+        assert process.stdout.readline().strip() == b"^Cinterrupted"
+        os.kill(container, signal.SIGTERM)
+        assert process.stdout.readline().strip() == b"interrupts: 1"
+
+
 @contextmanager
 def watched(*command: str) -> Iterator[subprocess.Popen[str]]:
     """Run a command so that what it leaves behind is told: processes, and the names of files, after its status."""

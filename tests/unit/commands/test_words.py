@@ -44,7 +44,3 @@ def test_json_is_printable_ascii() -> None:
     for made in (words.json_line({"a": "\x7f\x1b\x9b\ud800"}), words.json_document({"a": "\x7f"}).replace("\n", "")):
         assert made.isascii()
         assert made.isprintable()
-
-
-def test_credentials_in_a_url_are_not_shown() -> None:
-    assert words.without_credentials("https://user:pass@host/path") == "https://***@host/path"

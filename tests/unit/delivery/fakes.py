@@ -306,7 +306,9 @@ IMPATIENT = {"initial_retry_delay": 0.001, "max_retry_delay": 0.005, "max_retry_
 class Process:
     """A process with a spool: real files, real threads; its queues deliver to fake endpoints."""
 
-    def __init__(self, root: Path, clock: SteeredClock, inbox: Path, **options: Any) -> None:
+    def __init__(
+        self, root: Path, clock: SteeredClock, inbox: Path, round_seconds: float = 0.02, **options: Any
+    ) -> None:
         self.root = root
         self.clock = clock
         self.stats = Stats()
@@ -317,7 +319,7 @@ class Process:
             clock=clock,
             stats=self.stats,
             connections=self.network.connections,
-            janitor_round_seconds=0.02,
+            janitor_round_seconds=round_seconds,
         )
         self.queues: list[SpooledQueue] = []
         # How many events came onto its disk besides, or went from it, for the balance.
@@ -357,6 +359,10 @@ class Process:
         janitor = self.spooler._janitor
         begun = janitor.rounds
         wait_until(lambda: janitor.rounds > begun + 1, "a round of the janitor")
+
+    def wait_for_rest(self) -> None:
+        """Wait until no courier is at work."""
+        wait_until(lambda: not self.couriers._at_work, "the couriers rest")
 
     def close(self, seconds: float = 0.0) -> Snapshot:
         """End it as the registry does."""

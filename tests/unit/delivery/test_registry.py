@@ -53,6 +53,14 @@ def config(server: IngestServer, token: str = "token-1", **queue: float) -> Plug
     return PluginConfig.model_validate({"ingest_endpoint": server.url, "api_token": token, "queue": queue})
 
 
+def test_endpoints_that_differ_in_their_query_only_are_two_whatever_is_in_it(delivery: Delivery) -> None:
+    """Once what looked like a name and a password there was taken out of the URL as well."""
+    urls = [f"http://127.0.0.1:1/events?to=//{name}@example.com" for name in ("one", "two")]
+    wanted = [PluginConfig.model_validate({"ingest_endpoint": url, "api_token": "token-1"}) for url in urls]
+    queues = [delivery.open(ONE, config) for config in wanted]
+    assert queues[0] is not queues[1]
+
+
 def numbered(sequence: object) -> Entity:
     """Give the entity as Kong passes it with a configuration that has this number."""
     return parse_entity({"__plugin_id": ONE.id, "__seq__": sequence})

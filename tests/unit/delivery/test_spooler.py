@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from tests.unit.delivery.conftest import ProcessMaker
 
 DAY = 86_400
-REJECTED = Rejected("https://ingest.test answered 400: no subject", (0,))
 
 
 # -- the end, and the next process -------------------------------------------------------------------------------------
@@ -117,15 +116,14 @@ def test_an_answer_after_the_deadline_changes_nothing_and_the_next_process_sends
     assert following.endpoint.delivered == numbered(20)
 
 
-def test_a_worker_that_outlives_the_deadline_takes_no_more_events(process: ProcessMaker) -> None:
+def test_a_courier_that_outlives_the_deadline_takes_no_more_events(process: ProcessMaker) -> None:
     it = process().open()
     it.endpoint.hold()
     it.put_on_disk(*numbered(20))
     it.endpoint.wait_for_request()
-    (worker,) = it.queue._workers
     it.close(0)
     it.endpoint.let_go()
-    worker.join(20)
+    it.process.wait_for_rest()
     assert len(it.endpoint.requests) == 1
     assert it.queue.waiting == 0
 
@@ -160,12 +158,18 @@ def test_what_was_delivered_behind_an_event_that_is_left_does_not_come_again(
 def test_a_copy_behind_the_others_is_still_known_as_sent(
     process: ProcessMaker, root: Path, steered: SteeredClock
 ) -> None:
-    it = process().open(FakeEndpoint(lambda events: UNREACHABLE if events == [b"3"] else Delivered()))
+    gate = threading.Event()
+
+    def all_but_one(events: list[bytes]) -> Outcome:
+        return UNREACHABLE if events == [b"3"] and gate.wait(20) else Delivered()
+
+    it = process().open(FakeEndpoint(all_but_one))
     it.settings = it.settings.model_copy(update={"concurrency_limit": -1})
     it.reconfigure()
     it.put_on_disk(*numbered(20))
     wait_until(lambda: it.process.account().delivered == 19, "all but one are delivered")
     it.process.close(0)
+    gate.set()
     steered.advance(DAY + 60)
     following = process().open()
     assert following.process.settle(adopted=1) == Snapshot(adopted=1, dead_letters={"ambiguous": 1})
@@ -182,18 +186,21 @@ def test_the_end_during_a_burial_makes_one_dead_letter_or_leaves_the_event(proce
             account.delivered + account.left + account.dead_letters.get("rejected", 0)
         ), turn
     it = process().open(FakeEndpoint(Refusing(b"bad")))
-    wait_until(lambda: on_disk(root) == [], "what was left is dealt with")
+    # An event is to blame only where others get through.
+    while on_disk(root):
+        it.put_on_disk(b"good")
     it.process.settle()
     assert len(letters(root)) == 20
 
 
 def test_two_threads_that_write_at_once_make_each_dead_letter_once(process: ProcessMaker, root: Path) -> None:
-    it = process().open(FakeEndpoint(lambda _: REJECTED))
-    it.put(*numbered(100))
+    bad = numbered(200)[::2]
+    it = process().open(FakeEndpoint(Refusing(*bad, names_it=True)), max_batch_size=50)
+    it.put(*numbered(200))
     while it.process.account().waiting:
-        it.backlog.flush()
-    assert it.process.settle() == Snapshot(accepted=100, dead_letters={"rejected": 100})
-    assert [stored.letter.event for stored in letters(root)] == numbered(100)
+        it.backlog.try_again()
+    assert it.process.settle() == Snapshot(accepted=200, delivered=100, dead_letters={"rejected": 100})
+    assert sorted(stored.letter.event for stored in letters(root)) == sorted(bad)
 
 
 def test_what_several_processes_left_is_delivered_in_the_order_in_which_it_came(
@@ -307,7 +314,7 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 from tests.unit.delivery.fakes import *
-it = Process(Path(sys.argv[1]), SteeredClock()).open(max_batch_size=10)
+it = Process(Path(sys.argv[1]), SteeredClock(), Path(sys.argv[2])).open(max_batch_size=10)
 it.endpoint.hold()
 it.put_on_disk(*(b"%d" % number for number in range(100)))
 it.endpoint.wait_for_request()
@@ -315,13 +322,16 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_what_a_killed_process_held_is_delivered_by_one_that_lives_already(process: ProcessMaker, root: Path) -> None:
+def test_what_a_killed_process_held_is_delivered_by_one_that_lives_already(
+    process: ProcessMaker, root: Path, inbox: Path
+) -> None:
     living = process().open(max_batch_size=10)
     living.put(b"own")
     living.process.settle()
     living.process.from_strangers = 100
     repository = Path(__file__).parents[3]
-    killed = subprocess.run([sys.executable, "-c", WRITER, str(root)], cwd=repository, check=False)
+    command = [sys.executable, "-c", WRITER, str(root), str(inbox)]
+    killed = subprocess.run(command, cwd=repository, check=False)
     assert killed.returncode == -signal.SIGKILL
     wait_until(lambda: living.process.account().adopted == 100, "its events are taken over")
     assert living.process.settle() == Snapshot(accepted=1, adopted=100, delivered=101)
@@ -363,7 +373,8 @@ def test_only_what_may_have_arrived_is_ambiguous(
 ) -> None:
     it = process().open(down(outcome), max_batch_size=3, initial_retry_delay=1000, max_retry_delay=1000)
     it.put_on_disk(*numbered(3))
-    wait_until(lambda: it.queue._pausing_workers, "the failure is known")
+    it.endpoint.wait_for_request()
+    it.process.wait_for_rest()
     it.process.close(0)
     steered.advance(30 * DAY - 60)
     following = process().open(max_batch_size=3)
@@ -381,7 +392,7 @@ def test_a_batch_that_fails_for_longer_than_the_window_is_not_sent_blindly_by_th
         wait_until(lambda turn=turn: len(it.endpoint.requests) > min(turn, 24), "it is tried")  # type: ignore[misc]
         if it.process.account().dead_letters:
             break
-        wait_until(lambda: it.queue._pausing_workers, "it waits")
+        it.process.wait_for_rest()
         it.let_pass(3601)
     wait_until(lambda: it.process.account().dead_letters, "it is set aside")
     it.endpoint.decide = lambda _: Delivered()
@@ -427,8 +438,11 @@ def test_a_lost_position_makes_old_events_ambiguous_and_not_young_ones(
         following.process.close()
 
 
-def test_a_queue_that_was_opened_has_its_place_on_disk(process: ProcessMaker, root: Path) -> None:
-    process().open()
+def test_a_queue_takes_its_place_on_disk_with_its_first_event(process: ProcessMaker, root: Path) -> None:
+    it = process().open(down())
+    it.process.wait_for_a_round()
+    assert survey(root) == []
+    it.put_on_disk(b"1")
     assert [found.identity for found in survey(root)] == [IDENTITY]
 
 
@@ -455,9 +469,13 @@ def slow_adoption(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     goes_on = threading.Event()
     adopt = SpoolDirectory.adopt
 
-    def slowly(directory: SpoolDirectory, is_wanted: Callable[[QueueIdentity | None], bool]) -> Adoption:
+    def slowly(
+        directory: SpoolDirectory,
+        is_wanted: Callable[[QueueIdentity | None], bool],
+        held_back: Callable[[], Container[Path]],
+    ) -> Adoption:
         goes_on.wait(30)
-        return adopt(directory, is_wanted)
+        return adopt(directory, is_wanted, held_back)
 
     monkeypatch.setattr(SpoolDirectory, "adopt", slowly)
     return goes_on
@@ -479,15 +497,12 @@ def test_events_are_written_while_it_takes_long_to_take_over_what_a_dead_process
     assert it.endpoint.delivered == [b"old", b"new"]
 
 
-def test_what_a_dead_process_left_goes_first_also_in_one_that_ends_at_once(
-    process: ProcessMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_dead_process_left_goes_first_also_in_one_that_ends_at_once(process: ProcessMaker) -> None:
     dead = process().open(down())
     dead.put_on_disk(*numbered(3))
     dead.process.close()
-    monkeypatch.setattr("kong_metering.delivery.housekeeping._ROUND_SECONDS", 3600)
-    it = process()
-    wait_until(lambda: it.spooler._house.rounds, "the next look would be in an hour")
+    it = process(round_seconds=3600)
+    wait_until(lambda: it.spooler._janitor.rounds, "the next look would be in an hour")
     queue = it.open()
     queue.put(*numbered(3, first=3))
     assert it.close(20) == Snapshot(accepted=3, adopted=3, delivered=6)
@@ -523,7 +538,7 @@ def test_an_unreadable_log_does_not_keep_others_from_being_taken_over(
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return 0
 
-    monkeypatch.setattr("kong_metering.delivery.housekeeping.WaitingLog.since_ms", fail_once)
+    monkeypatch.setattr("kong_metering.delivery.logsource.LogSource.oldest_ms", fail_once)
     following = process().open()
     assert following.process.settle(adopted=3) == Snapshot(adopted=3, delivered=3)
     assert len(log.with_text("cannot be read, for now")) == 1

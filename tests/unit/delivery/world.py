@@ -106,7 +106,7 @@ class World:
 
     @property
     def is_done(self) -> bool:
-        return not self.queue and not self._out and not self.trial.unsettled()
+        return len(self.delivered) + len(self.refused) + len(self.given_up) == self.put_so_far
 
     def reconfigure(self, **rules: float) -> None:
         self.rules = replace(self.rules, **rules)  # type: ignore[arg-type]

@@ -15,9 +15,10 @@ from unittest import mock
 
 import pytest
 
+from kong_metering.spool.format import SEGMENT_HEADER_BYTES
 from kong_metering.spool.log import DamageKind, EventLog
 from kong_metering.spool.patience import Patience
-from tests.unit.spool.helpers import NOW, filled, payload, payloads, read_all, segments, sequences
+from tests.unit.spool.helpers import NOW, filled, overwrite, payload, payloads, read_all, segments, sequences
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -221,6 +222,28 @@ def test_the_newest_segment_is_set_aside_while_it_is_appended_to(tmp_path: Path,
     assert sequences(log) == [13, 14, 15]
     log.done(15)
     assert log.waiting == 0
+
+
+def test_damage_at_the_end_is_passed_while_more_is_appended(tmp_path: Path) -> None:
+    log = filled(tmp_path, 10, segment_bytes=100_000)
+    (path,) = segments(tmp_path)
+    overwrite(path, path.stat().st_size - 1, b"?" if path.read_bytes()[-1:] != b"?" else b"!")
+    pread = os.pread
+
+    def appending(descriptor: int, size: int, offset: int) -> bytes:
+        data = pread(descriptor, size, offset)
+        if offset > SEGMENT_HEADER_BYTES:
+            # When the damage is looked at: before, it would only be in the middle.
+            log.append(payloads(log.next_sequence, 2), NOW)
+        return data
+
+    with mock.patch.object(os, "pread", appending):
+        found = log.read(0, 100, 1 << 30)
+    assert [event.sequence for event in found] == list(range(1, 10))
+    assert log.next_sequence > 11
+    assert sequences(log) == [*range(1, 10), *range(11, log.next_sequence)]
+    (damage,) = log.take_damage()
+    assert damage.events == 1
 
 
 def test_segments_that_vanish_under_both_cost_their_events_and_nothing_else(tmp_path: Path) -> None:
