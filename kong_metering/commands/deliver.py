@@ -95,7 +95,7 @@ class Rest:
     "--ca-bundle",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="PEM file of the authorities to verify the endpoint with.",
+    help="PEM file with the certificate authorities to verify the endpoint against.",
 )
 @click.option("--insecure", is_flag=True, help="Do not verify the endpoint's certificate.")
 @click.option(
@@ -104,7 +104,7 @@ class Rest:
     default=1000,
     show_default=True,
     metavar="N",
-    help="How many events leave in one request, at most.",
+    help="The most events to send in one request.",
 )
 @click.option(
     "--dedupe-window",

@@ -148,6 +148,6 @@ def _tell(options: ExportOptions, account: _Account) -> None:
     target = f" to {options.file}" if options.file else ""
     note(f"{words.events(account.written)} exported{target}.")
     if account.left_out:
-        note(f"{words.events(account.left_out)} left out: not to be read.")
+        note(f"{words.events(account.left_out)} left out: unreadable.")
     if account.gone:
-        note(f"{words.events(account.gone)} left out: delivered while this ran, or not to be read.")
+        note(f"{words.events(account.gone)} left out: delivered while this ran, or unreadable.")

@@ -91,7 +91,7 @@ def _list_waiting(options: ListOptions) -> None:
             if log.problem:
                 note(f"{log.directory.relative_to(options.root)} cannot be read: {words.shown(log.problem)}")
         if not listed and not options.as_json:
-            tell("Nothing waits." if options.filters == Filters() else "Nothing waits that matches.")
+            tell("Nothing is waiting." if options.filters == Filters() else "Nothing that matches is waiting.")
         _tell_rest(listed, sum(log.waiting for log in logs), options.most)
         tell_unwritten(options, options.filters, "listed")
 
@@ -203,7 +203,7 @@ def show(options: ShowOptions) -> None:
     stored = DeadLetters(options.root / DEAD_LETTERS).get(options.letter_id)
     if stored is None:
         raise KongMeteringError(
-            f"there is no dead letter {options.letter_id}, or not any more; "
+            f"there is no dead letter {options.letter_id}, or no longer; "
             "`kong-metering spool list --dead-letters` lists those that are there"
         )
     if options.as_json:

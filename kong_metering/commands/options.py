@@ -123,7 +123,9 @@ def place_options(command: F) -> F:
 def filter_options(command: F) -> F:
     """Let a command take the choice of queues and of dead letters."""
     plugin = click.option(
-        "--plugin-id", metavar="ID", help="Only of the plugin entity with this id ('unknown': of no known one)."
+        "--plugin-id",
+        metavar="ID",
+        help="Only those of the plugin entity with this id ('unknown': those of no known plugin).",
     )
     endpoint = click.option("--endpoint", metavar="URL", help="Only what was accepted for this ingest endpoint.")
     reason = click.option(

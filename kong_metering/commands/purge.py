@@ -84,8 +84,8 @@ class Plan:
 @place_options
 @filter_options
 @click.option("--dead-letters", is_flag=True, help="Remove dead letters, all that match.")
-@click.option("--waiting", is_flag=True, help="Remove events that wait and that no process holds; needs --plugin-id.")
-@click.option("--damaged", is_flag=True, help="Remove the files with bytes that nobody could read.")
+@click.option("--waiting", is_flag=True, help="Remove waiting events that no process holds; needs --plugin-id.")
+@click.option("--damaged", is_flag=True, help="Remove the files that hold unreadable bytes.")
 @click.option(
     "--older-than",
     type=Duration(may_be_zero=True),

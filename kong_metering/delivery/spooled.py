@@ -169,7 +169,8 @@ class SpooledBacklog:
             self._refuse([], error)
         else:
             self._note_that_it_works(before)
-            self._on_ready()
+        # In either case: who looked meanwhile saw nothing of what is in memory.
+        self._on_ready()
 
     def let_go(self) -> None:
         """Append no more to the log of this process: the next event gets a new one."""
@@ -334,7 +335,7 @@ class SpooledBacklog:
     @property
     def is_failing(self) -> bool:
         """Whether events are in memory because the disk refused them."""
-        return self.disk is Disk.REFUSES
+        return self.disk is Disk.REFUSES and not self._memory.is_empty
 
     @property
     def is_idle(self) -> bool:

@@ -180,7 +180,8 @@ class Place:
         return RingFile(self, name, descriptor), ring
 
     def _names(self) -> list[str]:
-        if not os.path.lexists(self.path):
+        # The place of a spool that is not there is not known, and nothing can be poured into it.
+        if not os.path.lexists(self._root) or not os.path.lexists(self.path):
             return []
         with self._opened() as directory:
             return sorted(os.listdir(directory))  # noqa: PTH208 - by the descriptor that was checked

@@ -46,6 +46,8 @@ _BOUNDS_SECONDS = 5.0
 _FREE_LOGS_SECONDS = 60.0
 # A log whose queue has had nothing to do for so many rounds is closed; and no more than so many are open besides.
 _IDLE_ROUNDS = 10
+# How long the writer may take to let go of logs that are gone.
+_LETTING_GO_SECONDS = 1.0
 # A write that takes longer is said.
 _HANGING_SECONDS = 5.0
 
@@ -53,7 +55,7 @@ _HANGING_SECONDS = 5.0
 class Janitor:
     """The backlogs that are open in this process, and all that is theirs on disk."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         shared: Shared,
         writer: Writer,
@@ -121,6 +123,12 @@ class Janitor:
             self._wanted.set()
             self._round_over.wait_for(lambda: self.rounds > begun + 1 or self._is_ending, timeout)
 
+    def order_spills(self) -> None:
+        """Have the writer try to write what the disk refused before."""
+        for backlog in self.backlogs():
+            if backlog.is_failing:
+                self._writer.order(backlog.spill)
+
     def end(self, timeout: float) -> None:
         """End, after what was released is closed, and wait for it, `timeout` seconds at most."""
         self._is_ending = True
@@ -156,10 +164,13 @@ class Janitor:
     def _leave_what_is_gone(self) -> None:
         """Begin anew when somebody has removed the directory from under us."""
         gone = [backlog for backlog in self.backlogs() if not backlog.is_own_log_there]
-        if self._holdings.leave(is_gone=bool(gone)):
-            LOGGER.error("%s was removed while it was in use", self._root, extra=trouble("spool gone"))
+        has_left = self._holdings.leave(is_gone=bool(gone))
         for backlog in gone:
             self._writer.order(backlog.let_go)
+        if has_left:
+            # From then on nothing is written to files that have no name any more.
+            self._writer.flush(_LETTING_GO_SECONDS)
+            LOGGER.error("%s was removed while it was in use", self._root, extra=trouble("spool gone"))
 
     def _retire(self, logs: Sequence[HeldLog]) -> None:
         for held in logs:
@@ -174,9 +185,7 @@ class Janitor:
 
     def _retire_settled(self) -> None:
         backlogs = self.backlogs()
-        self._idle_rounds = {
-            backlog: self._idle_rounds.get(backlog, 0) + 1 for backlog in backlogs if backlog.is_idle
-        }
+        self._idle_rounds = {backlog: self._idle_rounds.get(backlog, 0) + 1 for backlog in backlogs if backlog.is_idle}
         for backlog, rounds in self._idle_rounds.items():
             if rounds >= _IDLE_ROUNDS:
                 self._writer.order(backlog.let_go)
@@ -255,9 +264,8 @@ class Janitor:
         return [log for _, log in sorted(found, key=itemgetter(0))]
 
     def _try_again(self) -> None:
+        self.order_spills()
         for backlog in self.backlogs():
-            if backlog.is_failing:
-                self._writer.order(backlog.spill)
             guarded(backlog.try_again)
         since = self._writer.writing_since
         if since is not None and self._clock.monotonic() - since > _HANGING_SECONDS:

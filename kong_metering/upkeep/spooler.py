@@ -63,7 +63,12 @@ class Spooler:
         self._number_of: dict[SpooledBacklog, int] = {}
         pouring = Pouring(place, options.directory, epoch.wall_ms) if place else None
         self._janitor = Janitor(
-            self._shared, self._writer, pouring, stats=stats, connections=connections, round_seconds=janitor_round_seconds
+            self._shared,
+            self._writer,
+            pouring,
+            stats=stats,
+            connections=connections,
+            round_seconds=janitor_round_seconds,
         )
         self._syncer = Syncer(self._unsynced)
 
@@ -110,11 +115,13 @@ class Spooler:
 
     def flush(self, timeout: float) -> None:
         """Have what is in the inbox written, and what dead processes left adopted, `timeout` seconds at most."""
+        self._janitor.order_spills()
         self._writer.flush(timeout)
         self._janitor.look_for_others(timeout)
 
     def end(self) -> bool:
         """Write no more; False if the disk hangs, and events are left in the inbox."""
+        self._janitor.order_spills()
         return self._writer.end(_ENDING_SECONDS)
 
     def close(self) -> None:

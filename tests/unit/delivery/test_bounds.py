@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.delivery.outcome import Delivered, Outcome
 from kong_metering.stats import Snapshot
+from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     DOWN,
     IDENTITY,
     LogLines,
+    Refusing,
     SteeredClock,
     down,
     on_disk,
@@ -154,10 +155,14 @@ def test_events_on_their_way_are_not_counted_twice_when_their_segment_goes(
 
 def test_dead_letters_count_too(process: ProcessMaker, root: Path) -> None:
     it = process(max_bytes=8 * MIB).open(max_batch_size=1)
-    # One letter goes for the other until a quarter of the room is left to them.
-    it.endpoint.decide = lambda _: Rejected("https://ingest.test answered 400: no", (0,))
-    put_one_by_one(it, large(60))
-    assert it.process.settle() == Snapshot(accepted=60, dead_letters={"rejected": 60})
+    # One letter goes for the other until a quarter of the room is left to them. Without others that get through nobody
+    # would know whose fault it is.
+    it.endpoint.decide = Refusing(*large(60))
+    put_one_by_one(it, [event for bad in large(60) for event in (bad, b"good")])
+    wait_until(lambda: it.put_on_disk(b"witness") or not set(on_disk(root)) & set(large(60)), "all are dead letters")
+    account = it.process.settle()
+    assert account.dead_letters == {"rejected": 60}
+    assert account.delivered == account.accepted - 60
     assert 1 * MIB < bytes_used(root) < 4 * MIB
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +12,10 @@ import pytest
 
 from kong_metering.clock import SystemClock
 from kong_metering.config import Entity, PluginConfig, parse_entity
+from kong_metering.delivery.connections import Connections
+from kong_metering.delivery.couriers import Couriers
+from kong_metering.delivery.ingest import IngestClient
 from kong_metering.delivery.registry import Delivery
-from kong_metering.log import TroubleLog
 from kong_metering.stats import Snapshot, Stats
 from tests.support.waiting import wait_until
 from tests.unit.delivery.ingest_server import Exchange, IngestServer, Reaction, answer, running
@@ -37,9 +40,15 @@ def stats() -> Stats:
 
 
 @pytest.fixture
-def delivery(stats: Stats, log: LogLines) -> Iterator[Delivery]:
+def couriers() -> Couriers:
+    return Couriers(SystemClock(), idle_seconds=0.1)
+
+
+@pytest.fixture
+def delivery(stats: Stats, log: LogLines, couriers: Couriers) -> Iterator[Delivery]:
     clock = SystemClock()
-    delivery = Delivery(clock=clock, stats=stats, troubles=TroubleLog(clock))
+    connections = Connections(clock, functools.partial(IngestClient, clock=clock))
+    delivery = Delivery(clock=clock, stats=stats, couriers=couriers, connections=connections)
     yield delivery
     delivery.close(0)
     assert stats.snapshot().waiting == 0
@@ -96,21 +105,19 @@ def held(server: IngestServer) -> threading.Event:
     return gate
 
 
-def worker_count(queue: EventQueue) -> int:
-    return sum(thread.name == f"metering queue {queue.name}" for thread in threading.enumerate())
-
-
 # -- one queue per entity and endpoint ---------------------------------------------------------------------------------
 
 
-def test_all_instances_of_an_entity_share_a_queue(delivery: Delivery, server: IngestServer, stats: Stats) -> None:
+def test_all_instances_of_an_entity_share_a_queue(
+    delivery: Delivery, server: IngestServer, stats: Stats, couriers: Couriers
+) -> None:
     queues = [delivery.open(ONE, config(server)) for _ in range(4)]
     assert len(set(queues)) == 1
     for queue in queues:
         queue.put(b"{}")
     assert settle(stats).delivered == 4
     assert server.connections == 1
-    assert worker_count(queues[0]) == 1
+    assert couriers.threads <= 2
 
 
 @pytest.mark.parametrize(
@@ -397,7 +404,9 @@ def test_another_entity_or_endpoint_knows_nothing_of_it(
 # -- letting go --------------------------------------------------------------------------------------------------------
 
 
-def test_a_queue_that_nobody_uses_ends_when_it_is_empty(delivery: Delivery, server: IngestServer, stats: Stats) -> None:
+def test_a_queue_that_nobody_uses_ends_when_it_is_empty(
+    delivery: Delivery, server: IngestServer, stats: Stats, couriers: Couriers
+) -> None:
     queue = delivery.open(ONE, config(server))
     delivery.open(ONE, config(server))
     queue.put(b"event")
@@ -406,7 +415,7 @@ def test_a_queue_that_nobody_uses_ends_when_it_is_empty(delivery: Delivery, serv
     assert delivery.waiting() == {"one": 0}
     delivery.release(queue)
     assert delivery.waiting() == {}
-    wait_until(lambda: worker_count(queue) == 0, "its thread ends")
+    wait_until(lambda: couriers.threads == 0, "nobody serves it any more")
 
 
 def test_a_queue_with_events_goes_on_without_users_until_it_is_empty(

@@ -19,13 +19,13 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from kong_metering.delivery.waitinglog import WaitingLog
 
 from kong_metering.config import Entity, PluginConfig, Queue
 from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.delivery.outcome import Delivered, Outcome, Rejected
 from kong_metering.delivery.registry import Delivery
 from kong_metering.delivery.spooled import SpooledBacklog
-from kong_metering.delivery.waitinglog import WaitingLog
 from kong_metering.log import TroubleLog
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.spool.log import EventLog

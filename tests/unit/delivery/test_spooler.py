@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
-from kong_metering.spool.options import Sync
 from kong_metering.spool.directory import Adoption, HeldLog, SpoolDirectory, survey
+from kong_metering.spool.options import Sync
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
@@ -416,7 +416,8 @@ def test_a_clock_that_is_set_makes_nothing_ambiguous_or_old(
         it.process.wait_for_a_round()
     it.endpoint.decide = lambda _: Delivered()
     assert it.process.settle() == Snapshot(accepted=12, delivered=12)
-    assert it.endpoint.delivered == numbered(12)
+    # The one that probes besides the oldest may be the first that gets through.
+    assert sorted(it.endpoint.delivered, key=int) == numbered(12)
 
 
 def test_a_lost_position_makes_old_events_ambiguous_and_not_young_ones(
