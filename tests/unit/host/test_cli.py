@@ -16,7 +16,7 @@ import pytest
 
 from kong_metering import __version__, app, cli
 from kong_metering.errors import StartupError
-from kong_metering.spool.options import Sync
+from kong_metering.spool.options import INBOX_DIRECTORY, Sync
 from tests.support.ingest import IngestServer
 from tests.support.plugin_server import BIN, ROOT, PluginServerProcess, ServerProcess, example_settings, script_command
 from tests.support.rpc import PLUGIN, Connection, KongClient, KongRequest, request_frame
@@ -37,6 +37,7 @@ FLAGS = {
     "--parent": "ignore",
     "--ca-bundle": "/etc/ca.pem",
     "--spool-dir": "/var/spool/metering",
+    "--inbox-dir": "/run/metering",
     "--spool-sync": "commit",
     "--spool-max-bytes": "500M",
     "--spool-max-age": "7d",
@@ -63,6 +64,11 @@ def parsed(*arguments: str, **environment: str) -> dict[str, Any]:
         for name, value in environment.items():
             patch.setenv(name, value)
         return cli.program.make_context("plugin server", list(arguments)).params
+
+
+def test_an_inbox_can_be_done_without() -> None:
+    assert parsed("--inbox-dir", "none")["inbox_dir"] is None
+    assert parsed()["inbox_dir"] == INBOX_DIRECTORY
 
 
 # What Kong's query command wants
