@@ -13,7 +13,7 @@ from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.load import Load
 from kong_metering.host.server import Hooks, serve
 from kong_metering.host.supervisor import Supervisor, SupervisorOptions
-from kong_metering.log import LOGGER, ProcessLog
+from kong_metering.log import LOGGER, ProcessLog, Reminder
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
 from kong_metering.schema import plugin_info
@@ -21,9 +21,9 @@ from kong_metering.schema import plugin_info
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kong_metering.spool.options import SpoolOptions
     from kong_metering.host.opening import Opening
     from kong_metering.host.station import Station
+    from kong_metering.spool.options import SpoolOptions
 
 PHASES = ("access", "log")
 # Each server counts what waits on disk in the one spool.
@@ -58,7 +58,11 @@ class DeliveryOptions:
 
 
 def run(
-    opening: Opening, supervisor: SupervisorOptions, limits: Limits, delivery: DeliveryOptions, log: ProcessLog
+    opening: Opening,
+    supervisor: SupervisorOptions,
+    limits: Limits,
+    delivery: DeliveryOptions,
+    log: ProcessLog,
 ) -> None:
     """Run the plugin server until it is told to end; raises `StartupError` if it cannot start."""
 
@@ -75,11 +79,14 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
     definition = _definition(runtime, figures.told)
     dispatcher = Dispatcher(definition, clock=runtime.clock, limits=limits)
     load = Load(runtime.clock)
+    # One of the servers says it for all.
+    reminder = Reminder(log.complaints if station.index == 0 else (), runtime.clock)
 
     def housekeeping() -> None:
         runtime.delivery.sweep()
         runtime.captured.sweep()
         log.repeats.summarise()
+        reminder.remind()
         figures.publish()
         if (trouble := load.trouble()) is not None:
             servers = len(station.slots)
