@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -211,10 +211,14 @@ class Repeats(logging.Filter):
 
 @dataclass(frozen=True)
 class ProcessLog:
-    """What a process keeps of its log: what Kong is to say, and which troubles were said."""
+    """What a process keeps of its log: what Kong is to say, and which troubles were said.
+
+    `complaints` are what is wrong with the settings of this start, to be said again each hour.
+    """
 
     relay: Relay
     repeats: Repeats
+    complaints: tuple[str, ...] = ()
 
 
 def configure(level: int, log: ProcessLog) -> None:
@@ -223,6 +227,24 @@ def configure(level: int, log: ProcessLog) -> None:
     LOGGER.filters[:] = [log.repeats]
     LOGGER.setLevel(level)
     LOGGER.propagate = False
+
+
+class Reminder:
+    """Says what is wrong for as long as the process lives again, once in `interval` seconds."""
+
+    def __init__(self, complaints: Sequence[str], clock: Clock, interval: float = 3600.0) -> None:
+        """Begin to count: they were just said."""
+        self._complaints = tuple(complaints)
+        self._clock = clock
+        self._interval = interval
+        self._said_at = clock.monotonic()
+
+    def remind(self) -> None:
+        """Say it if it is time to; to be called each second."""
+        if self._clock.monotonic() - self._said_at >= self._interval:
+            self._said_at = self._clock.monotonic()
+            for complaint in self._complaints:
+                LOGGER.error("%s", complaint)
 
 
 def flush() -> None:
