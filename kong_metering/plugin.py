@@ -250,6 +250,20 @@ class Plugin:
         """Whether events of this instance still wait, so that the host must not close it yet."""
         return self._meter is not None and self._queue.waiting > 0
 
+    @property
+    def outdated(self) -> str | None:
+        """Why Kong is to start this instance anew with what its configuration holds now; None while there is no reason.
+
+        Kong puts a new value of a vault's into its configuration, and tells no plugin server.
+        """
+        references = ", ".join(self._entity.references)
+        if self._meter is None or not references or not self._runtime.delivery.is_refused(self._queue):
+            return None
+        return (
+            f"plugin {self._entity.name}: the endpoint refuses the token, and {references} comes from a vault: Kong is "
+            "asked for the value that it has now (of the env vault it reads a new one only when it is restarted)"
+        )
+
     def close(self) -> None:
         """Let go of the queue; the host calls it when Kong does not need this instance any more."""
         if self._meter is not None:

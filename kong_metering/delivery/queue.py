@@ -27,6 +27,8 @@ from kong_metering.log import cause_of
 from kong_metering.stats import Buried, Dropped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
@@ -53,7 +55,9 @@ class EventQueue:
         account: QueueAccount,
         couriers: Couriers,
         connections: Connections,
+        on_answer: Callable[[Endpoint, Outcome], None] = lambda _endpoint, _outcome: None,
     ) -> None:
+        """Put it together; `on_answer` is called on a courier's thread, without a lock, after each request."""
         self.name = account.name
         self._settings = settings
         self._endpoint = endpoint
@@ -62,6 +66,7 @@ class EventQueue:
         self._account = account
         self._couriers = couriers
         self._connections = connections
+        self._on_answer = on_answer
         self._lock = threading.Lock()
         self._rules = Rules.of(settings, keeps=backlog.keeps)
         self._trial: Trial[Entry] = Trial(self._rules, clock.monotonic())
@@ -190,7 +195,8 @@ class EventQueue:
             self._backlog.reject(sending.stale, Buried.AMBIGUOUS, sending.why_stale)
         if not sending.fresh:
             return
-        outcome = self._posted(sending)
+        endpoint = self._endpoint
+        outcome = self._posted(sending, endpoint)
         if isinstance(outcome, Delivered) and outcome.note:
             self._account.say(f"note:{outcome.note}", outcome.note, logging.WARNING)
         if isinstance(outcome, Rejected) or (isinstance(outcome, Failed) and not outcome.may_have_arrived):
@@ -198,10 +204,11 @@ class EventQueue:
         with self._lock:
             answered = self._trial.answer(part, outcome, self._clock.monotonic())
         self._carry_out(answered)
+        self._on_answer(endpoint, outcome)
 
-    def _posted(self, sending: Sending) -> Outcome:
+    def _posted(self, sending: Sending, endpoint: Endpoint) -> Outcome:
         try:
-            client = self._connections.borrow(self._endpoint)
+            client = self._connections.borrow(endpoint)
             try:
                 return client.send([entry.event for entry in sending.fresh])
             finally:
