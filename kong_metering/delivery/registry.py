@@ -2,7 +2,8 @@
 
 Contract: a queue belongs to one plugin entity **and** one ingest endpoint. All instances of the entity (each of Kong's
 workers has its own) share it, and the newest configuration rules it: a rotated token takes over what waits. The newest
-is the one that was opened last, except that an old one which comes late does not take over (`precedence`). Events never
+is the one that was opened last, except that an old one which comes late does not take over, and that of two values of
+a vault's the one rules that the endpoint takes (`precedence`). Events never
 leave for another endpoint than the one they were accepted for: a changed endpoint is another queue, and the old one
 goes on until it is empty. A queue that no instance uses ends when it is empty. With a spool, what waits when the
 process ends stays on disk, and comes back when its queue is opened in another process.
@@ -190,5 +191,5 @@ class Delivery:
 def _written(configuration: Configuration, entity: Entity) -> Configuration:
     """Return a configuration with its vault references in the place of what they stand for."""
     endpoint, references = configuration.endpoint, entity.references
-    url = references.get("ingest_endpoint", endpoint.url)
-    return replace(configuration, endpoint=replace(endpoint, url=url, token=references.get("api_token", endpoint.token)))
+    url, token = references.get("ingest_endpoint", endpoint.url), references.get("api_token", endpoint.token)
+    return replace(configuration, endpoint=replace(endpoint, url=url, token=token))

@@ -35,8 +35,8 @@ class PluginDefinition:
     `create` makes an instance from the configuration that Kong sent. An instance has a method for each phase, such as
     `access(kong)`, or the phase in steps, as `access_steps()`, or both. It may have `access_at_once()`, which gives the
     phase as an `AtOnce` when it knows beforehand what it will ask, and None otherwise; `busy` (it must not be closed
-    yet), `outdated` (why Kong is to start it anew, or None; asked once a second) and `close()`. `info` is what `plugin.GetPluginInfo` answers; `status` gives figures of the plugin's own for
-    `plugin.GetStatus`.
+    yet), `outdated` (why Kong is to start it anew, or None; asked once a second) and `close()`. `info` is what
+    `plugin.GetPluginInfo` answers; `status` gives figures of the plugin's own for `plugin.GetStatus`.
     """
 
     name: str

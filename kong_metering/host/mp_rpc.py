@@ -3,9 +3,9 @@
 Contract: `receive` takes what came and gives what is to be written; it never waits. Steps of one event come over any
 connection, so that a connection which ends takes none with it.
 
-A worker of Kong's that is told a `serverPid` forgets all its instances if that is not the one that it was told last; the
-first one it only remembers. So it is told one with each instance that it starts, and the next one, at the beginning of
-an event, on each of its connections once: no event is lost by it, and the next one starts an instance (`renewal`).
+A worker of Kong's that is told a `serverPid` forgets all its instances if that is not the one that it was told last;
+the first one it only remembers. So it is told one with each instance that it starts, and the next one, at the beginning
+of an event, on each of its connections once: no event is lost by it, and the next one starts an instance (`renewal`).
 """
 
 from __future__ import annotations

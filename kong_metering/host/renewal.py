@@ -1,7 +1,7 @@
 """When Kong is made to start instances anew, with what its configuration holds now.
 
-Kong starts an instance when a configuration changes. When a value changes that comes from a vault, it puts that into its
-own copy and starts none. A plugin tells by `outdated` that it has reason to think so.
+Kong starts an instance when a configuration changes. When a value changes that comes from a vault, it puts that into
+its own copy and starts none. A plugin tells by `outdated` that it has reason to think so.
 
 Contract: used from the event loop's thread only; `look` is called about once a second. It happens once in
 `_INTERVAL_SECONDS` at most, and never while the youngest of the instances that it is about is younger than

@@ -371,7 +371,9 @@ def test_any_bytes_survive_percent_encoding(raw: bytes) -> None:
     assert value.encode("utf-8", "surrogateescape") == raw
 
 
-illegible_texts = st.text(st.sampled_from("ab01;\u241b\x00\x1f\x7f\x85\x9f\ufdd0\ufffe\U0001ffff\U0010ffff") | st.characters())
+illegible_texts = st.text(
+    st.sampled_from("ab01;\u241b\x00\x1f\x7f\x85\x9f\ufdd0\ufffe\U0001ffff\U0010ffff") | st.characters()
+)
 
 
 @given(illegible_texts, illegible_texts)
