@@ -209,6 +209,22 @@ class Repeats(logging.Filter):
                 self._logger.log(known.level, _SUMMARY, known.message, known.unsaid)
 
 
+class Once:
+    """Remembers what was said, where once is enough for a process; forgets all of it when it becomes too much."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def is_first(self, key: str) -> bool:
+        """Return whether this is asked for the first time; keys are made of names of Kong's entities and settings."""
+        if key in self._said:
+            return False
+        if len(self._said) >= _MAX_TROUBLES:
+            self._said.clear()
+        self._said.add(key)
+        return True
+
+
 @dataclass(frozen=True)
 class ProcessLog:
     """What a process keeps of its log: what Kong is to say, and which troubles were said.

@@ -27,6 +27,8 @@ from kong_metering.log import cause_of
 from kong_metering.stats import Dropped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
@@ -49,7 +51,9 @@ class EventQueue:
         account: QueueAccount,
         couriers: Couriers,
         connections: Connections,
+        on_answer: Callable[[Endpoint, Outcome], None] = lambda _endpoint, _outcome: None,
     ) -> None:
+        """Put it together; `on_answer` is called on a courier's thread, without a lock, after each request."""
         self.name = account.name
         self._settings = settings
         self._endpoint = endpoint
@@ -58,6 +62,7 @@ class EventQueue:
         self._account = account
         self._couriers = couriers
         self._connections = connections
+        self._on_answer = on_answer
         self._rules = Rules.of(settings, keeps=backlog.keeps)
         self._delivering = Delivering(self._rules, backlog, clock=clock, account=account)
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
@@ -163,8 +168,14 @@ class EventQueue:
     def _post(self, events: Sequence[bytes]) -> Outcome:
         if self.width > 1 and (self._delivering.lined_up or self._backlog.unread):
             self._couriers.wake(self, self._clock.monotonic())  # another courier sends what comes next meanwhile
+        endpoint = self._endpoint
+        outcome = self._posted(events, endpoint)
+        self._on_answer(endpoint, outcome)
+        return outcome
+
+    def _posted(self, events: Sequence[bytes], endpoint: Endpoint) -> Outcome:
         try:
-            client = self._connections.borrow(self._endpoint)
+            client = self._connections.borrow(endpoint)
             try:
                 return client.send(events)
             finally:
