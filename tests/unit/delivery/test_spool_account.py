@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from tests.unit.delivery.conftest import ProcessMaker
     from tests.unit.delivery.fakes import SpooledQueue
 
+pytestmark = pytest.mark.slow
 _WINDOW_MS = 1_000_000
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tests.support.ingest import IngestServer
 
+pytestmark = pytest.mark.slow
 Launch = Callable[..., PluginServerProcess]
 
 GET_STATUS = request_frame(7, "GetStatus").data
