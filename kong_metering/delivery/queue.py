@@ -20,8 +20,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from kong_metering.delivery import batching
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.decisions import Answered, Rules, Send, Take
+from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.trial import Trial
 from kong_metering.log import cause_of
 from kong_metering.stats import Buried, Dropped
@@ -67,6 +67,8 @@ class EventQueue:
         self._trial: Trial[Entry] = Trial(self._rules, clock.monotonic())
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
         self._wants_more = True
+        # How many requests are out.
+        self._out = 0
         self._is_closing = False
         self._has_ended = False
         self._is_done = threading.Event()
@@ -156,11 +158,17 @@ class EventQueue:
             now = self._clock.monotonic()
             with self._lock:
                 decision = self._trial.next(now, ready)
+                self._out += isinstance(decision, Send)
+                is_done = self._is_closing and not self._out
             if isinstance(decision, Send):
                 if self.width > 1:
                     # There may be more to send meanwhile: each courier calls the next one.
                     self._couriers.wake(self, now)
-                self._send(decision.part)
+                try:
+                    self._send(decision.part)
+                finally:
+                    with self._lock:
+                        self._out -= 1
                 return self._clock.monotonic()
             if isinstance(decision, Take):
                 self._take(decision.limit)
@@ -169,7 +177,7 @@ class EventQueue:
                 self._carry_out(decision)
                 continue
             self._wants_more = ready == 0
-            if self._is_closing and decision.until is None:
+            if is_done and decision.until is None:
                 self._is_done.set()
             times = [decision.until, now + due_in if due_in else None]
             return min((time for time in times if time is not None), default=None)
