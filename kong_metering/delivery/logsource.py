@@ -108,9 +108,7 @@ class LogSource:
         with self._lock:
             numbers = self._log.append(events, now_ms)
             self._cursor = numbers.stop - 1
-            entries = [
-                Entry(event, number, self, now_ms) for event, number in zip(events, numbers, strict=True)
-            ]
+            entries = [Entry(event, number, self, now_ms) for event, number in zip(events, numbers, strict=True)]
             self._unsettled.update(zip(numbers, entries, strict=True))
         return entries
 
@@ -134,7 +132,9 @@ class LogSource:
             events = written.events[start : start + limit - len(entries)]
             events = _within(events, max_bytes, needs_one=not entries)
             numbers = range(self._cursor + 1, self._cursor + 1 + len(events))
-            entries += [Entry(event, number, self, written.time_ms) for event, number in zip(events, numbers, strict=True)]
+            entries += [
+                Entry(event, number, self, written.time_ms) for event, number in zip(events, numbers, strict=True)
+            ]
             self._cursor += len(events)
             max_bytes -= sum(map(len, events))
             if start + len(events) < len(written.events):

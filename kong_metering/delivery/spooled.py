@@ -15,7 +15,6 @@ of it is sent meanwhile, however long the disk hangs.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,12 +39,12 @@ if TYPE_CHECKING:
     from kong_metering.delivery.account import QueueAccount
     from kong_metering.spool.directory import HeldLog
     from kong_metering.spool.format import Mark
-    from kong_metering.upkeep.holdings import Holdings
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.letterbox import LetterBox
     from kong_metering.spool.log import Damage
     from kong_metering.spool.options import SpoolOptions
     from kong_metering.spool.unsynced import Unsynced
+    from kong_metering.upkeep.holdings import Holdings
 
 _MAX_MEMORY_BYTES = 64 * 1024 * 1024
 # One write for each so many events: a full disk takes what still fits.

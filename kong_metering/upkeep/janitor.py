@@ -185,9 +185,7 @@ class Janitor:
 
     def _retire_settled(self) -> None:
         backlogs = self.backlogs()
-        self._idle_rounds = {
-            backlog: self._idle_rounds.get(backlog, 0) + 1 for backlog in backlogs if backlog.is_idle
-        }
+        self._idle_rounds = {backlog: self._idle_rounds.get(backlog, 0) + 1 for backlog in backlogs if backlog.is_idle}
         for backlog, rounds in self._idle_rounds.items():
             if rounds >= _IDLE_ROUNDS:
                 self._writer.order(backlog.let_go)

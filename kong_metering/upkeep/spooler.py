@@ -63,7 +63,12 @@ class Spooler:
         self._number_of: dict[SpooledBacklog, int] = {}
         pouring = Pouring(place, options.directory, epoch.wall_ms) if place else None
         self._janitor = Janitor(
-            self._shared, self._writer, pouring, stats=stats, connections=connections, round_seconds=janitor_round_seconds
+            self._shared,
+            self._writer,
+            pouring,
+            stats=stats,
+            connections=connections,
+            round_seconds=janitor_round_seconds,
         )
         self._syncer = Syncer(self._unsynced)
 

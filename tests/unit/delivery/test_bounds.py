@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
 from kong_metering.delivery.outcome import Delivered, Outcome
 from kong_metering.stats import Snapshot
+from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     DOWN,

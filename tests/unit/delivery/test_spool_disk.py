@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.delivery.outcome import Delivered
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.delivery.outcome import Delivered, Failed, Outcome
 from kong_metering.delivery.policy import MAX_EVENT_BYTES
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
-from kong_metering.spool.options import Sync
 from kong_metering.spool.directory import Adoption, HeldLog, SpoolDirectory, survey
+from kong_metering.spool.options import Sync
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
