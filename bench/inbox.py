@@ -23,7 +23,8 @@ from rich.table import Column, Table
 from terminal import CONSOLE, argument_parser, say_progress
 
 from kong_metering.inbox.inbox import Inbox
-from kong_metering.inbox.place import DEFAULT_DIRECTORY, Place
+from kong_metering.inbox.place import Place
+from kong_metering.spool.options import INBOX_DIRECTORY
 
 _QUEUE = 1
 
@@ -87,7 +88,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--events", type=int, default=500, help="in each round; those of 8 MB fit the ring")
     parser.add_argument("--bytes", type=int, default=700, help="of each event")
-    parser.add_argument("--directory", type=Path, default=DEFAULT_DIRECTORY, help="where the ring's file is made")
+    parser.add_argument("--directory", type=Path, default=INBOX_DIRECTORY, help="where the ring's file is made")
     return parser.parse_args()
 
 

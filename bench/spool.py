@@ -34,11 +34,11 @@ from terminal import CONSOLE, argument_parser, say_progress
 
 from kong_metering import PLUGIN_NAME
 from kong_metering.config import parse_config, parse_entity
-from kong_metering.upkeep.retention import bytes_used
-from kong_metering.spool.options import SpoolOptions
 from kong_metering.runtime import make_runtime
 from kong_metering.spool.directory import SpoolDirectory
 from kong_metering.spool.identity import QueueIdentity
+from kong_metering.spool.options import SpoolOptions
+from kong_metering.upkeep.retention import bytes_used
 
 _EVENT_BYTES = 700
 _UNDER_WAY = 20_000

@@ -21,9 +21,9 @@ from kong_metering.schema import plugin_info
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kong_metering.spool.options import SpoolOptions
     from kong_metering.host.opening import Opening
     from kong_metering.host.station import Station
+    from kong_metering.spool.options import SpoolOptions
 
 PHASES = ("access", "log")
 # Each server counts what waits on disk in the one spool.
@@ -83,7 +83,7 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
         figures.publish()
         if (trouble := load.trouble()) is not None:
             servers = len(station.slots)
-            LOGGER.warning("a server %s; give Kong more of them, with --servers %d or more", trouble, servers + 1)
+            LOGGER.warning("a server %s; start more of them, with --servers %d or more", trouble, servers + 1)
 
     hooks = Hooks(
         housekeeping,

@@ -95,7 +95,7 @@ class CapturedHeaders:
         try:
             kept = msgspec.convert(json.loads(packed), dict[str, dict[str, str | list[str]] | str])
         except ValueError as error:
-            LOGGER.warning("what the process before kept of requests under way cannot be read: %s", cause_of(error))
+            LOGGER.warning("what the previous process knew of requests in progress cannot be read: %s", cause_of(error))
             return
         for request_id, headers in kept.items():
             self.keep(request_id, headers)
@@ -103,8 +103,8 @@ class CapturedHeaders:
     def _turn(self) -> None:
         if self._old:
             LOGGER.error(
-                "the headers of %d requests that have not ended yet were let go of; they will be metered by the "
-                "headers in Kong's record",
+                "the headers of %d unfinished requests were discarded; those will be metered by the headers in "
+                "Kong's record",
                 len(self._old),
                 extra=trouble("captured"),
             )

@@ -26,8 +26,8 @@ from kong_metering.errors import StartupError
 from kong_metering.host.opening import Opening, Place, open_again, open_at
 from kong_metering.host.restart import Restart
 from kong_metering.log import LOGGER, ProcessLog, Relay, Repeats, cause_of, configure
-from kong_metering.quantities import Duration, Size
-from kong_metering.spool.options import SpoolOptions, Sync
+from kong_metering.quantities import DirectoryOrNone, Duration, Size
+from kong_metering.spool.options import INBOX_DIRECTORY, SpoolOptions, Sync
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,6 +53,7 @@ class Options:
     parent: str
     ca_bundle: str | None
     spool_dir: Path | None
+    inbox_dir: Path | None
     spool_sync: Sync
     spool_max_bytes: int
     spool_max_age: float
@@ -164,6 +165,14 @@ def _is_without_spool() -> bool:
     type=click.Path(path_type=Path),
     metavar="DIR",
     help=f"Directory that keeps events until they are delivered, if not {SPOOL_DIRECTORY} in Kong's prefix.",
+)
+@_setting(
+    "--inbox-dir",
+    type=DirectoryOrNone(),
+    default=str(INBOX_DIRECTORY),
+    metavar="DIR",
+    help="Directory in shared memory for events that are not on disk yet, so that they outlive a process that is "
+    "killed; 'none' keeps them in the process's own memory.",
 )
 @_setting(
     "--spool-sync",
@@ -319,6 +328,7 @@ def _spool_options(options: Options) -> SpoolOptions | None:
         max_bytes=options.spool_max_bytes,
         max_age=options.spool_max_age,
         dedupe_window=options.dedupe_window,
+        inbox_directory=options.inbox_dir,
     )
 
 

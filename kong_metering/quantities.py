@@ -1,9 +1,10 @@
-"""Lengths of time and sizes on the command line, the same for both programs. Pure."""
+"""Lengths of time, sizes and places on the command line, the same for both programs. Pure."""
 
 from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import click
 
@@ -48,3 +49,13 @@ class Size(click.ParamType):  # type: ignore[type-arg] # the same
         if size == 0:
             self.fail(f"{value} is not a size above 0, such as 500M or 1G", param, ctx)
         return size
+
+
+class DirectoryOrNone(click.ParamType):  # type: ignore[type-arg] # the same
+    """A directory; `none`, in any case, for none."""
+
+    name = "directory"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path | None:  # noqa: ARG002
+        """Read it."""
+        return None if str(value).lower() == "none" else Path(str(value))

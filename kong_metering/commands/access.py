@@ -19,13 +19,13 @@ def check_readable(root: Path) -> None:
     """See that the spool is there and can be looked at. Raises `SpoolError`."""
     _check_there(root)
     if not os.access(root, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise SpoolError(f"{root} may be read by {_name(_owner(root))} only, and you are {_me()}: {_as_owner(root)}")
+        raise SpoolError(f"{root} may be read by {_name(owner_of(root))} only, and you are {_me()}: {_as_owner(root)}")
 
 
 def check_writable(root: Path) -> None:
     """See that the spool is there and is ours to change. Raises `SpoolError`."""
     _check_there(root)
-    owner = _owner(root)
+    owner = owner_of(root)
     if os.geteuid() != owner:
         raise SpoolError(
             f"{root} belongs to {_name(owner)}, and you are {_me()}: {_as_owner(root)}, "
@@ -47,7 +47,7 @@ def _check_there(root: Path) -> None:
         raise SpoolError(f"{root} is not a directory: name the spool's with --spool-dir, or Kong's prefix with -p")
 
 
-def _owner(root: Path) -> int:
+def owner_of(root: Path) -> int:
     """Tell who owns the spool: whoever made what is inside, where the directory itself was provided by another."""
     try:
         return (root / _LOCK).stat().st_uid
@@ -56,7 +56,7 @@ def _owner(root: Path) -> int:
 
 
 def _as_owner(root: Path) -> str:
-    name = _name(_owner(root))
+    name = _name(owner_of(root))
     return f"run this as {name}, for example with `sudo -u '{name}'`"
 
 

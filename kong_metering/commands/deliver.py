@@ -7,6 +7,7 @@ from stdin, is in no argument, and is printed nowhere.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,21 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kong_metering.clock import SystemClock
 from kong_metering.commands import words
 from kong_metering.commands.access import check_writable
 from kong_metering.commands.filters import is_endpoint, reasons_told
-from kong_metering.commands.handdelivery import Account, HandDelivery, Means
+from kong_metering.commands.handdelivery import Account, HandDelivery, HeldEvents, Timing, rules_by_hand
+from kong_metering.commands.holders import Holder, held_by, waiting_in
 from kong_metering.commands.holding import Holding, held_logs
 from kong_metering.commands.interruption import Interrupted, Interruption
 from kong_metering.commands.options import Place, json_option, place_options, taking
 from kong_metering.commands.output import note, progress, say, tell
+from kong_metering.commands.sharedmemory import pour
+from kong_metering.delivery.delivering import Delivering
 from kong_metering.delivery.ingest import Endpoint, IngestClient
-from kong_metering.errors import KongMeteringError
+from kong_metering.errors import DISK_ERRORS, KongMeteringError
 from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import Found, HeldLog, survey
-from kong_metering.spool.log import EventLog
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 _MAX_TOKEN_BYTES = 64 * 1024
 # How much may be kept is for the servers to say, who know --spool-max-bytes; here no letter is dropped for another.
 _NO_BOUND = 1 << 62
+# Exit status when all that waits is in the hands of running servers.
+LEFT_TO_SERVERS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,15 @@ class Ended:
     exit: click.exceptions.Exit | None = None
 
 
+@dataclass(frozen=True)
+class Rest:
+    """What is not ours: events by the servers that hold them; and whether any are stuck, or any were ours at all."""
+
+    held: Counter[Holder]
+    has_stuck: bool
+    had_own: bool
+
+
 @click.command()
 @place_options
 @click.option("--plugin-id", required=True, metavar="ID", help="The plugin entity whose events are delivered.")
@@ -82,7 +95,7 @@ class Ended:
     "--ca-bundle",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="PEM file of the authorities to verify the endpoint with.",
+    help="PEM file with the certificate authorities to verify the endpoint against.",
 )
 @click.option("--insecure", is_flag=True, help="Do not verify the endpoint's certificate.")
 @click.option(
@@ -91,7 +104,7 @@ class Ended:
     default=1000,
     show_default=True,
     metavar="N",
-    help="How many events leave in one request, at most.",
+    help="The most events to send in one request.",
 )
 @click.option(
     "--dedupe-window",
@@ -115,18 +128,21 @@ def deliver(options: DeliverOptions) -> None:
     """Deliver by hand what waits and no running server delivers.
 
     Takes over what dead servers left of one plugin entity, and sends it to the endpoint that it was accepted for, in
-    order. What the endpoint refuses for itself becomes a dead letter. When the endpoint keeps failing, or with Ctrl-C,
-    the rest stays in the spool: nothing is lost, and it can be run again.
+    order. An event that the endpoint refuses while it takes others becomes a dead letter. When nothing gets through for
+    half a minute, or with Ctrl-C, the rest stays in the spool: nothing is lost, and it can be run again.
+
+    Exit status 3: all that waits is held by running servers, which deliver it themselves.
     """
     if options.insecure and options.ca_bundle:
         raise click.UsageError("--insecure verifies nothing: leave --ca-bundle out, or --insecure")
     check_writable(options.root)
+    unpoured = pour(options)
     endpoint = _endpoint_of(survey(options.root), options)
     token = _token(options.token_file)
-    with held_logs(options.root, lambda queue: _is_wanted(queue, options.plugin_id, endpoint)) as (_, holding):
-        _tell_others(holding)
+    with held_logs(options, lambda queue: _is_wanted(queue, options.plugin_id, endpoint)) as (_, holding):
+        _tell_stuck(holding)
         ended = _deliver(options, holding.logs, Endpoint(endpoint, token, options.timeout, 0, _verify(options)))
-    _tell(options, ended, holding)
+    _tell(options, ended, Rest(held_by(holding.others), bool(unpoured or _stuck(holding)), bool(holding.logs)))
 
 
 def _is_wanted(queue: QueueIdentity | None, plugin_id: str, endpoint: str) -> bool:
@@ -188,74 +204,67 @@ def _token_from_stdin() -> str:
 
 
 def _deliver(options: DeliverOptions, logs: Sequence[HeldLog], endpoint: Endpoint) -> Ended:
-    account, problem, interrupted = Account(), None, None
+    timing = click.get_current_context().find_object(Timing) or Timing()
     total = sum(held.log.waiting for held in logs)
     with (
         Interruption() as interruption,
-        closing(IngestClient(endpoint, SystemClock())) as client,
+        closing(IngestClient(endpoint, timing.clock)) as client,
         progress("delivering", total) as advance,
     ):
-        dead_letters = DeadLetters(options.root / DEAD_LETTERS, max_bytes=_NO_BOUND)
-        means = Means(client, dead_letters, interruption, options.batch_size, options.dedupe_window, account, advance)
+        account = Account(advance, note)
+        problem, interrupted = None, None
         try:
-            problem = _deliver_all(logs, means)
+            with closing(_held_events(options, logs, account, timing)) as events:
+                rules = rules_by_hand(options.batch_size)
+                delivering = Delivering(rules, events, clock=timing.clock, account=account)
+                problem = HandDelivery(delivering, events, client.send, interruption, timing).run()
         except Interrupted:
             interrupted = interruption.exit()
-        except (OSError, KongMeteringError) as error:
+        except DISK_ERRORS as error:
             problem = words.shown(str(error))
     return Ended(account, sum(held.log.waiting for held in logs), problem, interrupted)
 
 
-def _deliver_all(logs: Sequence[HeldLog], means: Means) -> str | None:
-    """Deliver one log after another, the one with the oldest events first; tell why it ended before the end."""
-    for held in sorted(logs, key=_oldest_ms):
-        if held.identity and (failed := HandDelivery(held.log, held.identity, means).run()):
-            return failed.reason
-    return None
-
-
-def _oldest_ms(held: HeldLog) -> int:
-    oldest = held.log.oldest()
-    return oldest.time_ms if oldest else 0
+def _held_events(options: DeliverOptions, logs: Sequence[HeldLog], account: Account, timing: Timing) -> HeldEvents:
+    dead_letters = DeadLetters(options.root / DEAD_LETTERS, max_bytes=_NO_BOUND)
+    return HeldEvents(logs, dead_letters, account, clock=timing.clock, dedupe_window=options.dedupe_window)
 
 
 # ----------------------------------------------------------------------------------------------------------------- tell
 
 
-def _tell_others(holding: Holding) -> None:
+def _tell_stuck(holding: Holding) -> None:
     for directory, reason in holding.refused.items():
         note(f"{directory} cannot be opened, and stays as it is: {words.shown(reason)}")
-    for found in holding.others:
-        if waiting := _waiting_in(found):
-            told = (
-                f"{words.process(found.holder)} delivers them itself" if found.holder is not None else "not to be had"
-            )
-            note(f"{words.events(waiting)} in {found.directory}: {told}.")
+    for found in _stuck(holding):
+        if found.directory not in holding.refused:
+            note(f"{words.events(waiting_in(found.directory))} in {found.directory}: cannot be taken over just now.")
 
 
-def _waiting_in(found: Found) -> int:
-    try:
-        with closing(EventLog.view(found.directory)) as view:
-            return view.waiting
-    except (OSError, KongMeteringError):
-        return 0
+def _stuck(holding: Holding) -> list[Found]:
+    """Find the logs that nobody holds, and that were not to be had all the same."""
+    return [found for found in holding.others if found.holder is None]
 
 
-def _tell(options: DeliverOptions, ended: Ended, holding: Holding) -> None:
+def _tell(options: DeliverOptions, ended: Ended, rest: Rest) -> None:
     if options.as_json:
-        say(words.json_document(_as_json(ended, holding)))
-    elif not holding.logs:
-        tell("There is nothing to deliver by hand.")
-    else:
+        say(words.json_document(_as_json(ended, rest)))
+    elif rest.had_own:
         _tell_people(ended)
+    elif not rest.held and not rest.has_stuck:
+        tell("Nothing waits.")
+    if rest.held:
+        _tell_held(rest.held)
     if ended.exit:
         raise ended.exit
     if ended.problem:
         raise KongMeteringError(
             f"{ended.problem}; {words.events(ended.left)} left, and nothing is lost: run it again later"
         )
-    if any(found.holder is None for found in holding.others):
+    if rest.has_stuck:
         raise click.exceptions.Exit(1)
+    if rest.held and not rest.had_own:
+        raise click.exceptions.Exit(LEFT_TO_SERVERS)
 
 
 def _tell_people(ended: Ended) -> None:
@@ -267,11 +276,21 @@ def _tell_people(ended: Ended) -> None:
         note(f"Interrupted: {words.events(ended.left)} left, and nothing is lost.")
 
 
-def _as_json(ended: Ended, holding: Holding) -> dict[str, Any]:
+def _tell_held(held: Counter[Holder]) -> None:
+    for holder, count in held.items():
+        note(f"{words.events(count)} held by {holder.told}, which delivers them itself.")
+    note(
+        "If they do not get through, Kong's error log says why, in lines with 'queue' and the plugin's name. "
+        "Once the server has ended, they can be delivered by hand."
+    )
+
+
+def _as_json(ended: Ended, rest: Rest) -> dict[str, Any]:
     return {
         "delivered": ended.account.delivered,
         "dead_letters": {reason.value: count for reason, count in ended.account.dead_letters.items() if count},
         "left": ended.left,
-        "held_by": sorted({found.holder for found in holding.others if found.holder is not None}),
+        "held": rest.held.total(),
+        "held_by": sorted({holder.pid for holder in rest.held}),
         "problem": ended.problem,
     }

@@ -17,6 +17,7 @@ from kong_metering.commands.letters import matching_letters
 from kong_metering.commands.logs import SeenLog, seen_logs
 from kong_metering.commands.options import ChosenEvents, filter_options, place_options, taking
 from kong_metering.commands.output import Advance, note, private_file, progress
+from kong_metering.commands.sharedmemory import tell_unwritten
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def export(options: ExportOptions) -> None:
         for event in found:
             _write(file, event, account)
     _tell(options, account)
+    if not options.dead_letters:
+        tell_unwritten(options, options.filters, "exported")
     if account.problems:
         raise click.exceptions.Exit(1)
 
@@ -145,6 +148,6 @@ def _tell(options: ExportOptions, account: _Account) -> None:
     target = f" to {options.file}" if options.file else ""
     note(f"{words.events(account.written)} exported{target}.")
     if account.left_out:
-        note(f"{words.events(account.left_out)} left out: not to be read.")
+        note(f"{words.events(account.left_out)} left out: unreadable.")
     if account.gone:
-        note(f"{words.events(account.gone)} left out: delivered while this ran, or not to be read.")
+        note(f"{words.events(account.gone)} left out: delivered while this ran, or unreadable.")

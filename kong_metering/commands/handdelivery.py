@@ -1,219 +1,240 @@
-"""Delivering a log by hand: read, mark, send, settle, in order, until it is empty or the endpoint will not have it.
+"""Delivering logs by hand: the same trial as a server's queues, until nothing is left or the endpoint will not have it.
 
-Contract: whatever kills it, each event is in the log, delivered, or a dead letter, and what was sent without an answer
-is known as such. An event leaves the log when the endpoint took it, or when its dead letter is on disk. What was sent
-without an answer longer ago than the deduplication window is not sent again.
+Contract: whatever kills it, each event is in a log, delivered, or a dead letter, and what was sent without an answer is
+known as such. An event leaves its log when the endpoint took it, or when its dead letter is on disk. What was sent
+without an answer longer ago than the deduplication window is not sent again. What the disk refuses ends it (`OSError`,
+`SpoolError`), as an interruption does (`Interrupted`); `close` leaves the logs for whoever comes next.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from kong_metering.delivery import policy
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.clock import EpochClock, SystemClock
+from kong_metering.commands.endurance import Endurance
+from kong_metering.commands.words import shown
+from kong_metering.delivery.batching import MAX_EVENT_BYTES
+from kong_metering.delivery.decisions import Pause, Rules
+from kong_metering.delivery.logsource import LogSource
+from kong_metering.delivery.sending import Sending, by_source, noted
+from kong_metering.errors import DISK_ERRORS
 from kong_metering.spool.deadletters import DeadLetter
-from kong_metering.spool.log import Damage, DamageKind
+from kong_metering.spool.log import DamageKind
 from kong_metering.stats import Buried
 
 if TYPE_CHECKING:
+    from kong_metering.clock import Clock
     from kong_metering.commands.interruption import Interruption
     from kong_metering.commands.output import Advance
+    from kong_metering.delivery.delivering import Delivering, Post
+    from kong_metering.delivery.outcome import Outcome
+    from kong_metering.delivery.source import Entry, Source
     from kong_metering.spool.deadletters import DeadLetters
-    from kong_metering.spool.format import Mark, StoredEvent
+    from kong_metering.spool.directory import HeldLog
     from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.log import EventLog
+    from kong_metering.spool.log import Damage
+    from kong_metering.stats import Dropped
 
-TRIES = 5
 _FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 60.0
+_LONGEST_PAUSE = 4.0
 _BATCH_BYTES = 4 * 1024 * 1024
 
 
-class Sender(Protocol):
-    """What delivers a batch."""
-
-    def send(self, events: Sequence[bytes]) -> Outcome:
-        """Send the events together and tell what came of it."""
-        ...
-
-
-@dataclass
-class Account:
-    """What became of the events so far."""
-
-    delivered: int = 0
-    dead_letters: Counter[Buried] = field(default_factory=Counter)
-
-
 @dataclass(frozen=True)
-class Means:
-    """What a delivery by hand needs besides the log."""
+class Timing:
+    """The clock, and how to wait; times in seconds."""
 
-    sender: Sender
-    dead_letters: DeadLetters
-    interruption: Interruption
-    batch_size: int
-    dedupe_window: float
-    account: Account
-    advance: Advance
+    clock: Clock = field(default_factory=SystemClock)
+    sleep: Callable[[float], None] = time.sleep
+
+
+class Account:
+    """What became of the events so far; what goes wrong is told once for each kind."""
+
+    def __init__(self, advance: Advance, note: Callable[[str], None]) -> None:
+        self.delivered = 0
+        self.dead_letters: Counter[Buried] = Counter()
+        self._advance = advance
+        self._note = note
+        self._noted: set[str] = set()
+
+    def deliver(self, events: int) -> None:
+        """Count events that the endpoint took."""
+        self.delivered += events
+        self._advance(events)
+
+    def bury(self, reason: Buried, events: int, *, waited: int) -> None:
+        """Count events that became dead letters; so many of them were counted as waiting."""
+        self.dead_letters[reason] += events
+        self._advance(waited)
+
+    def drop(self, reason: Dropped, events: int, message: str) -> None:
+        """Never called: by hand nothing is given up."""
+        raise AssertionError(f"{events} events dropped ({reason}): {message}")
+
+    def say(self, kind: str, message: str, level: int = logging.ERROR) -> None:  # noqa: ARG002 - a person reads all
+        """Tell what goes wrong."""
+        if kind not in self._noted:
+            self._noted.add(kind)
+            self._note(shown(message[0].upper() + message[1:]))
+
+
+class HeldEvents:
+    """The events of one queue, in the logs that this process holds."""
+
+    def __init__(
+        self,
+        logs: Sequence[HeldLog],
+        dead_letters: DeadLetters,
+        account: Account,
+        *,
+        clock: Clock,
+        dedupe_window: float,
+    ) -> None:
+        """Take the logs, the one with the oldest events first. Raises one of `DISK_ERRORS`."""
+        self._dead_letters = dead_letters
+        self._account = account
+        self._clock = EpochClock(clock)
+        self._dedupe_window = dedupe_window
+        self._sources = sorted(map(LogSource, logs), key=lambda source: source.oldest_ms() or 0)
+        self._owners: dict[Source, QueueIdentity] = {
+            source: source.held.identity for source in self._sources if source.held.identity
+        }
+        for source in self._sources:
+            self._bury_damage(source)
+
+    @property
+    def unread(self) -> int:
+        """How many events were not read yet."""
+        return sum(source.unread for source in self._sources)
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait, those that were read included."""
+        return sum(source.waiting for source in self._sources)
+
+    def read(self, limit: int) -> list[Entry]:
+        """Read the next events; those that are too large to be sent become dead letters."""
+        for source in self._sources:
+            if source.unread:
+                entries = source.read(limit, _BATCH_BYTES)
+                self._bury_damage(source)
+                if entries:
+                    return self._without_too_large(entries)
+        return []
+
+    def _without_too_large(self, entries: list[Entry]) -> list[Entry]:
+        for entry in entries:
+            if len(entry.event) > MAX_EVENT_BYTES:
+                self.reject([entry], Buried.TOO_LARGE, f"an event of {len(entry.event)} bytes is too large to be sent")
+        return [entry for entry in entries if len(entry.event) <= MAX_EVENT_BYTES]
+
+    def begin_send(self, entries: Sequence[Entry]) -> Sending:
+        """Note on disk that events are about to go out; whatever happens from then on, the log says so."""
+        now_ms = self._clock.now_ms()
+        return noted(entries, now_ms, self._dedupe_window, lambda source, run: source.mark_sent(run, now_ms))
+
+    def did_not_arrive(self, sending: Sending) -> None:
+        """Take that note back."""
+        for source, marks in sending.notes:
+            source.unmark(marks)
+
+    def settle(self, entries: Sequence[Entry]) -> int:
+        """Let events go that need not wait any longer; give how many were there still."""
+        return sum(source.settle(run) for source, run in by_source(entries))
+
+    def reject(self, entries: Sequence[Entry], reason: Buried, words: str) -> None:
+        """Make dead letters of events."""
+        now_ms = self._clock.wall_ms()
+        letters = [
+            DeadLetter(reason.value, words, self._owners[each.source], each.accepted_ms or now_ms, each.event)
+            for each in entries
+        ]
+        self._dead_letters.add(letters, now_ms)
+        self._account.bury(reason, len(letters), waited=self.settle(entries))
+
+    def _bury_damage(self, source: LogSource) -> None:
+        """Keep a dead letter of each stretch that could not be read, which tells where its bytes are."""
+        found, lost = source.take_damage()
+        damages = [damage for damage in found if damage.kind is not DamageKind.TORN and damage.events]
+        owner = self._owners[source]
+        letters = [DeadLetter(Buried.UNREADABLE.value, _damage_told(damage), owner, 0, b"") for damage in damages]
+        self._dead_letters.add(letters, self._clock.wall_ms())
+        if damages:
+            self._account.bury(Buried.UNREADABLE, sum(damage.events for damage in damages), waited=lost)
+
+    def close(self) -> None:
+        """Leave what waits so that nothing that was delivered comes again with it, as far as the disk allows."""
+        for source in self._sources:
+            with contextlib.suppress(*DISK_ERRORS):
+                source.close_ranks()
+            source.close()
+
+
+def rules_by_hand(batch_size: int) -> Rules:
+    """Return how events are sent and tried again while somebody waits for it."""
+    return Rules(
+        batch_size=batch_size,
+        in_flight=1,
+        initial_retry_delay=_FIRST_PAUSE,
+        max_retry_delay=_LONGEST_PAUSE,
+        max_retry_time=math.inf,
+        failure_threshold=0,
+        breaker_cooldown=0.0,
+        keeps=True,
+        expects_more=False,
+    )
 
 
 class HandDelivery:
-    """Delivers one log that this process holds."""
+    """Delivers held events in order."""
 
-    def __init__(self, log: EventLog, queue: QueueIdentity, means: Means) -> None:
-        self._log = log
-        self._queue = queue
-        self._means = means
-        # Without a position nobody knows what was sent: any of it may have been, since it was accepted.
-        self._doubts_all = log.was_position_lost
-        self._batch: list[StoredEvent] = []
-        # What became of events of the batch, by number; None was delivered.
-        self._settled: dict[int, DeadLetter | None] = {}
+    def __init__(
+        self, delivering: Delivering, events: HeldEvents, post: Post, interruption: Interruption, timing: Timing
+    ) -> None:
+        self._delivering = delivering
+        self._events = events
+        self._send = post
+        self._interruption = interruption
+        self._timing = timing
+        self._endurance = Endurance(timing.clock)
 
-    def run(self) -> Failed | None:
-        """Deliver until nothing waits; tell which failure ended it before, None if none did.
+    def run(self) -> str | None:
+        """Deliver until nothing waits; tell why it ended before that, None if it did not.
 
-        Raises `Interrupted`, and the system's `OSError` for the disk.
+        Raises `Interrupted`, and one of `DISK_ERRORS`.
         """
         while True:
-            self._means.interruption.check()
-            self._batch = self._log.read(self._log.done_up_to, self._means.batch_size, _BATCH_BYTES)
-            self._bury_damage()
-            if not self._batch:
-                # Only damage was left, if anything was.
-                self._log.done(self._log.next_sequence - 1)
-                return None
-            if failed := self._deliver_batch():
-                return failed
+            self._interruption.check()
+            decision = self._delivering.step(self._events.unread, self._post)
+            if isinstance(decision, Pause):
+                if decision.until is None:
+                    return None
+                self._endurance.count_pause()
+                if not self._endurance.has_ended:
+                    self._pause(self._endurance.pause_until(decision.until))
+            if self._endurance.has_ended:
+                return self._endurance.reason
 
-    # -- one batch --------------------------------------------------------------------------------------------------
-
-    def _deliver_batch(self) -> Failed | None:
-        self._settled = {}
-        fresh = [event for event in self._batch if not self._is_too_late(event)]
-        self._give_up([event for event in self._batch if self._is_too_late(event)], Buried.AMBIGUOUS, self._too_late)
-        self._settle()
-        parts = [fresh] if fresh else []
-        while parts:
-            part = parts.pop(0)
-            outcome = self._send(part)
-            if isinstance(outcome, Failed):
-                return outcome
-            if isinstance(outcome, Delivered):
-                self._settled |= {event.sequence: None for event in part}
-            else:
-                bad, rest = policy.isolate(part, outcome)
-                self._give_up(bad, Buried.REJECTED, outcome.reason)
-                parts[:0] = rest
-            self._settle()
-        return None
-
-    def _is_too_late(self, event: StoredEvent) -> bool:
-        sent_ms = self._log.sent_at(event.sequence)
-        if sent_ms is None and self._doubts_all:
-            sent_ms = event.time_ms
-        return sent_ms is not None and sent_ms < _now_ms() - self._means.dedupe_window * 1000
-
-    @property
-    def _too_late(self) -> str:
-        hours = self._means.dedupe_window / 3600
-        return f"sent more than {hours:g} hours ago without an answer, and may have arrived"
-
-    def _give_up(self, events: Sequence[StoredEvent], reason: Buried, answer: str) -> None:
-        for event in events:
-            self._settled[event.sequence] = DeadLetter(reason.value, answer, self._queue, event.time_ms, event.payload)
-
-    def _settle(self) -> None:
-        """Take the events at the head of the batch of which it is known what became of them out of the log."""
-        head = list(takewhile(lambda event: event.sequence in self._settled, self._batch))
-        if not head:
-            return
-        letters = [letter for event in head if (letter := self._settled.pop(event.sequence))]
-        self._means.dead_letters.add(letters, _now_ms())
-        self._log.done(head[-1].sequence)
-        self._log.save_position()
-        self._batch = self._batch[len(head) :]
-        self._means.account.delivered += len(head) - len(letters)
-        self._means.account.dead_letters.update(Buried(letter.reason) for letter in letters)
-        self._means.advance(len(head))
-
-    # -- one request ------------------------------------------------------------------------------------------------
-
-    def _send(self, events: Sequence[StoredEvent]) -> Outcome:
-        """Send events together, again and again if need be; a failure is one that stays."""
-        failures = 0
-        while True:
-            outcome = self._try_to_send(events)
-            if not isinstance(outcome, Failed):
-                return outcome
-            failures += 1
-            if outcome.is_misconfigured or failures == TRIES:
-                return outcome
-            with self._means.interruption.allowed():
-                time.sleep(_pause(failures, outcome.retry_after))
-            if any(map(self._is_too_late, events)):
-                return outcome
-
-    def _try_to_send(self, events: Sequence[StoredEvent]) -> Outcome:
-        marks = [mark for run in _runs(events) for mark in self._log.mark_ambiguous(*run, _now_ms())]
-        self._log.save_position()
-        # From here on they may arrive, and whatever comes now, the log says so.
-        with self._means.interruption.allowed():
-            outcome = self._means.sender.send([event.payload for event in events])
-        if isinstance(outcome, Rejected) or (isinstance(outcome, Failed) and not outcome.may_have_arrived):
-            self._unmark(marks)
+    def _post(self, events: Sequence[bytes]) -> Outcome:
+        with self._interruption.allowed():
+            outcome = self._send(events)
+        self._endurance.count(outcome)
         return outcome
 
-    def _unmark(self, marks: Sequence[Mark]) -> None:
-        self._log.unmark(marks)
-        self._log.save_position()
-
-    # -- damage -----------------------------------------------------------------------------------------------------
-
-    def _bury_damage(self) -> None:
-        """Keep a dead letter of each stretch that could not be read, which tells where its bytes are."""
-        damaged = [damage for damage in self._log.take_damage() if damage.kind is not DamageKind.TORN]
-        letters = [
-            DeadLetter(Buried.UNREADABLE.value, _damage_told(damage), self._queue, 0, b"")
-            for damage in damaged
-            if damage.events
-        ]
-        self._means.dead_letters.add(letters, _now_ms())
-        lost = sum(damage.events for damage in damaged)
-        self._means.account.dead_letters[Buried.UNREADABLE] += lost
-        self._means.advance(lost)
-
-
-def _pause(failures: int, retry_after: float | None) -> float:
-    """Tell how long to wait after so many failures: twice as long each time, and as long as the endpoint asks for."""
-    return min(_LONGEST_PAUSE, max(_FIRST_PAUSE * 2.0 ** (failures - 1), retry_after or 0.0))
+    def _pause(self, until: float) -> None:
+        with self._interruption.allowed():
+            self._timing.sleep(max(0.0, until - self._timing.clock.monotonic()))
 
 
 def _damage_told(damage: Damage) -> str:
     kept = f", its bytes are kept in {damage.kept_in}" if damage.kept_in else ""
     lost = f"{damage.events} events lost" if damage.events > 1 else "an event lost"
     return f"{lost}, {damage.kind.value}: {damage.length} bytes at {damage.offset} of {damage.segment}{kept}"
-
-
-def _runs(events: Sequence[StoredEvent]) -> list[tuple[int, int]]:
-    """Give the stretches of numbers without a hole: first and last."""
-    runs: list[tuple[int, int]] = []
-    last = -math.inf
-    for event in events:
-        if event.sequence == last + 1:
-            runs[-1] = (runs[-1][0], event.sequence)
-        else:
-            runs.append((event.sequence, event.sequence))
-        last = event.sequence
-    return runs
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

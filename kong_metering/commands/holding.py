@@ -1,4 +1,7 @@
-"""Taking over logs that nobody holds, for as long as a command works on them."""
+"""Taking over logs that nobody holds, for as long as a command works on them.
+
+Contract: what killed processes left in shared memory is poured into logs before any is taken over.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kong_metering.commands.sharedmemory import pouring_for
 from kong_metering.spool.directory import Found, HeldLog, SpoolDirectory, survey
 
 if TYPE_CHECKING:
+    from kong_metering.commands.options import Place
+    from kong_metering.inbox.pouring import Pouring
     from kong_metering.spool.directory import Adoption
     from kong_metering.spool.identity import QueueIdentity
 
@@ -34,25 +40,32 @@ class Holding:
 
 
 @contextlib.contextmanager
-def held_logs(root: Path, is_wanted: IsWanted) -> Iterator[tuple[SpoolDirectory, Holding]]:
+def held_logs(place: Place, is_wanted: IsWanted) -> Iterator[tuple[SpoolDirectory, Holding]]:
     """Hold all wanted logs that no living process holds; afterwards each is free again, or gone if it is empty."""
-    spool = SpoolDirectory(root)
+    spool = SpoolDirectory(place.root)
     try:
-        yield spool, _hold(spool, is_wanted)
+        yield spool, _hold(spool, pouring_for(place), is_wanted)
     finally:
         spool.close()
 
 
-def _hold(spool: SpoolDirectory, is_wanted: IsWanted) -> Holding:
+def _hold(spool: SpoolDirectory, pouring: Pouring | None, is_wanted: IsWanted) -> Holding:
     holding, deadline = Holding(), time.monotonic() + _PATIENCE_SECONDS
     while True:
-        _take(holding, spool.adopt(is_wanted))
+        _take(holding, _adopted(spool, pouring, is_wanted))
         ours = {held.directory for held in holding.logs}
         holding.others = [log for log in survey(spool.root) if is_wanted(log.identity) and log.directory not in ours]
         free = [log for log in holding.others if log.holder is None and log.directory not in holding.refused]
         if not free or time.monotonic() > deadline:
             return holding
         time.sleep(_PAUSE_SECONDS)
+
+
+def _adopted(spool: SpoolDirectory, pouring: Pouring | None, is_wanted: IsWanted) -> Adoption:
+    if pouring is None:
+        return spool.adopt(is_wanted)
+    pouring.pour()
+    return spool.adopt(is_wanted, pouring.held_back)
 
 
 def _take(holding: Holding, adoption: Adoption) -> None:

@@ -21,6 +21,7 @@ from kong_metering.commands.letters import matching_letters, nothing_matches
 from kong_metering.commands.logs import SeenLog, seen_logs
 from kong_metering.commands.options import ChosenEvents, Place, filter_options, json_option, place_options, taking
 from kong_metering.commands.output import cell, console, cut, note, say, table, tell
+from kong_metering.commands.sharedmemory import tell_unwritten
 from kong_metering.errors import KongMeteringError
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
 from kong_metering.urls import without_credentials
@@ -90,8 +91,9 @@ def _list_waiting(options: ListOptions) -> None:
             if log.problem:
                 note(f"{log.directory.relative_to(options.root)} cannot be read: {words.shown(log.problem)}")
         if not listed and not options.as_json:
-            tell("Nothing waits." if options.filters == Filters() else "Nothing waits that matches.")
+            tell("Nothing is waiting." if options.filters == Filters() else "Nothing that matches is waiting.")
         _tell_rest(listed, sum(log.waiting for log in logs), options.most)
+        tell_unwritten(options, options.filters, "listed")
 
 
 def _waiting_events(logs: list[SeenLog]) -> Iterator[_WaitingEvent]:
@@ -201,7 +203,7 @@ def show(options: ShowOptions) -> None:
     stored = DeadLetters(options.root / DEAD_LETTERS).get(options.letter_id)
     if stored is None:
         raise KongMeteringError(
-            f"there is no dead letter {options.letter_id}, or not any more; "
+            f"there is no dead letter {options.letter_id}, or no longer; "
             "`kong-metering spool list --dead-letters` lists those that are there"
         )
     if options.as_json:

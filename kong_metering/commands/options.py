@@ -15,6 +15,8 @@ from click.core import ParameterSource
 
 from kong_metering import ENVIRONMENT_PREFIX, SPOOL_DIRECTORY
 from kong_metering.commands.filters import Filters
+from kong_metering.quantities import DirectoryOrNone
+from kong_metering.spool.options import INBOX_DIRECTORY
 
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,10 +24,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the spool is."""
+    """Where the spool is, and where shared memory is for what is not in it yet (None: nowhere)."""
 
     spool_dir: Path | None
     kong_prefix: Path
+    inbox_dir: Path | None
 
     @property
     def root(self) -> Path:
@@ -104,13 +107,25 @@ def place_options(command: F) -> F:
         type=click.Path(path_type=Path),
         help="The spool's directory, if it is not in Kong's prefix.",
     )
-    return directory(prefix(command))
+    inbox = click.option(
+        "--inbox-dir",
+        metavar="DIR",
+        default=str(INBOX_DIRECTORY),
+        show_default=True,
+        envvar=f"{ENVIRONMENT_PREFIX}INBOX_DIR",
+        show_envvar=True,
+        type=DirectoryOrNone(),
+        help="The servers' --inbox-dir, if it is another one; 'none' for none.",
+    )
+    return directory(prefix(inbox(command)))
 
 
 def filter_options(command: F) -> F:
     """Let a command take the choice of queues and of dead letters."""
     plugin = click.option(
-        "--plugin-id", metavar="ID", help="Only of the plugin entity with this id ('unknown': of no known one)."
+        "--plugin-id",
+        metavar="ID",
+        help="Only those of the plugin entity with this id ('unknown': those of no known plugin).",
     )
     endpoint = click.option("--endpoint", metavar="URL", help="Only what was accepted for this ingest endpoint.")
     reason = click.option(

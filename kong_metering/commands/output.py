@@ -68,7 +68,7 @@ def confirmed(question: str, *, yes: bool) -> None:
         agreed = click.confirm(question, err=True)
     except click.Abort:
         click.echo(err=True)
-        raise Failure("nobody answered, so nothing was changed; add --yes to go on without a question") from None
+        raise Failure("nobody answered, so nothing was changed; add --yes to skip the question") from None
     if not agreed:
         note("Nothing was changed.")
         raise click.exceptions.Exit(1)
@@ -136,6 +136,6 @@ def _check_free(path: Path, *, force: bool) -> None:
     if not path.exists():
         return
     if not path.is_file():
-        raise KongMeteringError(f"{path} is no file: name a file to write to, or leave --output out for stdout")
+        raise KongMeteringError(f"{path} is not a file: name a file to write to, or leave --output out for stdout")
     if not force:
-        raise KongMeteringError(f"{path} is there already: name another file, or replace it with --force")
+        raise KongMeteringError(f"{path} exists already: name another file, or replace it with --force")

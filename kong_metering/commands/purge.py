@@ -31,6 +31,7 @@ from kong_metering.commands.options import (
     yes_option,
 )
 from kong_metering.commands.output import confirmed, note, say, tell
+from kong_metering.commands.sharedmemory import pour
 from kong_metering.errors import KongMeteringError
 from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
@@ -83,8 +84,8 @@ class Plan:
 @place_options
 @filter_options
 @click.option("--dead-letters", is_flag=True, help="Remove dead letters, all that match.")
-@click.option("--waiting", is_flag=True, help="Remove events that wait and that no process holds; needs --plugin-id.")
-@click.option("--damaged", is_flag=True, help="Remove the files with bytes that nobody could read.")
+@click.option("--waiting", is_flag=True, help="Remove waiting events that no process holds; needs --plugin-id.")
+@click.option("--damaged", is_flag=True, help="Remove the files that hold unreadable bytes.")
 @click.option(
     "--older-than",
     type=Duration(may_be_zero=True),
@@ -103,6 +104,7 @@ def purge(options: PurgeOptions) -> None:
     _check_call(options)
     check_writable(options.root)
     cut_ms = _NO_CUT if options.older_than is None else time.time_ns() // 1_000_000 - int(options.older_than * 1000)
+    unpoured = pour(options) if options.waiting else []
     plan = plan_of(options, cut_ms)
     if plan.held:
         note(f"{words.events(plan.held)} left in place: running servers hold them, and deliver them.")
@@ -112,6 +114,8 @@ def purge(options: PurgeOptions) -> None:
         confirmed(_question(plan), yes=options.yes)
         removed = remove(options, plan)
     _tell(options, plan, removed)
+    if unpoured:
+        raise click.exceptions.Exit(1)
 
 
 def _check_call(options: PurgeOptions) -> None:
@@ -204,7 +208,7 @@ def remove(options: PurgeOptions, plan: Plan) -> Removed:
 
 def _remove_waiting(options: PurgeOptions, plan: Plan) -> int:
     removed = 0
-    with held_logs(options.root, options.filters.match_queue) as (_, holding):
+    with held_logs(options, options.filters.match_queue) as (_, holding):
         for held in holding.logs:
             if cut := plan.waiting.get(held.directory):
                 before = held.log.waiting

@@ -79,7 +79,7 @@ class Replayed:
 @place_options
 @filter_options
 @click.argument("ids", metavar="[ID]...", nargs=-1, type=click.IntRange(min=1))
-@click.option("--all", "everything", is_flag=True, help="All that are not ambiguous.")
+@click.option("--all", "everything", is_flag=True, help="All dead letters but the ambiguous ones.")
 @json_option("one JSON document with the counts")
 @yes_option
 @taking(ReplayOptions)
@@ -158,7 +158,7 @@ def _is_ambiguous(stored: StoredLetter) -> bool:
 def _tell_left_out(choice: Choice, ids: Collection[int]) -> None:
     missing = sorted(set(ids) - choice.found)
     if missing:
-        note(f"Not there, or not matching: {', '.join(map(str, missing))}.")
+        note(f"Not found, or not matching: {', '.join(map(str, missing))}.")
     if choice.unreadable:
         note(f"{words.letters(choice.unreadable)} left in place: what could not be read cannot be replayed.")
     if choice.ambiguous_left:
@@ -264,7 +264,7 @@ def _tell_people(choice: Choice, replayed: Replayed, left: int) -> None:
         note(f"{words.letters(replayed.repeated)} removed as well: the same event was in another one.")
     if replayed.count:
         tell(
-            "A running server that has an instance of the plugin takes them up within seconds. Without one they wait "
+            "A running server that has an instance of the plugin picks them up within seconds. Without one they wait "
             "until there is one, or for `kong-metering spool deliver`."
         )
     if left and not replayed.problem:

@@ -20,6 +20,7 @@ from kong_metering.commands.filters import UNKNOWN, Filters, reasons_told
 from kong_metering.commands.logs import SeenLog, damaged_files, seen_logs
 from kong_metering.commands.options import Place, json_option, place_options, taking
 from kong_metering.commands.output import cell, console, say
+from kong_metering.commands.sharedmemory import unwritten
 from kong_metering.errors import SpoolFormatError
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.urls import without_credentials
@@ -48,6 +49,8 @@ class QueueStatus:
     identity: QueueIdentity | None
     logs: list[LogStatus] = field(default_factory=list)
     dead_letters: Counter[str] = field(default_factory=Counter)
+    # How many events killed processes left in shared memory.
+    unwritten: int = 0
 
     @property
     def waiting(self) -> int:
@@ -110,20 +113,23 @@ def status(options: StatusOptions) -> None:
     Looks at the spool beside running servers and changes nothing. The times are those of acceptance.
     """
     check_readable(options.root)
-    found = spool_status(options.root, time.time_ns() // 1_000_000)
+    found = spool_status(options, time.time_ns() // 1_000_000)
     if options.as_json:
         say(words.json_document(_as_json(found)))
     else:
         _print(found)
 
 
-def spool_status(root: Path, now_ms: int) -> SpoolStatus:
+def spool_status(place: Place, now_ms: int) -> SpoolStatus:
     """Look at everything in a spool."""
+    root = place.root
     queues: dict[object, QueueStatus] = {}
     with seen_logs(root, Filters()) as logs:
         for log in logs:
             key = _key(log.identity) if log.identity else log.directory
             queues.setdefault(key, QueueStatus(log.identity)).logs.append(_log_status(root, log))
+    for owner, count in unwritten(place, Filters()).items():
+        queues.setdefault(_key(owner) if owner else None, QueueStatus(owner)).unwritten += count
     dead_letters, problem = DeadLetters(root / DEAD_LETTERS), None
     try:
         for (identity, reason), count in dead_letters.counts().items():
@@ -131,7 +137,7 @@ def spool_status(root: Path, now_ms: int) -> SpoolStatus:
     except SpoolFormatError as error:
         problem = str(error)
     damaged = _sizes(damaged_files(root))
-    shown = tuple(queue for queue in queues.values() if queue.waiting or queue.dead_letters or queue.logs)
+    shown = tuple(queue for queue in queues.values() if queue.unwritten or queue.dead_letters or queue.logs)
     return SpoolStatus(root, now_ms, shown, dead_letters.bytes_on_disk, problem, len(damaged), sum(damaged))
 
 
@@ -197,9 +203,11 @@ def _queue_table(queue: QueueStatus, now_ms: int) -> Table:
     grid.add_column(overflow="fold")
     if queue.identity:
         grid.add_row("  endpoint", cell(without_credentials(queue.identity.endpoint)))
-    else:
+    elif queue.logs:
         grid.add_row("  log", cell(", ".join(log.directory for log in queue.logs)))
     grid.add_row("  waiting", cell(_waiting(queue)))
+    if queue.unwritten:
+        grid.add_row("  in memory", cell(_unwritten(queue.unwritten), "yellow"))
     if queue.oldest_ms is not None:
         grid.add_row("  oldest", cell(_moment(queue.oldest_ms, now_ms)))
     if queue.may_have_arrived:
@@ -217,6 +225,10 @@ def _queue_table(queue: QueueStatus, now_ms: int) -> Table:
 def _waiting(queue: QueueStatus) -> str:
     told = words.events(queue.waiting)
     return f"{told}, {words.size(queue.bytes)}" if queue.waiting else told
+
+
+def _unwritten(count: int) -> str:
+    return f"{words.events(count)} that a killed process had not written to disk: the next server does"
 
 
 def _moment(time_ms: int, now_ms: int) -> str:
@@ -242,7 +254,9 @@ def _totals(found: SpoolStatus) -> str:
     waiting = sum(queue.waiting for queue in found.queues)
     if not (found.queues or found.damaged_files or found.dead_letter_problem):
         return "Nothing waits, and there are no dead letters."
-    return f"In all: {words.events(waiting)} waiting, {words.letters(dead)}."
+    left = sum(queue.unwritten for queue in found.queues)
+    in_memory = f", {words.events(left)} in memory" if left else ""
+    return f"In all: {words.events(waiting)} waiting{in_memory}, {words.letters(dead)}."
 
 
 # --------------------------------------------------------------------------------------------------------- for programs
@@ -253,6 +267,7 @@ def _as_json(found: SpoolStatus) -> dict[str, Any]:
         "spool": str(found.root),
         "time": words.timestamp(found.now_ms),
         "waiting": sum(queue.waiting for queue in found.queues),
+        "unwritten": sum(queue.unwritten for queue in found.queues),
         "queues": [_queue_json(queue, found.now_ms) for queue in found.queues],
         "dead_letters": {
             "count": sum(queue.dead_letters.total() for queue in found.queues),
@@ -269,6 +284,7 @@ def _queue_json(queue: QueueStatus, now_ms: int) -> dict[str, Any]:
         **words.queue_members(queue.identity),
         "waiting": queue.waiting,
         "waiting_unheld": queue.unheld,
+        "unwritten": queue.unwritten,
         "may_have_arrived": queue.may_have_arrived,
         "oldest_accepted": words.timestamp(oldest),
         "oldest_age_seconds": None if oldest is None else max(0, now_ms - oldest) / 1000,

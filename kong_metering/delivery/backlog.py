@@ -10,31 +10,21 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.delivery import batching
-from kong_metering.delivery.source import Entry, MemorySource, Source
+from kong_metering.delivery.delivering import Stock
+from kong_metering.delivery.sending import Sending
+from kong_metering.delivery.source import Entry, MemorySource
 from kong_metering.stats import Buried, Dropped
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
-    from kong_metering.spool.format import Mark
 
 
-@dataclass(frozen=True)
-class Sending:
-    """Events that are about to go out: those that may, those that may not any more, and the sources' notes of it."""
-
-    fresh: list[Entry]
-    stale: list[Entry]
-    why_stale: str = ""
-    notes: Sequence[tuple[Source, Sequence[Mark]]] = ()
-
-
-class Backlog(Protocol):
+class Backlog(Stock, Protocol):
     """The events of one queue that are not settled yet."""
 
     @property
@@ -66,26 +56,6 @@ class Backlog(Protocol):
 
     def oldest_at(self) -> float | None:
         """Tell when the first of the unread came (monotonic); None when there is none."""
-        ...
-
-    def read(self, limit: int) -> list[Entry]:
-        """Read the next events."""
-        ...
-
-    def begin_send(self, entries: Sequence[Entry]) -> Sending:
-        """Note that events are about to go out."""
-        ...
-
-    def did_not_arrive(self, sending: Sending) -> None:
-        """Note that the endpoint surely has none of them."""
-        ...
-
-    def settle(self, entries: Sequence[Entry]) -> int:
-        """Let events go that need not wait any longer; give how many were there still: `end` accounts for the others."""
-        ...
-
-    def reject(self, entries: Sequence[Entry], reason: Buried, words: str) -> None:
-        """Settle and account for events that will not be delivered."""
         ...
 
     def try_again(self) -> None:

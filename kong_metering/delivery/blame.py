@@ -21,6 +21,8 @@ CONSPICUOUS_CHANCE = 1e-2
 # Where no others were refused for themselves (400, 413, 422) one in a hundred is enough, but one confirmation at least.
 CLEAR_CHANCE = 1e-2
 CLEAR_REFUSALS = 2
+# Where no others will come, and who looks on decides what becomes of a dead letter.
+LAST_CHANCE = 1e-3
 # What good events do less often than this, in a row, makes the pauses grow.
 OUTAGE_CHANCE = 1e-5
 # How many requests that got through the share of failures is measured over, roughly.
@@ -135,6 +137,18 @@ class Evidence:
             return chance_of_run(suspicion.refusals, self.passes, 0) < CLEAR_CHANCE
         passes, failures = self.seen.passes - suspicion.since.passes, self.seen.failures - suspicion.since.failures
         return chance_of_run(suspicion.failures, passes, failures) < BLAME_CHANCE
+
+    def blames_last(self, failures: int, refusals: int, since: Seen) -> bool:
+        """Return whether a good event would not have failed alone so often, though no others have passed in between.
+
+        Others have to have passed since it first failed, alone or in a batch.
+        """
+        passes = self.seen.passes - since.passes
+        if passes == 0:
+            return False
+        if refusals >= max(CLEAR_REFUSALS, failures):
+            return chance_of_run(refusals, self.passes, 0) < CLEAR_CHANCE
+        return chance_of_run(failures, passes, self.seen.failures - since.failures) < LAST_CHANCE
 
     def next_wait(self, suspicion: Suspicion) -> int:
         """Return how many requests of others go before the next one of an event under suspicion.

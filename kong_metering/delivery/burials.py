@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import cause_of
 from kong_metering.spool.deadletters import DeadLetter
-from kong_metering.stats import Buried
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from kong_metering.delivery.source import Entry
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.letterbox import LetterBox
+    from kong_metering.stats import Buried
 
 MAX_PENDING = 1000
 

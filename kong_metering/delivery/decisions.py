@@ -26,7 +26,8 @@ class Rules:
 
     `in_flight`: how many requests may be out at once; with more than one, each event goes alone and in any order.
     `keeps`: nothing is given up but what is refused for itself. Without it a batch is given up after `max_retry_time`,
-    and while the circuit breaker is open.
+    and while the circuit breaker is open. `expects_more`: others will come after those that wait, and an event under
+    suspicion waits to be compared with them.
     """
 
     batch_size: int
@@ -37,6 +38,7 @@ class Rules:
     failure_threshold: int
     breaker_cooldown: float
     keeps: bool
+    expects_more: bool = True
 
     @classmethod
     def of(cls, settings: Queue, *, keeps: bool) -> Rules:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kong_metering.delivery import notes
-from kong_metering.delivery.outcome import Failed, Rejected
+from kong_metering.delivery.outcome import Failed, Rejected, words_of
 from kong_metering.delivery.parts import Part, in_order, thirds
 from kong_metering.stats import Dropped
 
@@ -51,7 +51,7 @@ class Endings(Generic[T]):
             return False
         standing.silence.end()
         if isinstance(failure, Rejected) and part.seen is not None and self._hand.evidence.passes > part.seen.passes:
-            self.refuse(part, failure.reason, answered)
+            self.refuse(part, words_of(failure), answered)
         else:
             reason = Dropped.BREAKER_OPEN if was_open else Dropped.RETRY_TIME_EXCEEDED
             self.lose([part, *self._hand.batch_mates(part)], reason, failure, answered)
@@ -67,7 +67,7 @@ class Endings(Generic[T]):
             self.is_over = self.is_over or isinstance(failure, Failed)
             self._hand.line.add(part)
         elif isinstance(failure, Rejected) and self._hand.evidence.passes:
-            self.refuse(part, failure.reason, answered)
+            self.refuse(part, words_of(failure), answered)
         else:
             self.lose([part], Dropped.PROCESS_ENDED, failure, answered)
 

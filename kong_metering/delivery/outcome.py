@@ -70,6 +70,16 @@ def may_have_arrived(failure: Failure) -> bool:
     return isinstance(failure, Failed) and failure.may_have_arrived
 
 
+def surely_did_not_arrive(outcome: Outcome) -> bool:
+    """Return whether the endpoint surely holds none of the events."""
+    return not (isinstance(outcome, Delivered) or may_have_arrived(outcome))
+
+
+def words_of(failure: Failure) -> str:
+    """Return what the endpoint said, as fully as it is kept with a dead letter."""
+    return failure.words or failure.reason
+
+
 def is_about_no_event(failure: Failure) -> bool:
     """Return whether no event can be the reason."""
     return isinstance(failure, Failed) and failure.is_about_no_event

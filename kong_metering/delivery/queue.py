@@ -1,43 +1,41 @@
 """The queue of one plugin entity for one endpoint: events come in from the log phase, and leave in batches.
 
 Contract: `put` may be called from any thread; it never waits for the network or the disk. Couriers call `step`, as many
-at a time as `width` says, when `wake` has called them; a queue has no thread of its own. `_lock` is held for memory
-only: over the trial, which decides what is sent and whose fault a failure is (`trial.py`).
+at a time as `width` says, when `wake` has called them; a queue has no thread of its own. A trial (`trial.py`) decides
+what is sent and whose fault a failure is, and `delivering.py` carries that out.
 
 Events leave in the order in which they came, at most `max_batch_size` at a time, `max_coalescing_delay` after the first
 one at the latest (with `concurrency_limit` -1: each alone, at once, many at a time, in any order). An event leaves the
 queue when the endpoint answers 2xx, as a dead letter, or, without a spool, by Kong's rules for giving up; never else.
 
 `reconfigure` changes parameters, token and connection at once, for what waits too. `begin_close` sends what waits and
-what still comes, each batch once; with a spool nothing more is sent after a failure, for the next process goes on there.
+what still comes, each batch once; with a spool nothing more is sent after a failure: the next process goes on there.
 `end` accounts for what is left; what comes later is dropped and counted.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kong_metering.delivery import batching
-from kong_metering.delivery.decisions import Answered, Rules, Send, Take
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
-from kong_metering.delivery.trial import Trial
+from kong_metering.delivery.decisions import Pause, Rules, Send
+from kong_metering.delivery.delivering import Delivering
+from kong_metering.delivery.outcome import Failed, Outcome
 from kong_metering.log import cause_of
-from kong_metering.stats import Buried, Dropped
+from kong_metering.stats import Dropped
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
-    from kong_metering.delivery.backlog import Backlog, Sending
+    from kong_metering.delivery.backlog import Backlog
     from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.couriers import Couriers
+    from kong_metering.delivery.decisions import Decision
     from kong_metering.delivery.ingest import Endpoint
-    from kong_metering.delivery.parts import Part
     from kong_metering.delivery.source import Entry
-
-_DISK_RETRY_SECONDS = 1.0
 
 
 class EventQueue:
@@ -62,13 +60,13 @@ class EventQueue:
         self._account = account
         self._couriers = couriers
         self._connections = connections
-        self._lock = threading.Lock()
         self._rules = Rules.of(settings, keeps=backlog.keeps)
-        self._trial: Trial[Entry] = Trial(self._rules, clock.monotonic())
+        self._delivering = Delivering(self._rules, backlog, clock=clock, account=account)
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
         self._wants_more = True
-        # How many requests are out.
-        self._out = 0
+        # How many couriers are at it.
+        self._steps = 0
+        self._counting = threading.Lock()
         self._is_closing = False
         self._has_ended = False
         self._is_done = threading.Event()
@@ -104,19 +102,17 @@ class EventQueue:
 
     def reconfigure(self, settings: Queue, endpoint: Endpoint) -> None:
         """Use other parameters and another connection from now on, for the events that wait too."""
-        with self._lock:
-            self._settings = settings
-            self._endpoint = endpoint
-            self._backlog.reconfigure(settings)
-            self._rules = Rules.of(settings, keeps=self._backlog.keeps)
-            self._trial.reconfigure(self._rules, self._clock.monotonic())
+        self._settings = settings
+        self._endpoint = endpoint
+        self._backlog.reconfigure(settings)
+        self._rules = Rules.of(settings, keeps=self._backlog.keeps)
+        self._delivering.reconfigure(self._rules)
         self._call()
 
     def begin_close(self) -> None:
         """Send what waits at once, each batch once."""
-        with self._lock:
-            self._is_closing = True
-            self._trial.close()
+        self._is_closing = True
+        self._delivering.close()
         self._call()
 
     def close(self, deadline: float) -> None:
@@ -156,74 +152,37 @@ class EventQueue:
             due_in = self._due_in()
             ready = self._backlog.unread if due_in == 0.0 else 0
             now = self._clock.monotonic()
-            with self._lock:
-                decision = self._trial.next(now, ready)
-                self._out += isinstance(decision, Send)
-                is_done = self._is_closing and not self._out
+            decision = self._stepped(ready)
             if isinstance(decision, Send):
-                if self.width > 1:
-                    # There may be more to send meanwhile: each courier calls the next one.
-                    self._couriers.wake(self, now)
-                try:
-                    self._send(decision.part)
-                finally:
-                    with self._lock:
-                        self._out -= 1
                 return self._clock.monotonic()
-            if isinstance(decision, Take):
-                self._take(decision.limit)
-                continue
-            if isinstance(decision, Answered):
-                self._carry_out(decision)
+            if not isinstance(decision, Pause):
                 continue
             self._wants_more = ready == 0
-            if is_done and decision.until is None:
+            # The last one to have nothing to do: others may still settle what was answered.
+            if self._is_closing and decision.until is None and not self._steps:
                 self._is_done.set()
             times = [decision.until, now + due_in if due_in else None]
             return min((time for time in times if time is not None), default=None)
         return None
 
-    def _take(self, limit: int) -> None:
-        entries = self._backlog.read(limit)
-        if not entries:
-            return
-        with self._lock:
-            self._trial.take(entries, self._clock.monotonic())
+    def _stepped(self, ready: int) -> Decision[Entry]:
+        with self._counting:
+            self._steps += 1
+        try:
+            return self._delivering.step(ready, self._post)
+        finally:
+            with self._counting:
+                self._steps -= 1
 
-    def _send(self, part: Part[Entry]) -> None:
-        """Send a part, and do what the trial makes of the answer."""
-        sending = self._backlog.begin_send(part.items)
-        if sending.stale:
-            with self._lock:
-                self._trial.withdraw(part, sending.stale)
-            self._backlog.reject(sending.stale, Buried.AMBIGUOUS, sending.why_stale)
-        if not sending.fresh:
-            return
-        outcome = self._posted(sending)
-        if isinstance(outcome, Delivered) and outcome.note:
-            self._account.say(f"note:{outcome.note}", outcome.note, logging.WARNING)
-        if isinstance(outcome, Rejected) or (isinstance(outcome, Failed) and not outcome.may_have_arrived):
-            self._backlog.did_not_arrive(sending)
-        with self._lock:
-            answered = self._trial.answer(part, outcome, self._clock.monotonic())
-        self._carry_out(answered)
-
-    def _posted(self, sending: Sending) -> Outcome:
+    def _post(self, events: Sequence[bytes]) -> Outcome:
+        if self.width > 1:
+            # There may be more to send meanwhile: each courier calls the next one.
+            self._couriers.wake(self, self._clock.monotonic())
         try:
             client = self._connections.borrow(self._endpoint)
             try:
-                return client.send([entry.event for entry in sending.fresh])
+                return client.send(events)
             finally:
                 self._connections.give_back(client)
         except Exception as error:  # noqa: BLE001 - a bug there is a failure like others: its events are not lost
             return Failed(f"the sender broke: {cause_of(error)}", type(error).__name__)
-
-    def _carry_out(self, answered: Answered[Entry]) -> None:
-        for note in answered.notes:
-            self._account.say(note.kind, note.text, note.level)
-        if answered.settled and (settled := self._backlog.settle(answered.settled)):
-            self._account.deliver(settled)
-        for entry, words in answered.refused:
-            self._backlog.reject([entry], Buried.REJECTED, words)
-        if answered.reason and (settled := self._backlog.settle(answered.given_up)):
-            self._account.drop(answered.reason, settled, answered.words)

@@ -19,15 +19,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.delivery import batching
-from kong_metering.delivery.backlog import Sending
 from kong_metering.delivery.burials import Burials
 from kong_metering.delivery.logsource import LogSource
+from kong_metering.delivery.sending import Sending, by_source, noted
 from kong_metering.delivery.source import Entry, MemorySource, Source
 from kong_metering.errors import DISK_ERRORS, SpoolError
 from kong_metering.log import cause_of
@@ -254,19 +252,11 @@ class SpooledBacklog:
         return [entry for entry in entries if len(entry.event) <= batching.MAX_EVENT_BYTES]
 
     def begin_send(self, entries: Sequence[Entry]) -> Sending:
-        """Note on disk that events are about to go out, whatever kills this process; give those that may.
-
-        What went out without an answer longer ago than the endpoint recognises duplicate ids may not: if it did arrive,
-        it would be billed twice.
-        """
+        """Note on disk that events are about to go out, whatever kills this process; give those that may."""
         now_ms = self._clock.now_ms()
-        too_old_ms = now_ms - int(self._options.dedupe_window * 1000)
-        stale = [each for source, run in _by_source(entries) for each in source.sent_before(run, too_old_ms)]
-        fresh = [entry for entry in entries if entry not in stale] if stale else list(entries)
-        hours = self._options.dedupe_window / 3600
-        why_stale = f"sent more than {hours:g} hours ago without an answer, and may have arrived"
-        notes = [(source, self._marked(source, run, now_ms)) for source, run in _by_source(fresh)]
-        return Sending(fresh, stale, why_stale, notes)
+        return noted(
+            entries, now_ms, self._options.dedupe_window, lambda source, run: self._marked(source, run, now_ms)
+        )
 
     def _marked(self, source: Source, entries: list[Entry], now_ms: int) -> Sequence[Mark]:
         try:
@@ -285,7 +275,7 @@ class SpooledBacklog:
 
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let events go that need not wait any longer; give how many were there still."""
-        return sum(self._settled(source, run) for source, run in _by_source(entries))
+        return sum(self._settled(source, run) for source, run in by_source(entries))
 
     def _settled(self, source: Source, entries: list[Entry]) -> int:
         try:
@@ -466,10 +456,6 @@ class BoundedLog:
     def drop_older_than(self, time_ms: int) -> int:
         """Drop the oldest events that were accepted before this time, some of them; tell how many."""
         return self.backlog.drop_older_than(self.log, time_ms)
-
-
-def _by_source(entries: Sequence[Entry]) -> list[tuple[Source, list[Entry]]]:
-    return [(source, list(run)) for source, run in groupby(entries, attrgetter("source"))]
 
 
 def _closed(logs: Sequence[LogSource]) -> list[HeldLog]:

@@ -34,10 +34,12 @@ class Turns(Generic[T]):
         self.generation = 0
         self.is_closing = False
         self.is_over = False
+        # How many events could still be taken when it was asked last.
+        self.ready = 0
 
     def next(self, now: float, ready: int) -> Decision[T]:
         """Return what to do now; `ready`: how many events may leave the queue by the batching rule."""
-        hand, standing = self._hand, self._standing
+        hand, standing, self.ready = self._hand, self._standing, ready
         if len(hand.out) >= standing.rules.in_flight or self.is_over:
             return Pause(None)
         if self.is_closing:

@@ -28,6 +28,8 @@ class Kind(bytes, Enum):
     RETIRE = b"R"
     # To a supervisor, from one of its servers, without a socket: it is ending.
     ENDING = b"E"
+    # To a server, from its supervisor: the socket that listens from now on.
+    LISTENER = b"L"
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,12 @@ class Channel:
         socket.send_fds(self.inlet, [kind.value], [] if given is None else [given])
 
     def messages(self) -> Iterator[Message]:
-        """Take out what is there; what this version does not know is closed and left out."""
+        """Take out what is there; what this version does not know is closed and left out.
+
+        Without a free descriptor for its socket a message stays where it is.
+        """
         with contextlib.suppress(OSError):
-            while True:
+            while has_free_descriptor():
                 data, descriptors, _, _ = socket.recv_fds(self.outlet, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
                 if not data:
                     return
@@ -89,6 +94,15 @@ class Channel:
         """Close both ends in this process."""
         self.inlet.close()
         self.outlet.close()
+
+
+def has_free_descriptor() -> bool:
+    """Tell whether this process can have one more descriptor."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def duplicate(descriptor: int) -> socket.socket:

@@ -8,7 +8,6 @@ that would begin something new are kept for that one.
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Protocol, cast
 
 from kong_metering.host import handover
@@ -103,9 +102,9 @@ class Connection(asyncio.Protocol):
         )
 
     def detach(self) -> tuple[int, bytes] | None:
-        """Read no more, and give a descriptor of the socket, with the bytes that have to be looked at yet.
+        """Read no more, and give the socket's descriptor, with the bytes that have to be looked at yet.
 
-        None when somebody else could not go on where this one is.
+        The descriptor stays this one's. None when somebody else could not go on where this one is.
         """
         if self._transport is None or not self.is_quiet:
             return None
@@ -113,10 +112,11 @@ class Connection(asyncio.Protocol):
         return self.descriptor(), self._held
 
     def descriptor(self) -> int:
-        """Give another descriptor of the socket. Raises `OSError`."""
+        """Give the socket's descriptor, which stays this one's. Raises `OSError`."""
         if self._transport is None:
             raise ConnectionError("the connection has ended")
-        return os.dup(self._transport.get_extra_info("socket").fileno())
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return descriptor
 
     def go_on(self) -> None:
         """Read again, and look at what had to wait."""

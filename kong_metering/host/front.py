@@ -2,21 +2,23 @@
 
 Contract: used from the event loop's thread only. No connection goes to another server than its worker's, as long as
 that one lives or is going to be replaced: what does not fit into its channel waits here, and goes to the next servers
-when these take over.
+when these take over. Without a free descriptor none is accepted; connections wait in the backlog, and it is tried again
+`_NO_DESCRIPTOR_SECONDS` later.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import errno
 import socket
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from kong_metering.host.channels import Kind, duplicate
+from kong_metering.host.channels import Kind
 from kong_metering.host.handover import process_of
 from kong_metering.host.workers import is_living
-from kong_metering.log import LOGGER
+from kong_metering.log import LOGGER, trouble
 
 if TYPE_CHECKING:
     from kong_metering.host.board import State
@@ -24,45 +26,104 @@ if TYPE_CHECKING:
     from kong_metering.host.station import Station
 
 _RETRY_SECONDS = 0.002
+_NO_DESCRIPTOR_SECONDS = 0.1
+# So many in one turn of the loop, which has others to answer.
+_MOST_AT_ONCE = 100
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Front:
-    """What a server serves at.
+    """What a server serves at; `adopt` serves a connection that is to be served here, from its first byte on."""
 
-    `connect` makes the protocol of a connection that is to be served here, `adopt` serves one that is accepted already.
-    """
-
-    def __init__(
-        self, station: Station, connect: Callable[[], Connection], adopt: Callable[[socket.socket], None]
-    ) -> None:
+    def __init__(self, station: Station, adopt: Callable[[socket.socket], None]) -> None:
         self.station = station
         # The connections to those that are going to take over.
         self.shared_with: set[Connection] = set()
-        self._connect = connect
         self._adopt = adopt
-        self._server: asyncio.AbstractServer | None = None
+        self._loop = asyncio.get_running_loop()
+        self._is_accepting = False
+        self._later: asyncio.TimerHandle | None = None
+        self._is_exhausted = False
         self._unsent: list[tuple[int, int]] = []
 
-    async def start_accepting(self) -> None:
+    @property
+    def _listener(self) -> socket.socket:
+        return self.station.sockets.listener
+
+    def start_accepting(self) -> None:
         """Accept connections from now on."""
-        is_alone = len(self.station.slots) == 1
-        # A descriptor of the loop's own: it closes it.
-        listener = duplicate(self.station.sockets.listener.fileno())
-        self._server = await asyncio.get_running_loop().create_unix_server(
-            self._connect if is_alone else lambda: _Arrival(self), sock=listener, backlog=self.station.backlog
-        )
+        self._is_accepting = True
+        self._loop.add_reader(self._listener.fileno(), self.accept)
 
     def stop_accepting(self) -> None:
         """Accept none."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._is_accepting:
+            self._is_accepting = False
+            self._loop.remove_reader(self._listener.fileno())
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+
+    def listen_at(self, listener: socket.socket) -> None:
+        """Accept from another socket from now on, after those who wait at the one before, which nobody can reach."""
+        if self._is_accepting:
+            self.accept()
+            self.stop_accepting()
+            self._replace(listener)
+            self.start_accepting()
+        else:
+            self._replace(listener)
+
+    def _replace(self, listener: socket.socket) -> None:
+        former = self._listener
+        self.station = replace(self.station, sockets=replace(self.station.sockets, listener=listener))
+        former.close()
+
+    def accept(self) -> None:
+        """Accept who waits: the event loop's call."""
+        for _ in range(_MOST_AT_ONCE):
+            try:
+                accepted, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                break
+            except OSError as error:
+                self._pause(error)
+                return
+            self._serve(accepted)
+        if self._is_exhausted:
+            self._is_exhausted = False
+            LOGGER.warning("connections are accepted again", extra=trouble("accept again"))
+
+    def _pause(self, error: OSError) -> None:
+        """Let connections wait for a moment: the socket stays readable, and the loop would come round for nothing."""
+        if error.errno in _EXHAUSTED:
+            self._is_exhausted = True
+        LOGGER.error(
+            "connections wait, none can be accepted: %s; see the limit of open files (LimitNOFILE, ulimit -n)",
+            error.strerror,
+            extra=trouble("accept"),
+        )
+        if self._is_accepting:
+            self.stop_accepting()
+            self._later = self._loop.call_later(_NO_DESCRIPTOR_SECONDS, self._go_on)
+
+    def _go_on(self) -> None:
+        self._later = None
+        self.start_accepting()
+
+    def _serve(self, accepted: socket.socket) -> None:
+        """Serve a connection that was just accepted, or pass it on before anything is read from it."""
+        is_alone = len(self.station.slots) == 1
+        if not is_alone and self._is_passed_on(accepted):
+            accepted.close()
+        else:
+            self._adopt(accepted)
 
     def leave(self, state: State) -> None:
         """Accept none, and take none from others, for good."""
-        asyncio.get_running_loop().remove_reader(self.station.channel.outlet.fileno())
+        self._loop.remove_reader(self.station.channel.outlet.fileno())
         self.stop_accepting()
-        self.station.sockets.listener.close()
+        self._listener.close()
         self.station.slot.tell(state)
 
     def take_unsent(self) -> list[int]:
@@ -73,45 +134,34 @@ class Front:
     def serve_unsent(self, descriptors: Iterable[int]) -> None:
         """Look once more whose these connections are."""
         for descriptor in descriptors:
-            with socket.socket(fileno=descriptor) as accepted:
-                if not self._is_passed_on(accepted):
-                    self._adopt(duplicate(descriptor))
-
-    def receive(self, transport: asyncio.Transport) -> None:
-        """Serve a connection that was just accepted, or pass it on before anything is read from it."""
-        with duplicate(transport.get_extra_info("socket").fileno()) as accepted:
-            if self._is_passed_on(accepted):
-                transport.abort()
-                return
-        connection = self._connect()
-        transport.set_protocol(connection)
-        connection.connection_made(transport)
+            self._serve(socket.socket(fileno=descriptor))
 
     def _is_passed_on(self, accepted: socket.socket) -> bool:
         """Pass a connection on, now or soon, if it is not of a worker of this server."""
         process = process_of(accepted)
         if process == 0 and self.station.workers.meets_unknown():
             LOGGER.warning(
-                "connections do not tell which of Kong's workers they come from, as Kong runs in another namespace of "
-                "processes: all go to the first of %d servers",
+                "Kong runs in another PID namespace, so its workers cannot be told apart: all connections go to the "
+                "first of %d servers",
                 len(self.station.slots),
             )
         index = self.station.workers.server_of(process)
         if index == self.station.index or self._is_lost(index):
             return False
-        return self._send(index, accepted.fileno())
+        return self._send(index, accepted)
 
     def _is_lost(self, index: int) -> bool:
         """Whether a server is gone, and nobody is left to replace it."""
         return self.station.is_orphaned and not is_living(self.station.slots[index].pid)
 
-    def _send(self, index: int, descriptor: int) -> bool:
+    def _send(self, index: int, accepted: socket.socket) -> bool:
         try:
-            self.station.sockets.servers[index].send(Kind.CONNECTION, descriptor)
+            self.station.sockets.servers[index].send(Kind.CONNECTION, accepted.fileno())
         except BlockingIOError:
             if not self._unsent:
-                asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._send_unsent)
-            self._unsent.append((index, os.dup(descriptor)))
+                self._loop.call_later(_RETRY_SECONDS, self._send_unsent)
+            # It is kept, and the caller closes what it has.
+            self._unsent.append((index, accepted.detach()))
         except OSError:
             return False
         return True
@@ -119,17 +169,8 @@ class Front:
     def _send_unsent(self) -> None:
         unsent, self._unsent = self._unsent, []
         for index, descriptor in unsent:
-            with socket.socket(fileno=descriptor) as accepted:
-                if self._is_lost(index) or not self._send(index, descriptor):
-                    self._adopt(duplicate(accepted.fileno()))
-
-
-class _Arrival(asyncio.Protocol):
-    """A connection of which it is not known yet who serves it."""
-
-    def __init__(self, front: Front) -> None:
-        self._front = front
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Find out: the event loop's call."""
-        self._front.receive(cast("asyncio.Transport", transport))
+            accepted = socket.socket(fileno=descriptor)
+            if self._is_lost(index) or not self._send(index, accepted):
+                self._adopt(accepted)
+            else:
+                accepted.close()

@@ -320,7 +320,7 @@ def _collect(sockets: Iterable[socket.socket], seconds: float) -> list[tuple[byt
                 poll.unregister(descriptor)
                 waiting.discard(descriptor)
     if waiting:
-        LOGGER.warning("%d servers of the process before did not hand over in %g s", len(waiting), seconds)
+        LOGGER.warning("%d servers of the previous process did not hand over within %g s", len(waiting), seconds)
     for one, _ in received.values():
         one.close()
     return [(bytes(into.data), into.descriptors) for _, into in received.values()]

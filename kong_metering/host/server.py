@@ -18,7 +18,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ import uvloop
 
 from kong_metering.host import handover
 from kong_metering.host.board import State
-from kong_metering.host.channels import Kind
+from kong_metering.host.channels import Kind, has_free_descriptor
 from kong_metering.host.connection import Connection
 from kong_metering.host.conversation import Conversations
 from kong_metering.host.front import Front
@@ -48,6 +48,7 @@ _SWITCH_SECONDS = 0.0005
 _QUIET_SECONDS = 0.25
 _QUIET_POLL_SECONDS = 0.0005
 _BROKEN_OFF = "broke off handing over to process %d, with %d connections"
+_NO_DESCRIPTOR_SECONDS = 0.1
 # How often the loop tells that it comes round.
 _BEAT_SECONDS = 0.25
 
@@ -81,13 +82,16 @@ class _Server:
         # What must not be cut short: connections of other servers that are not served yet, for one.
         self._arriving: set[asyncio.Task[None]] = set()
 
-    async def serve_at(self, station: Station, parting: Callable[[], bytes]) -> None:
+    def serve_at(self, station: Station, parting: Callable[[], bytes]) -> None:
         """Accept connections, and look at what other processes send."""
         self._parting = parting
-        self._front = Front(station, lambda: Connection(self), self.adopt_soon)
-        await self._front.start_accepting()
-        channel = station.channel
-        asyncio.get_running_loop().add_reader(channel.outlet.fileno(), self._read_channel, channel)
+        self._front = Front(station, self.adopt_soon)
+        self._front.start_accepting()
+        self._watch_channel(station.channel)
+
+    def _watch_channel(self, channel: Channel) -> None:
+        if self._front is not None:
+            asyncio.get_running_loop().add_reader(channel.outlet.fileno(), self._read_channel, channel)
 
     def _read_channel(self, channel: Channel) -> None:
         for message in channel.messages():
@@ -97,15 +101,19 @@ class _Server:
                 self.begin_to_hand_over(message.socket)
             elif message.kind is Kind.CONNECTION:
                 self.adopt_soon(message.socket)
+            elif message.kind is Kind.LISTENER and self._front is not None:
+                self._front.listen_at(message.socket)
             else:
                 message.socket.close()
+        if self._front is not None and not has_free_descriptor():
+            # The channel stays readable, and the loop would come round for nothing.
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(channel.outlet.fileno())
+            loop.call_later(_NO_DESCRIPTOR_SECONDS, self._watch_channel, channel)
 
     def adopt_soon(self, accepted: socket.socket) -> None:
         """Serve a connection that another process has accepted."""
-        self._soon(self.adopt(accepted))
-
-    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(self.adopt(accepted))
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)
 
@@ -149,7 +157,7 @@ class _Server:
         try:
             if self._front is None:
                 raise ConnectionAbortedError("this process is ending")
-            with socket.socket(fileno=asked.descriptor()) as new:
+            with _borrowed(asked.descriptor()) as new:
                 if not handover.is_own_user(new):
                     raise PermissionError("it is another user's")
                 handover.share(new, self._front.station.living_sockets)
@@ -172,10 +180,16 @@ class _Server:
         if self._front is None or self.is_quiet or loop.time() >= deadline:
             if self._front is not None:
                 self._front.stop_accepting()
-            # Not before those are known that were accepted a moment ago.
-            loop.call_soon(self._hand_over)
+            self._hand_over_when_arrived(loop)
         else:
             loop.call_later(_QUIET_POLL_SECONDS, self._hand_over_when_quiet, loop, deadline)
+
+    def _hand_over_when_arrived(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand over once those are known that were accepted a moment ago, which takes some turns of the loop."""
+        if self._arriving:
+            loop.call_soon(self._hand_over_when_arrived, loop)
+        else:
+            loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
         to, self._successor = self._successor, None
@@ -199,16 +213,13 @@ class _Server:
         except OSError as error:
             LOGGER.warning("could not hand over to the next process: %s", cause_of(error))
             front.serve_unsent(unsent)
-            self._soon(front.start_accepting())
+            front.start_accepting()
         else:
             message = "handed over to process %d, with %d connections" if whole else _BROKEN_OFF
             level = logging.INFO if whole else logging.WARNING
             LOGGER.log(level, message, handover.process_of(to), len(given) + len(unsent))
             self._part(front, given)
             for descriptor in unsent:
-                os.close(descriptor)
-        finally:
-            for descriptor, _ in given.values():
                 os.close(descriptor)
 
     def _kept(self) -> bytes:
@@ -260,10 +271,10 @@ async def _serve(shared: _Server, station: Station, hooks: Hooks) -> None:
         _guarded("arriving", hooks.arriving, kept)
     for accepted, unread in station.inheritance.connections:
         await shared.adopt(accepted, unread)
-    await shared.serve_at(station, hooks.parting)
+    shared.serve_at(station, hooks.parting)
     lifetime.heed_signals()
     station.slot.tell(State.SERVING)
-    LOGGER.info("serving on %s%s", station.path, ", taken over from the process before" if station.takes_over else "")
+    LOGGER.info("serving on %s%s", station.path, ", taken over from the previous process" if station.takes_over else "")
     keepers = [loop.create_task(_beat(station.slot)), loop.create_task(_keep_house(shared, lifetime, hooks))]
     why = await lifetime.wait()
     hooks.ending()
@@ -285,6 +296,16 @@ async def _serve(shared: _Server, station: Station, hooks: Hooks) -> None:
     for one in list(shared.connections):
         one.close()
     await asyncio.sleep(0)
+
+
+@contextlib.contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """Give a socket by its descriptor, which stays the owner's."""
+    lent = socket.socket(fileno=descriptor)
+    try:
+        yield lent
+    finally:
+        lent.detach()
 
 
 async def _beat(slot: Slot) -> None:

@@ -338,7 +338,7 @@ class Supervisor:
             LOGGER.info("process %d has taken over", successor.process)
             self._retire()
             return
-        LOGGER.warning("process %d did not take over in the end; this one goes on", successor.process)
+        LOGGER.warning("process %d did not take over after all; this one keeps serving", successor.process)
         for post in self._posts:
             if post.server is not None and self._board.slots[post.server.index].state is State.PARTED:
                 _tell(post.server, signal.SIGTERM)
@@ -364,17 +364,17 @@ class Supervisor:
         try:
             self._rehearsal = restart.rehearse(), time.monotonic() + _REHEARSAL_SECONDS
         except OSError as error:
-            LOGGER.error("the program cannot be started anew, this one goes on: %s", cause_of(error))
+            LOGGER.error("the program cannot be restarted, this one keeps running: %s", cause_of(error))
 
     def _start_anew(self, code: int) -> None:
         """Start the program anew in this process, if the rehearsal went well; its servers take over from ours."""
         self._rehearsal = None
         if code != 0:
-            LOGGER.error("the program cannot be started anew, it ended with status %d; this one goes on", code)
+            LOGGER.error("the program cannot be restarted, it ended with status %d; this one keeps running", code)
             return
         if not self._may_start:
             return
-        LOGGER.info("starting anew")
+        LOGGER.info("restarting")
         ends = [end.fileno() for channel in self._sockets.servers for end in (channel.inlet, channel.outlet)]
         servers = [0 if post.server is None else post.server.pid for post in self._posts]
         flush()
@@ -382,7 +382,7 @@ class Supervisor:
         try:
             restart.Restart(self._pid, self._sockets.listener.fileno(), ends, servers, list(self._leaving)).start()
         except OSError as error:
-            LOGGER.error("the program could not be started anew, this one goes on: %s", cause_of(error))
+            LOGGER.error("the program could not be restarted, this one keeps running: %s", cause_of(error))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _KEPT_BACK)
 
     def _dismiss_former(self) -> None:
@@ -430,9 +430,7 @@ class Supervisor:
             return
         server.still_looks += 1
         if server.still_looks >= _STILL_LOOKS:
-            LOGGER.error(
-                "server %d does not go on while connections wait, and is killed", server.pid, extra=trouble("still")
-            )
+            LOGGER.error("server %d is stuck while connections wait, and is killed", server.pid, extra=trouble("still"))
             _tell(server, signal.SIGKILL)
 
     def _is_waited_for(self, server: _Server) -> bool:

@@ -17,28 +17,23 @@ they have already is noted in the ring.
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import InboxError, SpoolFormatError
 from kong_metering.inbox.queues import QueueList, decode_list, encode_poured
+from kong_metering.inbox.remains import Remains, parts_of, sorted_out
 from kong_metering.inbox.ring import HEADER_BYTES, read_header, read_unread
 from kong_metering.spool import files, locks
-from kong_metering.spool.format import segment_first
 from kong_metering.spool.free import PART
 from kong_metering.spool.identity import save_identity
 from kong_metering.spool.log import DAMAGED, Damage, EventLog
-from kong_metering.spool.segment import Segment, SegmentReader
 
 if TYPE_CHECKING:
     from kong_metering.inbox.place import Place, RingFile
-    from kong_metering.spool.format import StoredEvent
     from kong_metering.spool.identity import QueueIdentity
-
-_NO_LIMIT = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -72,35 +67,6 @@ class HeldBack:
             return False
         # A part of a ring that was made second has a number behind the name of the first.
         return directory in self.directories or "-".join(directory.parent.name.split("-")[:3]) in self.parts
-
-
-class _Left:
-    """The events of one queue that a ring still has, in order, and where its log was."""
-
-    def __init__(self, ring: RingFile, counts: dict[int, int], identity: QueueIdentity | None, key: str) -> None:
-        self.identity = identity
-        self.key = key
-        self.home: str | None = None
-        self.events: list[bytes] = []
-        self._numbers: list[int] = []
-        self._ring = ring
-        self._counts = counts
-
-    def add(self, number: int, event: bytes) -> None:
-        """Put an event behind the others."""
-        self._numbers.append(number)
-        self.events.append(event)
-
-    def leave_out(self, count: int) -> None:
-        """Forget the first ones, which are in a log, and note that in the ring."""
-        if not count:
-            return
-        for number in self._numbers[:count]:
-            self._counts[number] = self._counts.get(number, 0) + 1
-        del self._numbers[:count], self.events[:count]
-        # Without the note the logs are compared with again, as long as they are there.
-        with contextlib.suppress(OSError):
-            self._ring.add_line(encode_poured(self._counts))
 
 
 class Pouring:
@@ -158,23 +124,23 @@ class Pouring:
 
     def _pour_all(self, ring: RingFile, listed: QueueList, events: list[tuple[int, bytes]], poured: Poured) -> None:
         errors: list[OSError | SpoolFormatError] = []
-        for left in _sorted_out(ring, listed, events):
+        for remains in sorted_out(listed, events, lambda counts: _note_poured(ring, counts)):
             try:
-                self._pour_queue(left, ring.stem, poured)
+                self._pour_queue(remains, ring.stem, poured)
             except (OSError, SpoolFormatError) as error:
                 errors.append(error)
         if errors:
             raise errors[0]
 
-    def _pour_queue(self, left: _Left, stem: str, poured: Poured) -> None:
+    def _pour_queue(self, remains: Remains, stem: str, poured: Poured) -> None:
         """Put what is left into the first log that can be had; the others may have a part of it already."""
-        if left.home:
-            self._pour_into(self._root / left.home, left, poured)
-        names = (f"{PART}{stem}{suffix}" for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(1))))
-        while left.events:
-            directory = self._root / next(names) / left.key
-            self._make(directory, left.identity)
-            self._pour_into(directory, left, poured)
+        if remains.home:
+            self._pour_into(self._root / remains.home, remains, poured)
+        names = parts_of(stem)
+        while remains.events:
+            directory = self._root / next(names) / remains.key
+            self._make(directory, remains.identity)
+            self._pour_into(directory, remains, poured)
 
     def _make(self, directory: Path, identity: QueueIdentity | None) -> None:
         with locks.root_lock(self._root):
@@ -183,23 +149,22 @@ class Pouring:
             if identity:
                 save_identity(directory, identity)
 
-    def _pour_into(self, directory: Path, left: _Left, poured: Poured) -> None:
+    def _pour_into(self, directory: Path, remains: Remains, poured: Poured) -> None:
         """Put what is left into this log; if it is somebody else's, leave out only what it has already."""
         with locks.root_lock(self._root):
             lock = None if locks.is_locked(directory.parent) else locks.take(directory)
         if lock is None:
             with contextlib.suppress(FileNotFoundError):
-                _leave_out_known(EventLog.view(directory), left, poured)
+                poured.left_out += remains.leave_out_known(EventLog.view(directory))
             return
         try:
             log = EventLog.open(directory)
             try:
                 poured.damage += log.take_damage()
-                _leave_out_known(log, left, poured)
-                count = len(left.events)
-                log.append(left.events, self._now_ms())
-                poured.events += count
-                left.leave_out(count)
+                poured.left_out += remains.leave_out_known(log)
+                log.append(remains.events, self._now_ms())
+                poured.events += len(remains.events)
+                remains.leave_out(len(remains.events))
             finally:
                 log.close()
         finally:
@@ -212,62 +177,7 @@ class Pouring:
         return kept_in
 
 
-def _sorted_out(ring: RingFile, listed: QueueList, events: list[tuple[int, bytes]]) -> list[_Left]:
-    """Sort events by the logs that they belong to, without those that were poured already."""
-    to_pass = dict(listed.poured)
-    by_key: dict[str, _Left] = {}
-    for number, event in events:
-        if to_pass.get(number, 0):
-            to_pass[number] -= 1
-            continue
-        queue = listed.queues.get(number)
-        # Whose events they are is lost with the list's line; they are kept all the same.
-        key = queue.identity.key if queue else f"unknown-{number}"
-        if key not in by_key:
-            by_key[key] = _Left(ring, listed.poured, queue.identity if queue else None, key)
-        by_key[key].home = (queue and queue.directory) or by_key[key].home
-        by_key[key].add(number, event)
-    return list(by_key.values())
-
-
-def _leave_out_known(log: EventLog, left: _Left, poured: Poured) -> None:
-    """Leave out the longest run of the events that is the end of the log."""
-    events = left.events
-    tail = _tail(log, len(events))
-    for start in range(len(tail)):
-        length = len(tail) - start
-        if tail[start] == events[0] and tail[start:] == events[:length]:
-            poured.left_out += length
-            left.leave_out(length)
-            return
-
-
-def _tail(log: EventLog, count: int) -> list[bytes]:
-    """Read the last events of a log, `count` at most, in order; they may be done long ago."""
-    newest_first: list[bytes] = []
-    end = log.next_sequence
-    for path in sorted(log.directory.glob("*.seg"), reverse=True):
-        for event in reversed(_events_of(path, end)):
-            # What is damaged cannot be compared, and so ends the run.
-            if event.sequence != end - 1 or len(newest_first) == count:
-                break
-            newest_first.append(event.payload)
-            end = event.sequence
-        if segment_first(path.name) != end:
-            break
-    return newest_first[::-1]
-
-
-def _events_of(path: Path, end: int) -> list[StoredEvent]:
-    first = segment_first(path.name)
-    if first is None:
-        return []
-    reader = SegmentReader(Segment(path, first, end, path.stat().st_size), _pass_damage)
-    try:
-        return reader.read(end - first, _NO_LIMIT)
-    finally:
-        reader.close()
-
-
-def _pass_damage(segment: Segment, offset: int, data: bytes, first: int, end: int) -> None:
-    """Leave it to whoever adopts the log to tell of it."""
+def _note_poured(ring: RingFile, counts: Mapping[int, int]) -> None:
+    # Without the note the logs are compared with again, as long as they are there.
+    with contextlib.suppress(OSError):
+        ring.add_line(encode_poured(counts))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+INBOX_DIRECTORY = Path("/dev/shm")  # noqa: S108 - what is in there is checked to be ours
+
 
 class Sync(str, Enum):
     """When what was written is made to survive a power cut as well."""
@@ -28,7 +30,7 @@ class SpoolOptions:
     max_bytes: int = 1024**3
     max_age: float = 30 * 86_400
     dedupe_window: float = 86_400
-    inbox_directory: Path | None = Path("/dev/shm")  # noqa: S108 - what is in there is checked to be ours
+    inbox_directory: Path | None = INBOX_DIRECTORY
 
     @property
     def syncs_each_write(self) -> bool:

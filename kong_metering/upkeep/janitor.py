@@ -55,7 +55,7 @@ _HANGING_SECONDS = 5.0
 class Janitor:
     """The backlogs that are open in this process, and all that is theirs on disk."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         shared: Shared,
         writer: Writer,

@@ -78,7 +78,7 @@ def test_a_process_that_took_over_the_connections_is_named_for_what_it_answers(n
             assert pids_of(noting.request()) == (new.server_pid,) * 2
             assert old.stop() == 0
             assert pids_of(noting.request()) == (new.server_pid,) * 2
-    assert "taken over from the process before" in "".join(new.log)
+    assert "taken over from the previous process" in "".join(new.log)
 
 
 def test_the_next_process_is_named_after_one_was_killed(noting: Noting) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from click.testing import CliRunner, Result
 
@@ -19,6 +20,9 @@ from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.spool.log import EventLog
 from tests.unit.spool.helpers import segments
+
+if TYPE_CHECKING:
+    from kong_metering.commands.handdelivery import Timing
 
 REPOSITORY = Path(__file__).parents[3]
 PROGRAM = (sys.executable, "-c", "from kong_metering.commands.main import main; main()")
@@ -45,6 +49,28 @@ while True:
     if number == 200:
         print("ready", flush=True)
     time.sleep(0.0005)
+"""
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from kong_metering.inbox.inbox import Inbox
+from kong_metering.inbox.place import Place
+from kong_metering.spool.directory import SpoolDirectory
+from kong_metering.spool.identity import QueueIdentity
+from tests.unit.commands.helpers import event
+root, count, written = Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[4])
+queue, spool = QueueIdentity(*sys.argv[5:8]), SpoolDirectory(root)
+inbox = Inbox.open(Place(Path(sys.argv[2]), root), lambda: None, ring_bytes=256 * 1024)
+inbox.open_queue(1, queue)
+for number in range(count):
+    assert inbox.append(1, event(number))
+if written:
+    held = spool.log_for(queue)
+    inbox.log_opened(1, held.directory)
+    held.log.append([event(number) for number in range(written)], time.time_ns() // 1_000_000)
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -121,11 +147,17 @@ def events_of(root: Path, queue: QueueIdentity = QUEUE) -> list[bytes]:
     return found
 
 
-def run(root: Path, *arguments: object, stdin: str | None = None, width: int = 80) -> Result:
-    """Run a command of the group in this process."""
+def run(
+    root: Path, *arguments: object, stdin: str | None = None, width: int = 80, timing: Timing | None = None
+) -> Result:
+    """Run a command of the group in this process; the servers' shared memory is beside the spool."""
     command, *rest = map(str, arguments)
-    environment = {"KONG_METERING_SPOOL_DIR": str(root), "COLUMNS": str(width)}
-    result = CliRunner(env=environment).invoke(program, ["spool", command, *rest], input=stdin)
+    environment = {
+        "KONG_METERING_SPOOL_DIR": str(root),
+        "KONG_METERING_INBOX_DIR": str(shared_memory(root)),
+        "COLUMNS": str(width),
+    }
+    result = CliRunner(env=environment).invoke(program, ["spool", command, *rest], input=stdin, obj=timing)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -141,13 +173,26 @@ def start(root: Path, *arguments: object, **options: Any) -> subprocess.Popen[by
     """Start a command as a process of its own."""
     command, *rest = map(str, arguments)
     return subprocess.Popen(
-        [*PROGRAM, "spool", command, "--spool-dir", str(root), *rest],
+        [*PROGRAM, "spool", command, "--spool-dir", str(root), "--inbox-dir", str(shared_memory(root)), *rest],
         cwd=REPOSITORY,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         **options,
     )
+
+
+def shared_memory(root: Path) -> Path:
+    """Give the directory that has the rings of a spool's servers."""
+    return root.parent / "shm"
+
+
+def killed_before_it_wrote(root: Path, count: int, *, written: int = 0, queue: QueueIdentity = QUEUE) -> None:
+    """Have a server killed that had taken `count` events in, and written so many of them to its log."""
+    shared_memory(root).mkdir(exist_ok=True)
+    names = (root, shared_memory(root), count, written, queue.entity_id, queue.name, queue.endpoint)
+    process = subprocess.run([sys.executable, "-c", KILLED, *map(str, names)], cwd=REPOSITORY, check=False)
+    assert process.returncode == -signal.SIGKILL
 
 
 @contextmanager

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.commands import handdelivery
+from kong_metering.commands.deliver import LEFT_TO_SERVERS
+from kong_metering.commands.endurance import ROUNDS, TRIES
+from kong_metering.commands.handdelivery import Timing
 from kong_metering.spool import deadletters
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.spool.log import EventLog
+from tests.support.clock import FakeClock
 from tests.support.waiting import wait_until
 from tests.unit.commands.helpers import (
     HOUR,
@@ -34,15 +39,40 @@ from tests.unit.commands.helpers import (
 )
 from tests.unit.delivery.ingest_server import Exchange, IngestServer, answer
 
+if TYPE_CHECKING:
+    from kong_metering.commands.holding import IsWanted
+
 Deliver = Callable[..., list[object]]
 
 
+class Waiting:
+    """A clock that waits at once; `pauses` has how long."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+        self._clock = FakeClock()
+        self._clock.set_wall(time.time())
+        self.timing = Timing(self._clock, self._wait)
+
+    def _wait(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self._clock.advance(seconds)
+
+
 @pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Have the pauses between two tries pass at once; gives their lengths."""
-    pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    return pauses
+def at_once() -> Waiting:
+    return Waiting()
+
+
+def choking(*numbers: int, fails: Callable[[Exchange], None]) -> Callable[[Exchange], None]:
+    """Fail at requests that hold one of these events."""
+    ids = {f"{number:08d}:api_request" for number in numbers}
+
+    def react(exchange: Exchange) -> None:
+        bad = any(each["id"] in ids for each in exchange.server.requests[-1].events)
+        fails(exchange) if bad else exchange.reply(204)
+
+    return react
 
 
 @pytest.fixture
@@ -66,13 +96,7 @@ def letters(root: Path) -> Counter[str]:
 
 def refuse(*numbers: int) -> Callable[[Exchange], None]:
     """Refuse requests that hold one of these events, without naming it."""
-    ids = {f"{number:08d}:api_request" for number in numbers}
-
-    def react(exchange: Exchange) -> None:
-        bad = any(each["id"] in ids for each in exchange.server.requests[-1].events)
-        exchange.reply(400, b'{"detail": "bad event"}') if bad else exchange.reply(204)
-
-    return react
+    return choking(*numbers, fails=answer(400, b'{"detail": "bad event"}'))
 
 
 def test_what_dead_processes_left_is_delivered_in_order(
@@ -91,7 +115,14 @@ def test_json_tells_the_account(root: Path, endpoint: IngestServer, queue: Queue
     waiting(root, [event(n) for n in range(20)], queue)
     endpoint.on_request = refuse(7)
     account = run_json(root, *deliver())
-    assert account == {"delivered": 19, "dead_letters": {"rejected": 1}, "left": 0, "held_by": [], "problem": None}
+    assert account == {
+        "delivered": 19,
+        "dead_letters": {"rejected": 1},
+        "left": 0,
+        "held": 0,
+        "held_by": [],
+        "problem": None,
+    }
 
 
 def test_refused_events_become_dead_letters_with_the_endpoints_words(
@@ -103,7 +134,7 @@ def test_refused_events_become_dead_letters_with_the_endpoints_words(
     assert result.exit_code == 0
     assert result.stdout == "97 events delivered.\nGiven up, and kept as dead letters: 3 rejected.\n"
     kept = [stored.letter for stored in DeadLetters(root / DEAD_LETTERS).letters()]
-    assert [each.event for each in kept] == [event(0), event(41), event(99)]
+    assert sorted(each.event for each in kept) == [event(0), event(41), event(99)]
     assert {each.queue for each in kept} == {queue}
     assert "answered 400" in kept[0].answer
     assert "bad event" in kept[0].answer
@@ -115,9 +146,9 @@ def test_no_older_dead_letter_is_dropped_for_a_new_one(
 ) -> None:
     monkeypatch.setattr(deadletters.DeadLetters.__init__, "__kwdefaults__", {"max_bytes": 1000, "segment_bytes": 1000})
     waiting(root, [event(n) for n in range(100)], queue)
-    endpoint.on_request = answer(400)
-    assert run(root, *deliver("--batch-size", 10)).exit_code == 0
-    assert letters(root) == {"rejected": 100}
+    endpoint.on_request = refuse(3, 33, 63)
+    assert run(root, *deliver()).exit_code == 0
+    assert letters(root) == {"rejected": 3}
 
 
 def test_the_endpoint_names_the_bad_one(
@@ -171,12 +202,34 @@ def test_what_a_living_process_holds_is_its_own(
 ) -> None:
     with holder(root, queue) as pid:
         result = run(root, *deliver(), width=300)
-        assert result.exit_code == 0
-        assert result.stdout == "There is nothing to deliver by hand.\n"
-        assert f"process {pid} delivers them itself" in result.stderr
+        assert result.exit_code == LEFT_TO_SERVERS
+        assert result.stdout == ""
+        assert f"held by process {pid}, which delivers them itself." in result.stderr
+        assert "Kong's error log says why" in result.stderr
         waiting(root, [event(1)], queue)
-        assert run(root, *deliver()).stdout == "1 event delivered.\n"
+        result = run(root, *deliver(), width=300)
+        assert (result.exit_code, result.stdout) == (0, "1 event delivered.\n")
+        assert f"held by process {pid}" in result.stderr
     assert received(endpoint) == [event(1)]
+
+
+def test_json_tells_who_holds_the_rest(root: Path, queue: QueueIdentity, deliver: Deliver) -> None:
+    with holder(root, queue) as pid:
+        result = run(root, *deliver("--json"))
+    account = json.loads(result.stdout)
+    assert result.exit_code == LEFT_TO_SERVERS
+    assert account["held"] >= 100
+    assert (account["held_by"], account["delivered"], account["problem"]) == ([pid], 0, None)
+
+
+def test_a_holder_in_another_container_is_told_as_one(root: Path, queue: QueueIdentity, deliver: Deliver) -> None:
+    with holder(root, queue) as pid:
+        (part,) = root.glob("proc-*")
+        # As it looks from outside: its name has an id that is nobody's here.
+        part.rename(root / part.name.replace(f"proc-{pid}-", "proc-4194999-"))
+        result = run(root, *deliver(), width=300)
+    assert result.exit_code == LEFT_TO_SERVERS
+    assert "held by a process in another container (4194999 there), which delivers them itself." in result.stderr
 
 
 def test_a_log_that_a_server_is_just_looking_at_is_waited_for(
@@ -186,16 +239,16 @@ def test_a_log_that_a_server_is_just_looking_at_is_waited_for(
     looks: list[int] = []
     adopt = SpoolDirectory.adopt
 
-    def adopts_later(spool: SpoolDirectory, is_wanted: Callable[[QueueIdentity | None], bool]) -> object:
+    def adopts_later(spool: SpoolDirectory, is_wanted: IsWanted, held_back: Callable[[], Container[Path]]) -> object:
         looks.append(1)
-        return adopt(spool, is_wanted if len(looks) > 3 else lambda _: False)
+        return adopt(spool, is_wanted if len(looks) > 3 else lambda _: False, held_back)
 
     monkeypatch.setattr(SpoolDirectory, "adopt", adopts_later)
     assert run(root, *deliver()).stdout == "1 event delivered.\n"
 
 
 def test_a_failing_endpoint_ends_it_and_loses_nothing(
-    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver, no_pauses: list[float]
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver, at_once: Waiting
 ) -> None:
     waiting(root, [event(n) for n in range(30)], queue)
 
@@ -203,46 +256,138 @@ def test_a_failing_endpoint_ends_it_and_loses_nothing(
         exchange.reply(204 if len(exchange.server.requests) == 1 else 503, b"busy")
 
     endpoint.on_request = react
-    result = run(root, *deliver("--batch-size", 10), width=400)
+    result = run(root, *deliver("--batch-size", 10), width=400, timing=at_once.timing)
     assert result.exit_code == 1
     assert result.stdout == "10 events delivered.\n"
-    assert "answered 503: busy; 20 events left, and nothing is lost: run it again later" in result.stderr
-    assert len(endpoint.requests) == 1 + handdelivery.TRIES
-    assert no_pauses == [0.5, 1, 2, 4]
-    # OpenMeter may have a part of what it answered 500 to.
+    assert result.stderr.startswith(f"Could not deliver 10 events, will try again: {endpoint.url} answered 503: busy\n")
+    problem = f"nothing gets through any more: {endpoint.url} answered 503: busy; 20 events left, and nothing is lost"
+    assert f"Error: {problem}: run it again later" in result.stderr
+    assert at_once.pauses == [0.5, 1, 2] + [4] * (ROUNDS - 4)
+    # OpenMeter may have a part of what it answered 500 to; only the oldest batch was ever sent.
     assert run_json(root, "status")["queues"][0]["may_have_arrived"] == 10
+    assert letters(root) == {}
     endpoint.on_request = answer(204)
     assert run(root, *deliver()).stdout == "20 events delivered.\n"
 
 
-@pytest.mark.parametrize(("status", "tries"), [(401, 1), (429, handdelivery.TRIES)])
+def test_an_endpoint_that_refuses_everything_gets_nothing_blamed(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver, at_once: Waiting
+) -> None:
+    waiting(root, [event(n) for n in range(30)], queue)
+    endpoint.on_request = answer(400, b"wrong path")
+    result = run(root, *deliver("--batch-size", 10), width=400, timing=at_once.timing)
+    assert (result.exit_code, result.stdout) == (1, "0 events delivered.\n")
+    assert "nothing gets through: " in result.stderr
+    assert "wrong path; 30 events left, and nothing is lost: run it again later" in result.stderr
+    assert letters(root) == {}
+    assert events_of(root, queue) == [event(n) for n in range(30)]
+
+
+@pytest.mark.parametrize(("status", "tries"), [(401, 1), (429, TRIES)])
 def test_what_surely_did_not_arrive_is_not_ambiguous(  # noqa: PLR0913, PLR0917 - fixtures
     root: Path,
     endpoint: IngestServer,
     queue: QueueIdentity,
     deliver: Deliver,
-    no_pauses: list[float],
+    at_once: Waiting,
     status: int,
     tries: int,
 ) -> None:
     waiting(root, [event(1)], queue)
     endpoint.on_request = answer(status, headers={"Retry-After": "7"})
-    result = run(root, *deliver())
+    result = run(root, *deliver(), timing=at_once.timing)
     assert result.exit_code == 1
     assert "s3cr3t" not in result.output
     assert len(endpoint.requests) == tries
-    assert no_pauses == [7] * (tries - 1)
+    assert at_once.pauses == [7] * (tries - 1)
     assert run_json(root, "status")["queues"][0]["may_have_arrived"] == 0
 
 
-def test_an_endpoint_that_is_not_there(root: Path, token: Path, no_pauses: list[float]) -> None:
+def test_an_endpoint_that_is_not_there(root: Path, token: Path, at_once: Waiting) -> None:
     waiting(root, [event(1)], QueueIdentity(PLUGIN, "m", "http://127.0.0.1:9/events"))
-    result = run(root, "deliver", "--plugin-id", PLUGIN, "--token-file", token)
+    result = run(root, "deliver", "--plugin-id", PLUGIN, "--token-file", token, timing=at_once.timing)
     assert result.exit_code == 1
     assert "refused" in result.stderr
-    assert len(no_pauses) == handdelivery.TRIES - 1
+    assert at_once.pauses == [0.5, 1, 2, 4]
     assert run_json(root, "status")["queues"][0]["may_have_arrived"] == 0
     assert len(events_of(root, QueueIdentity(PLUGIN, "m", "http://127.0.0.1:9/events"))) == 1
+
+
+# -- whose fault a failure is
+
+
+@pytest.mark.parametrize("bad", [0, 4, 9])
+@pytest.mark.parametrize("fails", [answer(503, b"out of order"), answer(403, b"blocked"), Exchange.reset])
+def test_an_event_that_fails_by_itself_is_found(  # noqa: PLR0913, PLR0917 - fixtures
+    root: Path,
+    endpoint: IngestServer,
+    queue: QueueIdentity,
+    deliver: Deliver,
+    at_once: Waiting,
+    fails: Callable[[Exchange], None],
+    bad: int,
+) -> None:
+    waiting(root, [event(n) for n in range(10)], queue)
+    endpoint.on_request = choking(bad, fails=fails)
+    result = run(root, *deliver(), timing=at_once.timing)
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "9 events delivered.\nGiven up, and kept as dead letters: 1 rejected.\n",
+    )
+    assert [stored.letter.event for stored in DeadLetters(root / DEAD_LETTERS).letters()] == [event(bad)]
+    assert survey(root) == []
+
+
+def test_many_bad_ones_in_a_row_do_not_hold_the_others_up(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver, at_once: Waiting
+) -> None:
+    waiting(root, [event(n) for n in range(200)], queue)
+    endpoint.on_request = choking(*range(20), fails=Exchange.reset)
+    result = run(root, *deliver(), timing=at_once.timing)
+    assert result.stdout == "180 events delivered.\nGiven up, and kept as dead letters: 20 rejected.\n"
+    assert sorted(stored.letter.event for stored in DeadLetters(root / DEAD_LETTERS).letters()) == [
+        event(n) for n in range(20)
+    ]
+
+
+def test_a_dead_letter_has_all_of_the_endpoints_words(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver
+) -> None:
+    waiting(root, [event(n) for n in range(20)], queue)
+    endpoint.on_request = choking(7, fails=answer(400, b"x" * 3000 + b" and this is the point"))
+    assert run(root, *deliver()).exit_code == 0
+    (stored,) = DeadLetters(root / DEAD_LETTERS).letters()
+    assert stored.letter.answer.endswith("and this is the point")
+
+
+def test_an_endpoint_that_fails_at_random_gets_all_in_the_end(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver, at_once: Waiting
+) -> None:
+    waiting(root, [event(n) for n in range(1000)], queue)
+    chance = random.Random(1)  # noqa: S311
+    endpoint.on_request = lambda exchange: exchange.reply(503 if chance.random() < 0.7 else 204)
+    result = run(root, *deliver("--batch-size", 10), timing=at_once.timing)
+    assert (result.exit_code, result.stdout) == (0, "1,000 events delivered.\n")
+
+
+def test_what_overtook_a_bad_one_does_not_come_again_after_an_outage(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver, at_once: Waiting
+) -> None:
+    waiting(root, [event(n) for n in range(100)], queue)
+    taken: list[bytes] = []
+
+    def react(exchange: Exchange) -> None:
+        events = [json.dumps(each).encode() for each in exchange.server.requests[-1].events]
+        if event(0) in events or len(taken) >= 15:
+            exchange.reply(503)
+            return
+        taken.extend(events)
+        exchange.reply(204)
+
+    endpoint.on_request = react
+    result = run(root, *deliver("--batch-size", 10), timing=at_once.timing)
+    assert result.exit_code == 1
+    assert sorted([*taken, *events_of(root, queue)]) == [event(n) for n in range(100)]
 
 
 def test_what_was_sent_long_ago_without_an_answer_is_not_sent_again(

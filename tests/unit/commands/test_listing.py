@@ -73,8 +73,8 @@ def test_filters_choose_the_queue_and_the_reason(root: Path) -> None:
 
 def test_nothing_to_list_is_said(root: Path) -> None:
     dead_letters(root, letter("rejected", event(3)))
-    assert run(root, "list").stdout == "Nothing waits.\n"
-    assert run(root, "list", "--plugin-id", "x").stdout == "Nothing waits that matches.\n"
+    assert run(root, "list").stdout == "Nothing is waiting.\n"
+    assert run(root, "list", "--plugin-id", "x").stdout == "Nothing that matches is waiting.\n"
     said = run(root, "list", "--dead-letters", "--reason", "ambigous").stdout
     assert said == "No dead letter matches; there are 1 rejected.\n"
 
@@ -146,7 +146,7 @@ def test_dead_letters_without_an_event_are_left_out_of_an_export_and_counted(roo
     target = tmp_path / "events.jsonl"
     result = run(root, "export", "--dead-letters", "--output", target)
     assert event_ids(target.read_bytes()) == [1, 2]
-    assert result.stderr == f"2 events exported to {target}.\n1 event left out: not to be read.\n"
+    assert result.stderr == f"2 events exported to {target}.\n1 event left out: unreadable.\n"
 
 
 def test_damage_is_left_out_of_an_export_and_counted(root: Path) -> None:
@@ -154,7 +154,7 @@ def test_damage_is_left_out_of_an_export_and_counted(root: Path) -> None:
     damage(log, 1)
     result = run(root, "export")
     assert event_ids(result.stdout.encode()) == [0, 2]
-    assert result.stderr == "2 events exported.\n1 event left out: not to be read.\n"
+    assert result.stderr == "2 events exported.\n1 event left out: unreadable.\n"
     assert not (log.directory / "damaged").exists()
 
 
@@ -170,11 +170,11 @@ def test_an_exported_file_is_private_and_replaced_only_by_force(root: Path, tmp_
     target.write_text("mine")
     refused = run(root, "export", "-o", target)
     assert refused.exit_code == 1
-    assert "is there already: name another file, or replace it with --force" in refused.stderr
+    assert "exists already: name another file, or replace it with --force" in refused.stderr
     assert target.read_text() == "mine"
     assert run(root, "export", "-o", target, "--force").exit_code == 0
     assert event_ids(target.read_bytes()) == [1]
-    assert "is no file" in run(root, "export", "-o", "/dev/null", "--force").stderr
+    assert "is not a file" in run(root, "export", "-o", "/dev/null", "--force").stderr
     assert "No such file" in run(root, "export", "-o", tmp_path / "no" / "where").stderr
     assert sorted(tmp_path.iterdir()) == [target.with_name("events.jsonl"), root]
 

@@ -108,7 +108,7 @@ def test_an_id_that_is_not_there_is_told(root: Path) -> None:
     dead_letters(root, letter("rejected", event(1)))
     result = run(root, "replay", 1, 7, "--yes")
     assert result.exit_code == 1
-    assert "Not there, or not matching: 7." in result.stderr
+    assert "Not found, or not matching: 7." in result.stderr
     assert events_of(root) == [event(1)]
     assert run(root, "replay", 7, "--yes").exit_code == 1
 

@@ -163,7 +163,7 @@ def test_an_endpoint_that_hangs_takes_no_more_than_its_share(couriers: Couriers)
     wait_until(lambda: all(queue.served for queue in hanging), "those that were held back are served afterwards")
 
 
-def test_queues_take_turns(couriers: Couriers) -> None:
+def test_queues_take_turns() -> None:
     log: list[str] = []
     pool = Couriers(SystemClock(), limit=1)
     first, second = (Served(pool, todo=20, origin=f"https://{name}.test", log=log) for name in ("a", "b"))

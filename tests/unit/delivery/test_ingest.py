@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from kong_metering import __version__
 from kong_metering.config import PluginConfig
+from kong_metering.delivery.ingest import Endpoint, IngestClient
 from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from tests.support.clock import FakeClock
 from tests.support.posts import INGEST_PATH

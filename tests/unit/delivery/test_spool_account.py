@@ -23,7 +23,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kong_metering.clock import EpochClock
 from kong_metering.config import Entity, PluginConfig, Queue
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.connections import Connections
@@ -36,7 +35,6 @@ from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.spool.log import EventLog
 from kong_metering.spool.options import SpoolOptions, Sync
 from kong_metering.stats import Buried, Stats
-from kong_metering.upkeep.holdings import Holdings
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     BUSY,
@@ -51,12 +49,14 @@ from tests.unit.delivery.fakes import (
 from tests.unit.delivery.ingest_server import Exchange, IngestServer, running
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.backlog import Sending
+    from kong_metering.clock import EpochClock
+    from kong_metering.delivery.sending import Sending
     from kong_metering.delivery.source import Entry
     from kong_metering.spool.deadletters import DeadLetter
     from kong_metering.spool.format import StoredEvent
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.letterbox import LetterBox
+    from kong_metering.upkeep.holdings import Holdings
     from tests.unit.delivery.conftest import ProcessMaker
     from tests.unit.delivery.fakes import SpooledQueue
 

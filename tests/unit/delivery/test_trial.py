@@ -465,3 +465,27 @@ def test_a_part_of_which_nothing_is_left_is_not_answered() -> None:
     assert not trial.withdraw(decision.part, decision.part.items)
     assert trial.unsettled() == []
     assert trial.next(0.0, 1) == Take(1)
+
+
+# -- order, pauses and witnesses of the search -------------------------------------------------------------------------
+
+
+def test_the_oldest_event_is_tried_alone_again_once_another_one_got_through() -> None:
+    world = World(choking({0}, FORBIDDEN), batch_size=10)
+    world.put(10)
+    world.run(until=lambda: len(world.requests) == 4)
+    assert world.requests == [list(range(10)), [0], [1], [0]]
+
+
+def test_many_in_flight_that_fail_at_once_make_one_pause() -> None:
+    world = World(lambda _: UNREACHABLE, batch_size=1, in_flight=32, initial_retry_delay=1)
+    world.put(100)
+    world.run(until=lambda: len(world.requests) == 35)
+    assert [round(b - a) for a, b in zip(world.sent_at[31:], world.sent_at[32:], strict=False)] == [1, 2, 4]
+
+
+def test_few_others_are_spent_sparingly_as_witnesses() -> None:
+    world = World(choking({37}, FORBIDDEN), batch_size=100)
+    world.put(100)
+    world.run()
+    assert set(world.refused) == {37}

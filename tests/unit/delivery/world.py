@@ -97,7 +97,7 @@ class World:
                 return self._pass_time(moment, until)
         return True
 
-    def run(self, *, seconds: float = 1e9, until: Callable[[], bool] = lambda: False) -> World:
+    def run(self, *, seconds: float = 1e6, until: Callable[[], bool] = lambda: False) -> World:
         """Go on until nothing happens any more, for so long, or until a condition holds."""
         end = self.now + seconds
         while not until() and self.now < end and not self.is_done and self.step(end):

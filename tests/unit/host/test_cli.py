@@ -15,8 +15,8 @@ import click
 import pytest
 
 from kong_metering import __version__, app, cli
-from kong_metering.spool.options import Sync
 from kong_metering.errors import StartupError
+from kong_metering.spool.options import Sync
 from tests.support.ingest import IngestServer
 from tests.support.plugin_server import BIN, ROOT, PluginServerProcess, ServerProcess, example_settings, script_command
 from tests.support.rpc import PLUGIN, Connection, KongClient, KongRequest, request_frame

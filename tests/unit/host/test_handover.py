@@ -260,7 +260,7 @@ def test_another_server_serves_when_the_one_that_took_over_dies_with_all_connect
             assert pid_over(connection) != parted
         assert lost.is_ended()
     assert old.stop() == 0
-    assert ["did not take over in the end" in line for line in old.complaints()] == [True]
+    assert ["did not take over after all" in line for line in old.complaints()] == [True]
 
 
 def asking(channel: Channel, kind: Kind) -> socket.socket:
@@ -275,7 +275,7 @@ def test_two_processes_that_start_at_once_take_turns(launch: Launch) -> None:
     servers = [launch().launch() for _ in range(3)]
     for server in servers:
         server.wait_until_it_serves()
-    taken = [any("taken over from the process before" in line for line in server.log) for server in servers]
+    taken = [any("taken over from the previous process" in line for line in server.log) for server in servers]
     assert sorted(taken) == [False, True, True]
     with Connection(servers[0].path) as connection:
         pid = pid_over(connection)
@@ -325,7 +325,7 @@ def test_a_plugin_server_of_the_version_before_is_taken_over_from_at_once(launch
         with Connection(server.path) as fresh:
             assert pid_over(fresh) == server.server_pid
     assert answered == [request_frame(1, "ShareListener", None).data, request_frame(1, "HandOver", None).data]
-    server.wait_for_log("taken over from the process before")
+    server.wait_for_log("taken over from the previous process")
     assert server.stop() == 0
     assert server.complaints() == []
 
@@ -412,8 +412,8 @@ def test_a_program_that_could_not_be_started_anew_goes_on(prefix: Path) -> None:
         serving = server.server_pid
         program.write_text("raise SystemExit(3)")
         server.process.send_signal(signal.SIGHUP)
-        line = server.wait_for_log("cannot be started anew")
-        assert line == "error: the program cannot be started anew, it ended with status 3; this one goes on"
+        line = server.wait_for_log("cannot be restarted")
+        assert line == "error: the program cannot be restarted, it ended with status 3; this one keeps running"
         with Connection(server.path) as connection:
             assert pid_over(connection) == serving
 
@@ -422,7 +422,7 @@ def test_a_program_that_is_told_to_end_while_it_starts_anew_ends_in_order(launch
     server = launch().start()
     serving = server.server_pid
     server.process.send_signal(signal.SIGHUP)
-    server.wait_for_log("starting anew")
+    server.wait_for_log("restarting")
     assert server.stop() == 0
     assert not Path(f"/proc/{serving}").exists()
     assert server.complaints() == []
@@ -432,7 +432,7 @@ def test_a_server_that_does_not_hand_over_at_a_restart_is_killed(launch: Launch)
     server = launch().start()
     stuck = server.server_pid
     server.process.send_signal(signal.SIGHUP)
-    server.wait_for_log("starting anew")
+    server.wait_for_log("restarting")
     os.kill(stuck, signal.SIGSTOP)
     with Connection(server.path) as connection:
         assert pid_over(connection) != stuck

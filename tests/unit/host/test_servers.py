@@ -133,7 +133,7 @@ def test_where_workers_are_not_known_all_go_to_the_first_server(launch: Launch) 
         connections = [stack.enter_context(Connection(server.path)) for _ in range(20)]
         pids = {KongClient(server.path, [connection]).call("GetStatus")["Pid"] for connection in connections}
     assert len(pids) == 1
-    assert ["all go to the first of 2 servers" in line for line in server.complaints()] == [True]
+    assert ["all connections go to the first of 2 servers" in line for line in server.complaints()] == [True]
 
 
 # Figures

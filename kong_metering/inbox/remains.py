@@ -1,0 +1,117 @@
+"""What a dead process's ring has left for each log, without what that log has already; nothing is changed here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kong_metering.spool.format import segment_first
+from kong_metering.spool.free import PART
+from kong_metering.spool.segment import Segment, SegmentReader
+
+if TYPE_CHECKING:
+    from kong_metering.inbox.queues import QueueList
+    from kong_metering.spool.format import StoredEvent
+    from kong_metering.spool.identity import QueueIdentity
+    from kong_metering.spool.log import EventLog
+
+_NO_LIMIT = 1 << 62
+
+# Told how many of the unread events of each queue are in logs by now.
+NotePoured = Callable[[Mapping[int, int]], None]
+
+
+class Remains:
+    """The events of one queue that a ring still has, in order, and where its log was, below the spool's root."""
+
+    def __init__(
+        self, counts: dict[int, int], identity: QueueIdentity | None, key: str, note_poured: NotePoured
+    ) -> None:
+        self.identity = identity
+        self.key = key
+        self.home: str | None = None
+        self.events: list[bytes] = []
+        self._numbers: list[int] = []
+        self._counts = counts
+        self._note_poured = note_poured
+
+    def add(self, number: int, event: bytes) -> None:
+        """Put an event behind the others."""
+        self._numbers.append(number)
+        self.events.append(event)
+
+    def leave_out(self, count: int) -> None:
+        """Forget the first ones, which are in a log, and note that."""
+        if not count:
+            return
+        for number in self._numbers[:count]:
+            self._counts[number] = self._counts.get(number, 0) + 1
+        del self._numbers[:count], self.events[:count]
+        self._note_poured(self._counts)
+
+    def leave_out_known(self, log: EventLog) -> int:
+        """Leave out the longest run of the first events that is the end of the log; tell how many."""
+        events = self.events
+        tail = _tail(log, len(events))
+        for start in range(len(tail)):
+            length = len(tail) - start
+            if tail[start] == events[0] and tail[start:] == events[:length]:
+                self.leave_out(length)
+                return length
+        return 0
+
+
+def sorted_out(listed: QueueList, events: Sequence[tuple[int, bytes]], note_poured: NotePoured) -> list[Remains]:
+    """Sort a ring's unread events by the logs that they belong to, without those that were poured already."""
+    to_pass = dict(listed.poured)
+    by_key: dict[str, Remains] = {}
+    for number, event in events:
+        if to_pass.get(number, 0):
+            to_pass[number] -= 1
+            continue
+        queue = listed.queues.get(number)
+        # Whose events they are is lost with the list's line; they are kept all the same.
+        key = queue.identity.key if queue else f"unknown-{number}"
+        if key not in by_key:
+            by_key[key] = Remains(listed.poured, queue.identity if queue else None, key, note_poured)
+        by_key[key].home = (queue and queue.directory) or by_key[key].home
+        by_key[key].add(number, event)
+    return list(by_key.values())
+
+
+def parts_of(stem: str) -> Iterator[str]:
+    """Name the parts of the spool, one after the other, that a ring is poured into where its own logs are not there."""
+    return (f"{PART}{stem}{suffix}" for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(1))))
+
+
+def _tail(log: EventLog, count: int) -> list[bytes]:
+    """Read the last events of a log, `count` at most, in order; they may be done long ago."""
+    newest_first: list[bytes] = []
+    end = log.next_sequence
+    for path in sorted(log.directory.glob("*.seg"), reverse=True):
+        for event in reversed(_events_of(path, end)):
+            # What is damaged cannot be compared, and so ends the run.
+            if event.sequence != end - 1 or len(newest_first) == count:
+                break
+            newest_first.append(event.payload)
+            end = event.sequence
+        if segment_first(path.name) != end:
+            break
+    return newest_first[::-1]
+
+
+def _events_of(path: Path, end: int) -> list[StoredEvent]:
+    first = segment_first(path.name)
+    if first is None:
+        return []
+    reader = SegmentReader(Segment(path, first, end, path.stat().st_size), _pass_damage)
+    try:
+        return reader.read(end - first, _NO_LIMIT)
+    finally:
+        reader.close()
+
+
+def _pass_damage(segment: Segment, offset: int, data: bytes, first: int, end: int) -> None:
+    """Leave it to whoever adopts the log to tell of it."""
