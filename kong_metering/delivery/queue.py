@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from kong_metering.delivery.backlog import Backlog
     from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.couriers import Couriers
+    from kong_metering.delivery.decisions import Decision
     from kong_metering.delivery.ingest import Endpoint
+    from kong_metering.delivery.source import Entry
 
 
 class EventQueue:
@@ -67,6 +69,9 @@ class EventQueue:
         self._delivering = Delivering(self._rules, backlog, clock=clock, account=account)
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
         self._wants_more = True
+        # How many couriers are at it.
+        self._steps = 0
+        self._counting = threading.Lock()
         self._is_closing = False
         self._has_ended = False
         self._is_done = threading.Event()
@@ -153,17 +158,27 @@ class EventQueue:
             due_in = self._due_in()
             ready = self._backlog.unread if due_in == 0.0 else 0
             now = self._clock.monotonic()
-            decision = self._delivering.step(ready, self._post)
+            decision = self._stepped(ready)
             if isinstance(decision, Send):
                 return self._clock.monotonic()
             if not isinstance(decision, Pause):
                 continue
             self._wants_more = ready == 0
-            if self._is_closing and decision.until is None:
+            # The last one to have nothing to do: others may still settle what was answered.
+            if self._is_closing and decision.until is None and not self._steps:
                 self._is_done.set()
             times = [decision.until, now + due_in if due_in else None]
             return min((time for time in times if time is not None), default=None)
         return None
+
+    def _stepped(self, ready: int) -> Decision[Entry]:
+        with self._counting:
+            self._steps += 1
+        try:
+            return self._delivering.step(ready, self._post)
+        finally:
+            with self._counting:
+                self._steps -= 1
 
     def _post(self, events: Sequence[bytes]) -> Outcome:
         if self.width > 1 and (self._delivering.lined_up or self._backlog.unread):
