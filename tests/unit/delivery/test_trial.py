@@ -17,6 +17,7 @@ from tests.unit.delivery.world import (
     DELIVERED,
     DOWN,
     FORBIDDEN,
+    RESETS,
     RULES,
     TOO_MANY,
     UNREACHABLE,
