@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kong_metering.record import (
-    legible,
     header_values,
     integer,
+    legible,
     milliseconds,
     parse_record,
     query_values,
