@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering_sandbox.gateways import wait_for
-from tests.e2e.declarative import document, metering_at_once, service
+from tests.e2e.declarative import document, metering, service
 from tests.e2e.traffic import get
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 # A real Kong looks once a minute whether a secret has changed.
 _PATIENCE_SECONDS = 200.0
+_PAUSE_SECONDS = 0.5
 _VAULT = """
 return {{
   VERSION = "1.0.0",
@@ -80,7 +82,7 @@ def gateway(
     collector: CollectorProcess,
 ) -> Iterator[Gateway]:
     vault.put("om_token")
-    plugin = metering_at_once(collector.ingest_v1, api_token="{vault://file/om-token?ttl=1}")
+    plugin = metering(collector.ingest_v1, api_token="{vault://file/om-token?ttl=1}")
     declarative = document(service(upstream.url), plugins=[plugin])
     with gateway_class(tmp_path / "gateway", declarative, settings=vault.settings) as gateway:
         yield gateway
@@ -103,6 +105,7 @@ def test_events_that_wait_on_401_arrive_once_the_vault_has_another_token(
 
     def has_arrived() -> bool:
         ask()
+        time.sleep(_PAUSE_SECONDS)
         return collector.client.stats().unique > 10
 
     wait_for(has_arrived, "the new token is used", lambda: gateway.error_log[-3000:], _PATIENCE_SECONDS)
