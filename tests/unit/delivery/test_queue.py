@@ -204,7 +204,7 @@ def test_a_batch_that_is_not_full_is_sent_by_a_thread_when_it_is_due(live: LiveR
     assert it.endpoint.requests == [[b"one", b"two"]]
 
 
-def test_a_queue_with_nothing_to_do_has_no_thread(live: LiveRigMaker) -> None:
+def test_a_queue_with_nothing_to_do_has_no_thread_and_no_connection(live: LiveRigMaker) -> None:
     it = live()
     assert it.couriers.threads == 0
     it.put(*numbered(50))
@@ -215,6 +215,8 @@ def test_a_queue_with_nothing_to_do_has_no_thread(live: LiveRigMaker) -> None:
         return it.couriers.threads == 0
 
     wait_until(has_gone, "no thread is left")
+    it.network.connections.sweep(it.clock.monotonic())
+    assert all(sender.closed for sender in it.endpoint.senders)
     it.put(b"another")
     assert it.settle().delivered == 51
 
@@ -937,8 +939,10 @@ def test_a_newer_configuration_ends_a_backoff_and_serves_what_waits(rig: RigMake
     it.reconfigure("new token", max_batch_size=10)
     it.let_pass(0)
     assert it.stats.snapshot().delivered == 2
-    old, new = it.endpoint.senders
-    assert (new.name, new.delivered) == ("new token", [b"one", b"two"])
+    assert [(sender.name, sender.delivered) for sender in it.endpoint.senders] == [
+        ("", []),
+        ("new token", [b"one", b"two"]),
+    ]
 
 
 def test_a_newer_configuration_during_a_request_ends_the_backoff_that_follows(rig: RigMaker) -> None:
