@@ -21,6 +21,7 @@ from typing import Any, cast
 import msgpack
 
 _RECORD = Path(__file__).parent / "data" / "record.json"
+_ANSWER = 1
 _ANSWER_BYTES = 65_536
 _SPARE_CONNECTIONS = 4
 _SUBJECT = "acme"
@@ -188,17 +189,17 @@ class Client:
 
 
 def _result(connection: socket.socket) -> Any:
-    """Read the answer of an RPC; only one can be under way, and it is small, but it may still come in parts."""
-    answer = b""
+    """Read the answer of an RPC; only one can be under way, but it may come in parts, and behind a notification."""
+    unpacker = msgpack.Unpacker()
     while True:
         part = connection.recv(_ANSWER_BYTES)
         if not part:
             raise ServerError("the server closed a connection")
-        answer += part
-        try:
-            _, _, error, result = msgpack.unpackb(answer)
-        except ValueError:  # incomplete
-            continue
-        if error is not None:
-            raise ServerError(f"the server answered with an error: {error}")
-        return result
+        unpacker.feed(part)
+        for kind, *others in unpacker:
+            if kind != _ANSWER:
+                continue
+            _, error, result = others
+            if error is not None:
+                raise ServerError(f"the server answered with an error: {error}")
+            return result

@@ -13,7 +13,7 @@ from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.load import Load
 from kong_metering.host.server import Hooks, serve
 from kong_metering.host.supervisor import Supervisor, SupervisorOptions
-from kong_metering.log import LOGGER, ProcessLog
+from kong_metering.log import LOGGER, ProcessLog, Reminder
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
 from kong_metering.schema import plugin_info
@@ -58,7 +58,11 @@ class DeliveryOptions:
 
 
 def run(
-    opening: Opening, supervisor: SupervisorOptions, limits: Limits, delivery: DeliveryOptions, log: ProcessLog
+    opening: Opening,
+    supervisor: SupervisorOptions,
+    limits: Limits,
+    delivery: DeliveryOptions,
+    log: ProcessLog,
 ) -> None:
     """Run the plugin server until it is told to end; raises `StartupError` if it cannot start."""
 
@@ -75,11 +79,14 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
     definition = _definition(runtime, figures.told)
     dispatcher = Dispatcher(definition, clock=runtime.clock, limits=limits)
     load = Load(runtime.clock)
+    # One of the servers says it for all.
+    reminder = Reminder(log.complaints if station.index == 0 else (), runtime.clock)
 
     def housekeeping() -> None:
         runtime.delivery.sweep()
         runtime.captured.sweep()
         log.repeats.summarise()
+        reminder.remind()
         figures.publish()
         if (trouble := load.trouble()) is not None:
             servers = len(station.slots)

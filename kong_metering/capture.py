@@ -113,6 +113,8 @@ def piecewise_record() -> Steps[Record]:
         "request": {
             "id": (yield from attempt("kong.response.get_header", "x-kong-request-id")),
             "headers": (yield from attempt("kong.request.get_headers")),
+            # What Kong's record is made of as well. In the log phase nginx cannot be asked for it any more.
+            "uri": (yield from attempt("kong.nginx.get_ctx", "request_uri")),
         },
         "response": {"status": (yield from attempt("kong.response.get_status"))},
         "route": (yield from attempt("kong.router.get_route")),

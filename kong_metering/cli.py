@@ -13,19 +13,22 @@ import logging
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME, SPOOL_DIRECTORY, __version__
+from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME, SPOOL_DIRECTORY, __version__, checks
 from kong_metering.clock import SystemClock
 from kong_metering.errors import StartupError
 from kong_metering.host.opening import Opening, Place, open_again, open_at
 from kong_metering.host.restart import Restart
-from kong_metering.log import LOGGER, ProcessLog, Relay, Repeats, cause_of, configure
+from kong_metering.lenient import LenientCommand, LenientOption, complaints_of
+from kong_metering.log import LOGGER, ProcessLog, Relay, Repeats, cause_of, configure, printable
 from kong_metering.quantities import DirectoryOrNone, Duration, Size
 from kong_metering.spool.options import INBOX_DIRECTORY, SpoolOptions, Sync
 
@@ -74,7 +77,7 @@ def _setting(*names: str, former: Sequence[str] = (), **attributes: Any) -> Call
     return click.option(*names, *former, cls=_Setting, former=former, **attributes)
 
 
-class _Setting(click.Option):
+class _Setting(LenientOption):
     """An option with a default and a variable; former names of it are understood, and not shown."""
 
     def __init__(self, *arguments: Any, former: Sequence[str], **attributes: Any) -> None:
@@ -99,6 +102,7 @@ def _is_without_spool() -> bool:
 
 
 @click.command(
+    cls=LenientCommand,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="The last three flags are those of kong-pdk's start_dedicated_server, and change nothing.",
 )
@@ -150,6 +154,7 @@ def _is_without_spool() -> bool:
 )
 @_setting(
     "--parent",
+    type=click.Choice(["auto", "watch", "ignore"]),
     default="auto",
     metavar="MODE",
     help="'watch': stop when the process that started this one ends; 'ignore': do not; 'auto': watch it unless it is "
@@ -224,14 +229,20 @@ def _is_without_spool() -> bool:
 @click.option("--no-lua-style", is_flag=True, expose_value=False, help="PDK errors are exceptions; they always are.")
 @click.option("-m", "--multiprocessing", is_flag=True, help="Ignored.")
 @click.option("-g", "--gevent", is_flag=True, help="Ignored.")
-def program(spool_sync: str, **options: Any) -> int:
+@click.pass_context
+def program(context: click.Context, /, spool_sync: str, **options: Any) -> int:
     """Serve the metering-and-billing plugin to Kong Gateway.
 
     Kong starts this program without an environment, so flags are the way to set things; the variables are for systemd
     and containers. A TIME is a number of seconds, or a number with s, m, h, d or w behind it; a SIZE is a number of
     bytes, or a number with K, M or G behind it.
     """
-    return _run(Options(spool_sync=Sync(spool_sync), **options))
+    settings = Options(spool_sync=Sync(spool_sync), **options)
+    if not settings.dump:
+        return _run(settings, complaints_of(context))
+    # Where the plugin server runs elsewhere, as beside a control plane, there is nothing to be looked at.
+    is_place_known = context.get_parameter_source("kong_prefix") is not ParameterSource.DEFAULT
+    return _dump(settings, complaints_of(context), is_place_known=is_place_known)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -246,9 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(options: Options) -> int:
-    if options.dump:
-        return _dump(options.protocol)
+def _run(options: Options, complaints: list[str]) -> int:
     restart = Restart.taken_from(os.environ)
     os.umask(0o077)
     _fill_standard_descriptors()
@@ -259,9 +268,13 @@ def _run(options: Options) -> int:
     if options.multiprocessing or options.gevent:
         LOGGER.info("-m and -g are flags of kong-pdk's server; this one has a single way to run, and ignores them")
     try:
-        parent, ca_bundle, place = _parent(options.parent), _ca_bundle(options.ca_bundle), _place(options)
+        place = _place(options)
         opening = open_at(place) if restart is None else open_again(place, restart)
-        _serve(opening, parent, ca_bundle, options, log)
+        # What is wrong with the spool is said by who looks after it, and the socket is there.
+        complaints += checks.complaints(replace(_places(options), spool=None))
+        for complaint in complaints:
+            LOGGER.error("%s", complaint)
+        _serve(opening, options, replace(log, complaints=tuple(complaints)))
     except StartupError as error:
         LOGGER.critical("cannot start: %s", error)
         return 1
@@ -271,21 +284,28 @@ def _run(options: Options) -> int:
     return 0
 
 
-def _dump(protocol: Literal["protobuf", "msgpack"]) -> int:
+def _dump(options: Options, complaints: list[str], *, is_place_known: bool) -> int:
+    """Print what Kong wants to know; and on standard error, and in Kong's error log, what will not work."""
     from kong_metering import app  # noqa: PLC0415 - takes long
 
-    sys.stdout.write(json.dumps(app.dump(protocol)) + "\n")
+    sys.stdout.write(json.dumps(app.dump(options.protocol)) + "\n")
+    if is_place_known:
+        complaints += checks.complaints_for_workers(_places(options))
+    words = [f"{PLUGIN_NAME}: {printable(complaint, 1000)}" for complaint in complaints]
+    sys.stderr.write("".join(f"error: {line}\n" for line in words))
+    now = time.strftime("%Y/%m/%d %H:%M:%S")
+    checks.say_in_error_log(options.kong_prefix, [f"{now} [error] {os.getpid()}#0: {line}\n" for line in words])
     return 0
 
 
-def _serve(opening: Opening, parent: int | None, ca_bundle: str | None, options: Options, log: ProcessLog) -> None:
+def _serve(opening: Opening, options: Options, log: ProcessLog) -> None:
     from kong_metering import app  # noqa: PLC0415 - takes long
     from kong_metering.host.dispatch import Limits  # noqa: PLC0415
     from kong_metering.host.supervisor import SupervisorOptions  # noqa: PLC0415
 
     limits = Limits(phase_timeout=options.phase_timeout, instance_ttl=options.instance_ttl)
-    delivery = app.DeliveryOptions(options.stop_timeout, ca_bundle, _spool_options(options))
-    supervisor = SupervisorOptions(options.servers, parent, options.stop_timeout)
+    delivery = app.DeliveryOptions(options.stop_timeout, options.ca_bundle, _spool_options(options))
+    supervisor = SupervisorOptions(options.servers, _parent(options.parent), options.stop_timeout)
     app.run(opening, supervisor, limits, delivery, log)
 
 
@@ -319,6 +339,16 @@ def _place(options: Options) -> Place:
     return Place(prefix / options.socket_name, options.listen_queue_size)
 
 
+def _places(options: Options) -> checks.Places:
+    spool = _spool_options(options)
+    return checks.Places(
+        options.kong_prefix,
+        options.kong_prefix / options.socket_name,
+        None if spool is None else spool.directory,
+        options.ca_bundle,
+    )
+
+
 def _spool_options(options: Options) -> SpoolOptions | None:
     if options.no_spool:
         return None
@@ -334,14 +364,4 @@ def _spool_options(options: Options) -> SpoolOptions | None:
 
 def _parent(mode: str) -> int | None:
     parent = os.getppid()
-    if mode == "watch" or (mode == "auto" and parent > 1):
-        return parent
-    if mode in ("auto", "ignore"):
-        return None
-    raise StartupError(f"--parent is auto, watch or ignore, not {mode}")
-
-
-def _ca_bundle(path: str | None) -> str | None:
-    if path is not None and not os.access(path, os.R_OK):
-        raise StartupError(f"--ca-bundle {path} cannot be read")
-    return path
+    return parent if mode == "watch" or (mode == "auto" and parent > 1) else None

@@ -10,29 +10,57 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from kong_metering.errors import ConfigError
+from kong_metering.log import printable
+
+_BEARER = re.compile(r"bearer(?:\s+|$)", re.IGNORECASE)
+_UNFIT = r"\s\x00-\x1f\x7f-\x9f"
+_AROUND_A_NAME = re.compile(rf"^[{_UNFIT}]+|[{_UNFIT}]+$")
+_AROUND_A_HEADER_NAME = re.compile(rf"^[{_UNFIT}:]+|[{_UNFIT}:]+$")
+_IN_NO_HEADER_NAME = re.compile(rf"[{_UNFIT}:]")
 
 
 @dataclass(frozen=True)
 class Mark:
     """What Kong and the documentation say of a setting besides its type, default and range.
 
-    `pattern` is a Lua pattern, for Kong's `match`. `referenceable`: a vault reference may stand in its place.
-    `encrypted`: Kong stores it encrypted where a keyring is configured.
+    `pattern` is a Lua pattern, for Kong's `match`; `refused`, Lua patterns with what is wrong with a value that matches
+    one, for its `match_none`. `referenceable`: a vault reference may stand in its place. `encrypted`: Kong stores it
+    encrypted where a keyring is configured.
     """
 
     unit: str | None = None
     referenceable: bool = False
     encrypted: bool = False
     pattern: str | None = None
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+# A header's name has neither blanks nor colons anywhere (`schema.py`); others may have them inside.
+_NAME = Mark(
+    refused=(
+        ("^%s", "must not begin with a blank"),
+        ("%s$", "must not end with a blank"),
+        ("%c", "must not contain control characters"),
+    )
+)
 
 
 class Settings(BaseModel):
@@ -73,7 +101,14 @@ class Subject(Settings):
             description="Name of the header or query argument that holds the subject, or of the field of the consumer "
             "or application to use instead of its id, such as username or custom_id.",
         ),
+        _NAME,
     ] = None
+
+    @field_validator("field")
+    @classmethod
+    def _is_trimmed(cls, value: str | None, info: ValidationInfo) -> str | None:
+        is_header = info.data.get("look_up_value_in") == "header"
+        return None if value is None else _trimmed(value, is_header=is_header)
 
     @model_validator(mode="after")
     def _field_is_needed(self) -> Subject:
@@ -87,7 +122,7 @@ class Attribute(Settings):
 
     source: Literal["header", "query"] = Field(description="Where in the request the value is found.")
     look_up_value_in: Annotated[
-        str, Field(min_length=1, description="Name of the header or query argument that holds the value.")
+        str, Field(min_length=1, description="Name of the header or query argument that holds the value."), _NAME
     ]
     event_property_name: Annotated[
         str,
@@ -96,7 +131,22 @@ class Attribute(Settings):
             description="Name of the property in the event's data. The names of the event's own fields are reserved, "
             "whether it has them or not: such an attribute is left out.",
         ),
+        _NAME,
     ]
+
+    @field_validator("look_up_value_in", "event_property_name")
+    @classmethod
+    def _is_trimmed(cls, value: str, info: ValidationInfo) -> str:
+        is_header = info.field_name == "look_up_value_in" and info.data.get("source") == "header"
+        return _trimmed(value, is_header=is_header)
+
+
+def _trimmed(name: str, *, is_header: bool) -> str:
+    around = _AROUND_A_HEADER_NAME if is_header else _AROUND_A_NAME
+    trimmed = around.sub("", name)
+    if not trimmed:
+        raise ValueError("a name is more than blanks, colons and control characters")
+    return trimmed
 
 
 class Queue(Settings):
@@ -223,9 +273,19 @@ class PluginConfig(Settings):
     @field_validator("api_token")
     @classmethod
     def _fits_a_header(cls, value: str) -> str:
-        if not value.isascii() or not value.isprintable():
-            raise ValueError("a token is printable ASCII without line breaks")
-        return value
+        stripped = value.strip()
+        bearer = _BEARER.match(stripped)
+        token = stripped[bearer.end() :] if bearer else stripped
+        if not token:
+            raise ValueError("there is no token in it, only blanks or the word Bearer")
+        for place, char in enumerate(token, 1):
+            if not char.isascii() or not char.isprintable():
+                what = "a control character" if char.isascii() else "not ASCII"
+                raise ValueError(
+                    "it cannot stand in a header: a token is printable ASCII without line breaks, and character "
+                    f"{place} of {len(token)} is {what}"
+                )
+        return token
 
 
 @dataclass(frozen=True)
@@ -234,12 +294,13 @@ class Entity:
 
     `id` is stable over restarts and changes of the configuration; `name` is how the log calls it. `sequence` is the
     number that Kong gave the configuration, from 1; a newer one has a higher number, until Kong restarts or reloads.
-    0: none is known.
+    0: none is known. `references`: the vault references that stand in the place of settings, by the setting's name.
     """
 
     id: str
     name: str
     sequence: int = field(default=0, compare=False)  # it is the same entity under any number
+    references: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def parse_config(raw: Mapping[str, Any]) -> PluginConfig:
@@ -266,9 +327,46 @@ def parse_entity(raw: Mapping[str, Any]) -> Entity:
     if not isinstance(plugin_id, str) or not plugin_id:
         own = {key: value for key, value in raw.items() if key in PluginConfig.model_fields}
         plugin_id = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    if isinstance(instance_name, str) and instance_name:
-        return Entity(plugin_id, f"{instance_name} ({plugin_id})", sequence)
-    return Entity(plugin_id, plugin_id, sequence)
+    is_named = isinstance(instance_name, str) and instance_name
+    return Entity(
+        id=plugin_id,
+        name=f"{instance_name} ({plugin_id})" if is_named else plugin_id,
+        sequence=sequence,
+        references=_references(raw),
+    )
+
+
+def remarks(raw: Mapping[str, Any], config: PluginConfig) -> list[str]:
+    """Tell what of a configuration is not used as it came, or can never be found; tells no secret."""
+    found = []
+    if raw.get("api_token") != config.api_token:
+        found.append("config.api_token: blanks or line breaks around it, or a leading Bearer, were taken off")
+    subject, attributes = raw.get("subject"), raw.get("attributes")
+    if isinstance(subject, Mapping):
+        is_header = config.subject.look_up_value_in == "header"
+        found += _remarks_on_name("subject.field", subject.get("field"), config.subject.field, is_header=is_header)
+    for index, attribute in enumerate(config.attributes or ()):
+        came = attributes[index] if isinstance(attributes, list) else {}
+        for name in ("look_up_value_in", "event_property_name"):
+            is_header = name == "look_up_value_in" and attribute.source == "header"
+            path, used = f"attributes.{index}.{name}", getattr(attribute, name)
+            found += _remarks_on_name(path, came.get(name), used, is_header=is_header)
+    return found
+
+
+def _remarks_on_name(path: str, came: object, used: str | None, *, is_header: bool) -> list[str]:
+    if used is None:
+        return []
+    if is_header and _IN_NO_HEADER_NAME.search(used):
+        return [f"config.{path}: no request has a header of the name {printable(used)}"]
+    return [] if came == used else [f"config.{path}: is taken for {printable(used)}, without what is around it"]
+
+
+def _references(raw: Mapping[str, Any]) -> dict[str, str]:
+    references = raw.get("$refs")
+    if not isinstance(references, Mapping):
+        return {}
+    return {name: one for name, one in references.items() if isinstance(name, str) and isinstance(one, str)}
 
 
 def _problem(location: tuple[int | str, ...], message: str, raw: Mapping[str, Any]) -> str:

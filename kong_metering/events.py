@@ -16,9 +16,9 @@ from urllib.parse import quote
 import orjson
 
 from kong_metering.ai import ai_usages
-from kong_metering.record import Record, integer, milliseconds, readable, section, text
+from kong_metering.record import Record, integer, legible, milliseconds, readable, section, text
 from kong_metering.stats import Skipped
-from kong_metering.subject import ResolvedSubject, resolve_subject
+from kong_metering.subject import ResolvedSubject, place_of, resolve_subject
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
@@ -107,6 +107,11 @@ class Meter:
         return {name: kinds for name, kinds in reserved.items() if kinds}
 
     @property
+    def subject_place(self) -> str:
+        """What a request without a subject does not have, in words."""
+        return place_of(self._config.subject)
+
+    @property
     def meters_anything(self) -> bool:
         """Whether any request can give an event."""
         return self._config.meter_api_requests or self._config.meter_ai_token_usage
@@ -148,7 +153,7 @@ class Meter:
             read = request.header if attribute.source == "header" else request.argument
             value = read(attribute.look_up_value_in)
             if value is not None:
-                values[attribute.event_property_name] = value
+                values[attribute.event_property_name] = legible(value)
         return values
 
 

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -209,12 +209,32 @@ class Repeats(logging.Filter):
                 self._logger.log(known.level, _SUMMARY, known.message, known.unsaid)
 
 
+class Once:
+    """Remembers what was said, where once is enough for a process; forgets all of it when it becomes too much."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def is_first(self, key: str) -> bool:
+        """Return whether this is asked for the first time; keys are made of names of Kong's entities and settings."""
+        if key in self._said:
+            return False
+        if len(self._said) >= _MAX_TROUBLES:
+            self._said.clear()
+        self._said.add(key)
+        return True
+
+
 @dataclass(frozen=True)
 class ProcessLog:
-    """What a process keeps of its log: what Kong is to say, and which troubles were said."""
+    """What a process keeps of its log: what Kong is to say, and which troubles were said.
+
+    `complaints` are what is wrong with the settings of this start, to be said again each hour.
+    """
 
     relay: Relay
     repeats: Repeats
+    complaints: tuple[str, ...] = ()
 
 
 def configure(level: int, log: ProcessLog) -> None:
@@ -223,6 +243,24 @@ def configure(level: int, log: ProcessLog) -> None:
     LOGGER.filters[:] = [log.repeats]
     LOGGER.setLevel(level)
     LOGGER.propagate = False
+
+
+class Reminder:
+    """Says what is wrong for as long as the process lives again, once in `interval` seconds."""
+
+    def __init__(self, complaints: Sequence[str], clock: Clock, interval: float = 3600.0) -> None:
+        """Begin to count: they were just said."""
+        self._complaints = tuple(complaints)
+        self._clock = clock
+        self._interval = interval
+        self._said_at = clock.monotonic()
+
+    def remind(self) -> None:
+        """Say it if it is time to; to be called each second."""
+        if self._clock.monotonic() - self._said_at >= self._interval:
+            self._said_at = self._clock.monotonic()
+            for complaint in self._complaints:
+                LOGGER.error("%s", complaint)
 
 
 def flush() -> None:

@@ -25,7 +25,7 @@ from kong_metering.capture import (
     headers_in,
     piecewise_record,
 )
-from kong_metering.config import parse_config, parse_entity
+from kong_metering.config import parse_config, parse_entity, remarks
 from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
 from kong_metering.log import LOGGER, cause_of, printable, trouble
@@ -45,6 +45,7 @@ SHARED_KEY = "metering-and-billing"
 _GET_SHARED = call("kong.ctx.shared.get", SHARED_KEY)
 _SERIALIZE = call("kong.log.serialize")
 _NOTHING_TO_DO = AtOnce((), lambda _: None)
+_UNUSABLE_SAID_SECONDS = 3600.0
 
 
 class Plugin:
@@ -59,11 +60,14 @@ class Plugin:
         try:
             settings = parse_config(config)
         except ConfigError as error:
-            LOGGER.error(
-                "plugin %s: THIS CONFIGURATION CANNOT BE USED, NOTHING IS METERED with it: %s", self._entity.name, error
-            )
             self._meter = None
+            self._unusable = str(error)
+            self._count_at_once = AtOnce((), lambda _: self._count_unusable())
+            self._say_unusable()
             return
+        for remark in remarks(config, settings):
+            if self._runtime.once.is_first(f"{self._entity.id}:{remark}"):
+                LOGGER.warning("plugin %s: %s", self._entity.name, remark)
         self._meter = Meter(settings, self._runtime.clock)
         for name, event_types in self._meter.reserved_attributes.items():
             LOGGER.warning(
@@ -134,7 +138,9 @@ class Plugin:
         """Tell what `log` asks, where all of that is known beforehand."""
         if self._runtime.relay.holds_any or self._has_met_unserialisable:
             return None
-        if not self._meters_anything:
+        if self._meter is None:
+            return self._count_at_once
+        if not self._meter.meters_anything:
             return _NOTHING_TO_DO
         return None if self._headers and not self._runtime.captured.are_identified else self._ask_record
 
@@ -153,7 +159,10 @@ class Plugin:
         self._fail(ConnectionError("Kong's connection ended before the log record came"))
 
     def _meter_request(self) -> Steps[None]:
-        if not self._meters_anything:
+        if self._meter is None:
+            self._count_unusable()
+            return
+        if not self._meter.meters_anything:
             return
         try:
             record = parse_record((yield _SERIALIZE))
@@ -178,10 +187,6 @@ class Plugin:
             self._runtime.captured.are_identified = bool(_request_id(record)) or None
         return captured
 
-    @property
-    def _meters_anything(self) -> bool:
-        return self._meter is not None and self._meter.meters_anything
-
     def _captured(self, record: Record) -> object:
         """Take what the access phase of this request kept in this process."""
         request_id = _request_id(record)
@@ -195,10 +200,33 @@ class Plugin:
         if captured is not None:
             self._experience.note(is_odd=request.has_odd_headers)
         if isinstance(events, Skipped):
-            self._runtime.stats.skip(events)
+            self._skip(events, self._meter.subject_place)
             return
         for event in events:
             self._queue.put(event)
+
+    def _skip(self, reason: Skipped, subject_place: str) -> None:
+        if reason is Skipped.NO_SUBJECT and self._runtime.once.is_first(f"{self._entity.id}:{subject_place}"):
+            LOGGER.warning(
+                "plugin %s: a request is billed to nobody, it has %s; the next ones are counted as no_subject",
+                self._entity.name,
+                subject_place,
+            )
+        self._runtime.stats.skip(reason)
+
+    def _count_unusable(self) -> None:
+        if self._runtime.clock.monotonic() - self._unusable_said_at >= _UNUSABLE_SAID_SECONDS:
+            self._say_unusable()
+        self._runtime.stats.skip(Skipped.UNUSABLE_CONFIGURATION)
+
+    def _say_unusable(self) -> None:
+        self._unusable_said_at = self._runtime.clock.monotonic()
+        LOGGER.error(
+            "plugin %s: THIS CONFIGURATION CANNOT BE USED, NOTHING IS METERED with it: %s",
+            self._entity.name,
+            self._unusable,
+            extra=trouble(f"unusable:{self._entity.id}"),
+        )
 
     def _piecewise_record(self) -> Steps[Record]:
         LOGGER.warning(
@@ -221,6 +249,20 @@ class Plugin:
     def busy(self) -> bool:
         """Whether events of this instance still wait, so that the host must not close it yet."""
         return self._meter is not None and self._queue.waiting > 0
+
+    @property
+    def outdated(self) -> str | None:
+        """Why Kong is to start this instance anew with what its configuration holds now; None while there is no reason.
+
+        Kong puts a new value of a vault's into its configuration, and tells no plugin server.
+        """
+        references = ", ".join(self._entity.references)
+        if self._meter is None or not references or not self._runtime.delivery.is_refused(self._queue):
+            return None
+        return (
+            f"plugin {self._entity.name}: the endpoint refuses the token, and {references} comes from a vault: Kong is "
+            "asked for the value that it has now (of the env vault it reads a new one only when it is restarted)"
+        )
 
     def close(self) -> None:
         """Let go of the queue; the host calls it when Kong does not need this instance any more."""

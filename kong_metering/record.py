@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypedDict
 from urllib.parse import unquote_to_bytes
@@ -19,8 +20,13 @@ Record = Mapping[str, Any]
 
 # What nginx puts between the lines of a header that it joins.
 LINE_SEPARATOR = ", "
-# Request headers whose values Kong's record does not show.
+# Request headers whose values Kong's record does not show: it has a word of Kong's own in their place.
 REDACTED = frozenset({"authorization", "proxy-authorization"})
+
+_KONGS_WORD = "REDACTED"
+_ESCAPE = "\u241b"
+_NONCHARACTERS = "\ufdd0-\ufdef" + "".join(f"{chr(end)}{chr(end + 1)}" for end in range(0xFFFE, 0x110000, 0x10000))
+_ILLEGIBLE = re.compile(f"[\x00-\x1f\x7f-\x9f{_NONCHARACTERS}{_ESCAPE}]")
 
 _NOTHING: Mapping[str, Any] = {}
 # Kong and OpenMeter hold numbers as doubles: above it, two different counts look the same.
@@ -147,6 +153,17 @@ def subject_text(value: str) -> str | None:
     return readable(value.strip()) or None
 
 
+def legible(value: str) -> str:
+    """Return text without control characters and noncharacters, which OpenMeter and what is behind it stumble over.
+
+    Each becomes `␛` (U+241B), its number in hexadecimal digits and a semicolon, and so does a `␛` itself: two different
+    texts stay different, and none becomes one that was sent as it is. Text that has none of them is not changed.
+    """
+    if value.isprintable() and _ESCAPE not in value:
+        return value
+    return _ILLEGIBLE.sub(lambda found: f"{_ESCAPE}{ord(found[0]):X};", value)
+
+
 def first_not_blank(values: Iterable[str]) -> str | None:
     """Give the first value that does not count as absent; None if there is none."""
     return next((value for value in values if not is_blank(value)), None)
@@ -182,7 +199,8 @@ def header_values(record: Record, name: str) -> list[str]:
         wanted = _normalised(name)
         found = next((value for key, value in headers.items() if _normalised(key) == wanted), None)
     values = found if isinstance(found, list) else [found]
-    return [value for value in values if isinstance(value, str)]
+    own = _KONGS_WORD if _normalised(name) in REDACTED else None
+    return [value for value in values if isinstance(value, str) and value != own]
 
 
 def header_lines(record: Record, name: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kong_metering.captured import CapturedHeaders
@@ -13,7 +13,7 @@ from kong_metering.delivery.connections import Connections
 from kong_metering.delivery.couriers import Couriers
 from kong_metering.delivery.ingest import IngestClient
 from kong_metering.delivery.registry import Delivery
-from kong_metering.log import LOGGER, Relay, Repeats
+from kong_metering.log import LOGGER, Once, Relay, Repeats
 from kong_metering.stats import Stats
 from kong_metering.upkeep.spooler import Spooler
 
@@ -32,6 +32,7 @@ class Runtime:
     delivery: Delivery
     relay: Relay
     captured: CapturedHeaders
+    once: Once = field(default_factory=Once)
 
 
 def make_runtime(

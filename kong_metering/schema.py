@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kong_metering import PLUGIN_NAME, __version__
-from kong_metering.config import Mark, PluginConfig, Subject
+from kong_metering.config import Attribute, Mark, PluginConfig, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,6 +25,9 @@ PRIORITY = 850
 PROTOCOLS = ("grpc", "grpcs", "http", "https")
 
 _TYPES: dict[object, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
+_A_HEADERS_NAME = {
+    "match_none": [{"pattern": "[%s%c:]", "err": "a header's name has no blanks, colons or control characters"}]
+}
 _CHECKS: dict[type[BaseModel], list[dict[str, Any]]] = {
     Subject: [
         {
@@ -34,8 +37,26 @@ _CHECKS: dict[type[BaseModel], list[dict[str, Any]]] = {
                 "then_field": "field",
                 "then_match": {"required": True},
             }
+        },
+        {
+            "conditional": {
+                "if_field": "look_up_value_in",
+                "if_match": {"eq": "header"},
+                "then_field": "field",
+                "then_match": _A_HEADERS_NAME,
+            }
+        },
+    ],
+    Attribute: [
+        {
+            "conditional": {
+                "if_field": "source",
+                "if_match": {"eq": "header"},
+                "then_field": "look_up_value_in",
+                "then_match": _A_HEADERS_NAME,
+            }
         }
-    ]
+    ],
 }
 
 
@@ -146,4 +167,6 @@ def _marks(mark: Mark) -> dict[str, Any]:
         marks["encrypted"] = True
     if mark.pattern:
         marks["match"] = mark.pattern
+    if mark.refused:
+        marks["match_none"] = [{"pattern": pattern, "err": error} for pattern, error in mark.refused]
     return marks

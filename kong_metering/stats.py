@@ -19,6 +19,7 @@ class Skipped(str, Enum):
 
     NO_SUBJECT = "no_subject"
     STATUS_NOT_ALLOWED = "status_not_allowed"
+    UNUSABLE_CONFIGURATION = "unusable_configuration"
     ERROR = "error"
 
 

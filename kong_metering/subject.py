@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from kong_metering.record import section, subject_text
+from kong_metering.log import printable
+from kong_metering.record import legible, section, subject_text
 
 if TYPE_CHECKING:
     from kong_metering.config import Subject
@@ -33,9 +34,20 @@ def resolve_subject(settings: Subject, request: FinishedRequest) -> ResolvedSubj
     return _resolved(f"{prefix}:{identifier}" if identifier else None, f"{look_up}_id")
 
 
+def place_of(settings: Subject) -> str:
+    """Tell in words where the subject is looked for."""
+    look_up, field = settings.look_up_value_in, printable(settings.field or "")
+    if look_up == "header":
+        return f"no header {field} that is not blank"
+    if look_up == "query":
+        return f"no query argument {field} that is not blank"
+    what = f"authenticated {look_up}" if look_up == "consumer" else f"{look_up} in Kong's log record"
+    return f"no {what} with a field {field}" if field else f"no {what}"
+
+
 def _resolved(value: str | None, kind: str) -> ResolvedSubject | None:
     subject = subject_text(value) if value else None
-    return ResolvedSubject(subject, kind) if subject else None
+    return ResolvedSubject(legible(subject), kind) if subject else None
 
 
 def _scalar(value: object) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kong_metering.delivery import notes
-from kong_metering.delivery.outcome import Failed, Rejected, words_of
+from kong_metering.delivery.outcome import Failed, Rejected, is_about_no_event, words_of
 from kong_metering.delivery.parts import Part, in_order, thirds
 from kong_metering.stats import Dropped
 
@@ -34,6 +34,19 @@ class Endings(Generic[T]):
         """Refuse events for themselves, with the endpoint's words."""
         self._hand.forget([part])
         answered.refused += [(item, words) for item in part.items]
+
+    def is_last_to_blame(self, part: Part[T], failure: Failure) -> bool:
+        """Return whether an event is to blame where no others will come to be compared with it; nothing waits any more.
+
+        All that are left have failed alone, while others got through since this one first failed.
+        """
+        hand = self._hand
+        if self._standing.rules.expects_more or hand.out or is_about_no_event(failure):
+            return False
+        left = [part, *hand.line, *hand.suspects]
+        if any(len(each.items) > 1 or not each.failures for each in left):
+            return False
+        return part.seen is not None and hand.evidence.blames_last(part.failures, part.refusals, part.seen)
 
     def gives_up(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> bool:
         """Count a batch that failed for too long; True if it is given up."""

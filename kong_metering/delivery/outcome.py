@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+# Statuses that say that the token is not, or no longer, one that may.
+_ABOUT_THE_TOKEN = ("401", "403")
 # Statuses that say who asks, or how often, and nothing about what was sent.
 _ABOUT_THE_SENDER = ("401", "407", "429")
 
@@ -83,6 +85,11 @@ def words_of(failure: Failure) -> str:
 def is_about_no_event(failure: Failure) -> bool:
     """Return whether no event can be the reason."""
     return isinstance(failure, Failed) and failure.is_about_no_event
+
+
+def refuses_the_token(outcome: Outcome) -> bool:
+    """Return whether the endpoint says that who has this token may not post."""
+    return isinstance(outcome, Failed) and outcome.kind in _ABOUT_THE_TOKEN
 
 
 def retry_after(failure: Failure) -> float | None:

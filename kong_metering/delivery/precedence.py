@@ -16,6 +16,11 @@ not show: Kong restarts with a configuration from before a change that this proc
 before that change. It is taken for late, which is said in the log, and the newer one rules on: until Kong reads its
 plugins anew (at any change of one) and the numbers are higher, until another configuration comes, or until the plugin
 server restarts. Whether the newer one has instances left would not tell: those of workers that are gone stay open.
+
+Where vault references stand in a configuration, Kong's workers may hold different values of them for a while, and no
+number tells which is the newer. Of such twins the one rules that the endpoint takes: another one takes over only when
+the endpoint has refused the ruling one's token, be it opened before that or afterwards. One that was refused is not
+tried again until it is opened again.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from kong_metering.delivery.ingest import Endpoint
 
 _MAX_SUPERSEDED = 16
+_MAX_TWINS = 4
 
 
 @dataclass(frozen=True)
@@ -39,34 +45,66 @@ class Configuration:
 
 
 class Precedence:
-    """The configuration that rules a queue, and those that did; the caller locks."""
+    """The configuration that rules a queue, and those that did; the caller locks.
 
-    def __init__(self, configuration: Configuration, sequence: int) -> None:
+    The written form of a configuration has the vault references in the place of what they stand for.
+    """
+
+    def __init__(self, configuration: Configuration, sequence: int, written: Configuration | None = None) -> None:
         """Begin with the configuration that opened the queue; `sequence` is 0 where there is none."""
         self.ruling = configuration
+        self.is_refused = False  # the endpoint's last word on the ruling one's token
+        self._written = written or configuration
+        self._twins: list[Configuration] = []  # of the ruling one, not refused as far as is known; the newest last
         self._highest = sequence  # of the ruling one; its workers have a number each
         self._floor = 0  # the ruling one has only higher numbers, as long as Kong's counter goes on
         self._superseded: dict[Configuration, int] = {}  # and the number with which another one took over
 
-    def open(self, configuration: Configuration, sequence: int) -> bool:
+    def open(self, configuration: Configuration, sequence: int, written: Configuration | None = None) -> bool:
         """Take note that a configuration is opened, and tell whether it takes over: then it is the ruling one."""
-        if configuration == self.ruling:
+        written = written or configuration
+        if written == self._written:
             if 0 < sequence <= self._floor:
                 self._count_anew()
             self._highest = max(self._highest, sequence)
-            return False
-        if 0 < sequence < self._superseded.get(configuration, 0):
+            return self._open_twin(configuration)
+        if 0 < sequence < self._superseded.get(written, 0):
             return False
         if 0 < sequence <= self._highest:
             self._count_anew()
         elif sequence:
             # One that ruled before may still come under its numbers of that time: they tell nothing of the counter.
-            self._floor = 0 if self._superseded.pop(configuration, 0) else self._highest
-            self._superseded[self.ruling] = sequence
+            self._floor = 0 if self._superseded.pop(written, 0) else self._highest
+            self._superseded[self._written] = sequence
             if len(self._superseded) > _MAX_SUPERSEDED:
                 del self._superseded[next(iter(self._superseded))]
-        self.ruling, self._highest = configuration, sequence
+        self._written, self._highest, self._twins = written, sequence, []
+        self._let_rule(configuration)
         return True
+
+    def note_answer(self, endpoint: Endpoint, *, is_refused: bool) -> bool:
+        """Take note of what an endpoint says to a token, and tell whether a twin takes over."""
+        if endpoint != self.ruling.endpoint:
+            return False
+        self.is_refused = is_refused
+        if not (is_refused and self._twins):
+            return False
+        self._let_rule(self._twins.pop())
+        return True
+
+    def _open_twin(self, configuration: Configuration) -> bool:
+        if configuration == self.ruling:
+            return False
+        if configuration in self._twins:
+            self._twins.remove(configuration)
+        if self.is_refused:
+            self._let_rule(configuration)
+            return True
+        self._twins = [*self._twins, configuration][-_MAX_TWINS:]
+        return False
+
+    def _let_rule(self, configuration: Configuration) -> None:
+        self.ruling, self.is_refused = configuration, False
 
     def _count_anew(self) -> None:
         self._superseded.clear()

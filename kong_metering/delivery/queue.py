@@ -27,13 +27,17 @@ from kong_metering.log import cause_of
 from kong_metering.stats import Dropped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
     from kong_metering.delivery.backlog import Backlog
     from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.couriers import Couriers
+    from kong_metering.delivery.decisions import Decision
     from kong_metering.delivery.ingest import Endpoint
+    from kong_metering.delivery.source import Entry
 
 
 class EventQueue:
@@ -49,7 +53,9 @@ class EventQueue:
         account: QueueAccount,
         couriers: Couriers,
         connections: Connections,
+        on_answer: Callable[[Endpoint, Outcome], None] = lambda _endpoint, _outcome: None,
     ) -> None:
+        """Put it together; `on_answer` is called on a courier's thread, without a lock, after each request."""
         self.name = account.name
         self._settings = settings
         self._endpoint = endpoint
@@ -58,10 +64,14 @@ class EventQueue:
         self._account = account
         self._couriers = couriers
         self._connections = connections
+        self._on_answer = on_answer
         self._rules = Rules.of(settings, keeps=backlog.keeps)
         self._delivering = Delivering(self._rules, backlog, clock=clock, account=account)
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
         self._wants_more = True
+        # How many couriers are at it.
+        self._steps = 0
+        self._counting = threading.Lock()
         self._is_closing = False
         self._has_ended = False
         self._is_done = threading.Event()
@@ -148,23 +158,39 @@ class EventQueue:
             due_in = self._due_in()
             ready = self._backlog.unread if due_in == 0.0 else 0
             now = self._clock.monotonic()
-            decision = self._delivering.step(ready, self._post)
+            decision = self._stepped(ready)
             if isinstance(decision, Send):
                 return self._clock.monotonic()
             if not isinstance(decision, Pause):
                 continue
             self._wants_more = ready == 0
-            if self._is_closing and decision.until is None:
+            # The last one to have nothing to do: others may still settle what was answered.
+            if self._is_closing and decision.until is None and not self._steps:
                 self._is_done.set()
             times = [decision.until, now + due_in if due_in else None]
             return min((time for time in times if time is not None), default=None)
         return None
 
+    def _stepped(self, ready: int) -> Decision[Entry]:
+        with self._counting:
+            self._steps += 1
+        try:
+            return self._delivering.step(ready, self._post)
+        finally:
+            with self._counting:
+                self._steps -= 1
+
     def _post(self, events: Sequence[bytes]) -> Outcome:
         if self.width > 1 and (self._delivering.lined_up or self._backlog.unread):
             self._couriers.wake(self, self._clock.monotonic())  # another courier sends what comes next meanwhile
+        endpoint = self._endpoint
+        outcome = self._posted(events, endpoint)
+        self._on_answer(endpoint, outcome)
+        return outcome
+
+    def _posted(self, events: Sequence[bytes], endpoint: Endpoint) -> Outcome:
         try:
-            client = self._connections.borrow(self._endpoint)
+            client = self._connections.borrow(endpoint)
             try:
                 return client.send(events)
             finally:

@@ -2,7 +2,8 @@
 
 Contract: a queue belongs to one plugin entity **and** one ingest endpoint. All instances of the entity (each of Kong's
 workers has its own) share it, and the newest configuration rules it: a rotated token takes over what waits. The newest
-is the one that was opened last, except that an old one which comes late does not take over (`precedence`). Events never
+is the one that was opened last, except that an old one which comes late does not take over, and that of two values of
+a vault's the one rules that the endpoint takes (`precedence`). Events never
 leave for another endpoint than the one they were accepted for: a changed endpoint is another queue, and the old one
 goes on until it is empty. A queue that no instance uses ends when it is empty. With a spool, what waits when the
 process ends stays on disk, and comes back when its queue is opened in another process.
@@ -12,12 +13,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from kong_metering.delivery import outcome as outcomes
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.ingest import Endpoint
+from kong_metering.delivery.outcome import Delivered
 from kong_metering.delivery.precedence import Configuration, Precedence
 from kong_metering.delivery.queue import EventQueue
 from kong_metering.log import LOGGER
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from kong_metering.config import Entity, PluginConfig
     from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.couriers import Couriers
+    from kong_metering.delivery.outcome import Outcome
     from kong_metering.delivery.spooled import SpooledBacklog
     from kong_metering.stats import Stats
     from kong_metering.upkeep.spooler import Spooler
@@ -70,18 +75,41 @@ class Delivery:
     def open(self, entity: Entity, config: PluginConfig) -> EventQueue:
         """Give the queue for a configuration of a plugin entity; the caller lets go of it with `release`."""
         wanted = Configuration(Endpoint.of(config, self._ca_bundle), config.queue)
+        written = _written(wanted, entity)
         identity = QueueIdentity(entity.id, entity.name, without_credentials(wanted.endpoint.url))
         with self._lock:
             opened = self._open.get(identity.key)
             if opened is None:
-                opened = self._open[identity.key] = self._opened(identity, wanted, entity.sequence)
-            elif opened.precedence.open(wanted, entity.sequence):
+                opened = self._open[identity.key] = self._opened(
+                    identity, wanted, Precedence(wanted, entity.sequence, written)
+                )
+            elif opened.precedence.open(wanted, entity.sequence, written):
                 opened.queue.reconfigure(wanted.settings, wanted.endpoint)
                 LOGGER.info("queue %s: a newer configuration took over", opened.queue.name)
             elif wanted != opened.precedence.ruling:
-                LOGGER.info("queue %s: an older configuration came late, the newer one goes on", opened.queue.name)
+                LOGGER.info(
+                    "queue %s: an older configuration came late, or one with another value from the vault: the one "
+                    "before goes on, as long as the endpoint takes it",
+                    opened.queue.name,
+                )
             opened.users += 1
             return opened.queue
+
+    def is_refused(self, queue: EventQueue) -> bool:
+        """Return whether the endpoint's last word on the token of a queue that `open` gave was 401 or 403."""
+        with self._lock:
+            return any(opened.queue is queue and opened.precedence.is_refused for opened in self._open.values())
+
+    def _note_answer(self, key: str, endpoint: Endpoint, outcome: Outcome) -> None:
+        is_refused = outcomes.refuses_the_token(outcome)
+        if not (is_refused or isinstance(outcome, Delivered)):
+            return
+        with self._lock:
+            opened = self._open.get(key)
+            if opened is not None and opened.precedence.note_answer(endpoint, is_refused=is_refused):
+                ruling = opened.precedence.ruling
+                opened.queue.reconfigure(ruling.settings, ruling.endpoint)
+                LOGGER.info("queue %s: the token is refused, another value from the vault took over", opened.queue.name)
 
     def release(self, queue: EventQueue) -> None:
         """Let go of a queue that `open` gave."""
@@ -143,7 +171,7 @@ class Delivery:
         if self._spooler is not None and opened.spooled is not None:
             self._spooler.release(opened.spooled)
 
-    def _opened(self, identity: QueueIdentity, wanted: Configuration, sequence: int) -> _Open:
+    def _opened(self, identity: QueueIdentity, wanted: Configuration, precedence: Precedence) -> _Open:
         account = QueueAccount(identity.name, self._stats)
         spooled = self._spooler.backlog(identity, wanted.settings, account) if self._spooler else None
         queue = EventQueue(
@@ -154,7 +182,15 @@ class Delivery:
             account=account,
             couriers=self._couriers,
             connections=self._connections,
+            on_answer=partial(self._note_answer, identity.key),
         )
         if spooled is not None and self._spooler is not None:
             self._spooler.look_after(spooled)
-        return _Open(queue, Precedence(wanted, sequence), spooled)
+        return _Open(queue, precedence, spooled)
+
+
+def _written(configuration: Configuration, entity: Entity) -> Configuration:
+    """Return a configuration with its vault references in the place of what they stand for."""
+    endpoint, references = configuration.endpoint, entity.references
+    url, token = references.get("ingest_endpoint", endpoint.url), references.get("api_token", endpoint.token)
+    return replace(configuration, endpoint=replace(endpoint, url=url, token=token))

@@ -143,7 +143,7 @@ class Trial(Generic[T]):
         if part.is_last_try or self._turns.is_closing:
             self._endings.at_the_end(part, failure, answered)
             self._turns.is_over = self._endings.is_over
-        elif self._fails_to_the_last(part, failure):
+        elif not self._turns.ready and self._endings.is_last_to_blame(part, failure):
             self._endings.refuse(part, outcome.words_of(failure), answered)
         elif part.suspicion is not None:
             self._suspect_failed(part, part.suspicion, failure, now, answered)
@@ -184,7 +184,7 @@ class Trial(Generic[T]):
         hand, silence = self._hand, self._standing.silence
         is_clear = self._is_clear(failure)
         named = failure.named(len(part.items)) if isinstance(failure, Rejected) else []
-        if named and silence.failures <= IN_A_ROW and (is_clear or not part.is_searched):
+        if named and silence.failures <= IN_A_ROW:
             hand.set_named_apart(part, named, outcome.words_of(failure))
             return
         is_cut = is_clear or part.is_searched
@@ -242,16 +242,6 @@ class Trial(Generic[T]):
         if passes > suspicion.passes and not outcome.is_about_no_event(failure):
             suspicion.count(is_refusal=isinstance(failure, Rejected), passes=passes, words=outcome.words_of(failure))
         self._judge(part, suspicion, failure, now, answered)
-
-    def _fails_to_the_last(self, part: Part[T], failure: Failure) -> bool:
-        """Return whether an event is to blame where no others will come to be compared with it."""
-        hand, turns = self._hand, self._turns
-        if self._standing.rules.expects_more or turns.ready or hand.out or outcome.is_about_no_event(failure):
-            return False
-        left = [part, *hand.line, *hand.suspects]
-        if any(len(each.items) > 1 or not each.failures for each in left):
-            return False
-        return part.seen is not None and hand.evidence.blames_last(part.failures, part.refusals, part.seen)
 
     def _judge(self, part: Part[T], suspicion: Suspicion, failure: Failure, now: float, answered: Answered[T]) -> None:
         rules = self._standing.rules

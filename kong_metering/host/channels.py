@@ -30,6 +30,8 @@ class Kind(bytes, Enum):
     ENDING = b"E"
     # To a server, from its supervisor: the socket that listens from now on.
     LISTENER = b"L"
+    # To a server, from its supervisor, without a socket: nobody can connect, and that cannot be mended now.
+    UNREACHABLE = b"U"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from kong_metering.log import LOGGER, cause_of, printable, trouble
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
+    from kong_metering.host.renewal import Renewal
     from kong_metering.steps import Steps
 
 # Kong's Lua numbers are doubles, exact up to 2^53.
@@ -92,6 +93,11 @@ class Dispatcher:
         return function(argument)
 
     @property
+    def renewal(self) -> Renewal:
+        """What Kong is told for it to start instances anew."""
+        return self.instances.renewal
+
+    @property
     def events_under_way(self) -> int:
         """How many phases wait for what Kong will send."""
         return len(self._events)
@@ -110,6 +116,7 @@ class Dispatcher:
             )
             self._abandon(event)
         self.instances.close_unused()
+        self.instances.renew()
 
     def close(self) -> None:
         """Forget all events and instances; the process ends."""

@@ -17,7 +17,9 @@ at a moment at which no event is under way. Both are for processes of the same u
    channel if it lives, and of each server's. The connection is held until the end: servers without a supervisor wait
    for that.
 2. `RETIRE` goes into the supervisor's channel, with a socket; the answer is one byte. It starts no server from then on;
-   it lets go for good when `_DONE` comes over that socket, and goes on when it is closed before.
+   it lets go when `_DONE` comes over that socket, and goes on when it is closed before. The socket stays open: with
+   `_BACK` over it the new one, which ends, gives all back, and when it is closed without that, the old one looks
+   whether anybody else serves.
 3. `PART` goes into each server's channel, with a socket, over which come `_GIVEN`, the length of what the server kept
    for its requests, and that; the count of connections, and for each one the length of its unread bytes and these, with
    the socket itself at the first byte of its record.
@@ -40,7 +42,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kong_metering.errors import StartupError
 from kong_metering.host.channels import Channel, Kind, duplicate
+from kong_metering.host.paths import reachable
 from kong_metering.log import LOGGER
 
 METHOD = "plugin.ShareListener"
@@ -50,6 +54,7 @@ _GIVEN = b"kong-metering-handover-2\n"
 _GIVEN_AT_ONCE = b"kong-metering-handover-1\n"
 _DONE = b"D"
 _READY = b"R"
+_BACK = b"B"
 _REQUEST = b"\x94\x00\x01%s\x91\xc0"  # MessagePack: [0, 1, method, [nil]]
 _SHARED_HEAD = struct.Struct("<I?")
 _COUNT = struct.Struct("<I")
@@ -171,12 +176,37 @@ class Successor:
         except OSError:
             return False
 
+    def gives_back(self) -> bool | None:
+        """Whether it, which serves, leaves that to this one: None if it lives, False when it is gone without a word."""
+        try:
+            return self._connection.recv(1) == _BACK
+        except BlockingIOError:
+            return None
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Close the connection to it."""
         self._connection.close()
 
 
 # -- the new one's part -----------------------------------------------------------------------------------------------
+
+
+class Elder:
+    """The supervisor that this one has taken over from, as long as both live."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def give_back(self) -> None:
+        """Have it serve again: this one ends."""
+        with contextlib.suppress(OSError):
+            self._connection.send(_BACK, socket.MSG_DONTWAIT)
+
+    def close(self) -> None:
+        """Close the connection to it, in this process."""
+        self._connection.close()
 
 
 class Predecessor:
@@ -195,18 +225,24 @@ class Predecessor:
 
     @classmethod
     def find(cls, path: Path) -> Predecessor | None:
-        """Ask who serves at `path` for the socket that listens; None when nobody does, or nobody who can be asked."""
+        """Ask who serves at `path` for the socket that listens; None when nobody does, or nobody who can be asked.
+
+        Raises `StartupError` when it is another user's: that one must not lose its place.
+        """
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.settimeout(_SHARE_SECONDS)
-            connection.connect(str(path))
-            if is_own_user(connection):
+            with reachable(path) as address:
+                connection.connect(address)
+            user = _credentials(connection)[1]
+            if user == os.geteuid():
                 connection.sendall(_request(METHOD))
                 return cls(connection, _shared_over(connection))
         except (OSError, EOFError):
-            pass
+            connection.close()
+            return None
         connection.close()
-        return None
+        raise StartupError(f"user {user} serves on {path}; end that one first, or start this one as that user")
 
     @property
     def listener(self) -> socket.socket | None:
@@ -231,12 +267,14 @@ class Predecessor:
         connections = [connection for inheritance in parted for connection in inheritance.connections]
         return Inheritance((*connections, *left), tuple(kept for inheritance in parted for kept in inheritance.kept))
 
-    def release(self) -> None:
-        """Let it go: somebody else serves."""
-        if self._supervisor is not None:
+    def release(self) -> Elder | None:
+        """Let it go: somebody else serves. Gives its supervisor, if it has one."""
+        elder, self._supervisor = self._supervisor, None
+        if elder is not None:
             with contextlib.suppress(OSError):
-                self._supervisor.send(_DONE)
+                elder.send(_DONE)
         self.close()
+        return None if elder is None else Elder(elder)
 
     def close(self) -> None:
         """Close all that it is asked over, in this process."""
@@ -248,6 +286,11 @@ class Predecessor:
             for channel in (*self._sockets.servers, self._sockets.supervisor):
                 if channel is not None:
                     channel.close()
+
+
+def status_request() -> bytes:
+    """Give the question that every plugin server of ours answers."""
+    return _request("plugin.GetStatus")
 
 
 def _request(method: str) -> bytes:

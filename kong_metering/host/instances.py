@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kong_metering.host.errors import RPCError
 from kong_metering.host.pdk import Greenlets
+from kong_metering.host.renewal import Renewal
 from kong_metering.log import LOGGER, cause_of, printable, trouble
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ class PluginDefinition:
     `create` makes an instance from the configuration that Kong sent. An instance has a method for each phase, such as
     `access(kong)`, or the phase in steps, as `access_steps()`, or both. It may have `access_at_once()`, which gives the
     phase as an `AtOnce` when it knows beforehand what it will ask, and None otherwise; `busy` (it must not be closed
-    yet) and `close()`. `info` is what `plugin.GetPluginInfo` answers; `status` gives figures of the plugin's own for
-    `plugin.GetStatus`.
+    yet), `outdated` (why Kong is to start it anew, or None; asked once a second) and `close()`. `info` is what
+    `plugin.GetPluginInfo` answers; `status` gives figures of the plugin's own for `plugin.GetStatus`.
     """
 
     name: str
@@ -56,14 +57,19 @@ class Phase:
 
 @dataclass(eq=False)
 class Instance:
-    """A plugin instance; `events` are those under way, `started_at` is wall clock, `used_at` monotonic."""
+    """A plugin instance; `events` are those under way, `started_at` is wall clock, `born_at` and `used_at` monotonic.
+
+    `is_outdated`: Kong is to start another one in its place.
+    """
 
     plugin: object
     phases: Mapping[str, Phase]
     started_at: float
+    born_at: float
     used_at: float
     events: int = 0
     is_closed: bool = False
+    is_outdated: bool = False
 
 
 @dataclass
@@ -89,6 +95,7 @@ class Instances:
         self._by_id: dict[int, Instance] = {}
         self._last_id = secrets.randbelow(_LARGEST_ID)
         self._greenlets = Greenlets()
+        self.renewal = Renewal(self.clock)
 
     def __contains__(self, instance_id: object) -> bool:
         return instance_id in self._by_id
@@ -112,7 +119,8 @@ class Instances:
         phases = {phase: self._phase_of(plugin, phase) for phase in self.plugin.phases}
         now = self.times.last_start = self.clock.wall()
         instance_id = self._next_id()
-        self._by_id[instance_id] = Instance(plugin, phases, now, self.clock.monotonic())
+        born_at = self.clock.monotonic()
+        self._by_id[instance_id] = Instance(plugin, phases, now, born_at, born_at)
         LOGGER.debug("instance %d started", instance_id)
         return instance_id
 
@@ -133,6 +141,10 @@ class Instances:
         for instance_id in unused:
             LOGGER.info("instance %d has not been used for a long time and is closed", instance_id)
             self._close(instance_id)
+
+    def renew(self) -> None:
+        """Have Kong start instances anew, if there is reason to and it is time; to be called about once a second."""
+        self.renewal.look(self._by_id.values())
 
     def close_all(self) -> None:
         """Close all instances; the process ends."""

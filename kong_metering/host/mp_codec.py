@@ -17,7 +17,7 @@ from kong_metering.host.errors import ProtocolError
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 # A header of 5 bytes can announce 4 billion elements, for which memory would be set aside at once.
 _MAX_ELEMENTS = 4096
-_REQUEST, _ANSWER = 0, 1
+_REQUEST, _ANSWER, _NOTIFICATION = 0, 1, 2
 _REQUEST_PARTS = 4
 _BYTES = "surrogateescape"
 _unpackb = msgpack.unpackb
@@ -108,3 +108,7 @@ class AnswerWriter:
     def error(self, request_id: int, error: str) -> bytes:
         """Write the answer of an RPC that did not."""
         return self._pack((_ANSWER, request_id, error, None))
+
+    def notification(self, label: str, argument: object) -> bytes:
+        """Write what Kong is told without having asked, before an answer."""
+        return self._pack((_NOTIFICATION, label, argument))

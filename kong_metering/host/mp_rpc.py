@@ -2,6 +2,10 @@
 
 Contract: `receive` takes what came and gives what is to be written; it never waits. Steps of one event come over any
 connection, so that a connection which ends takes none with it.
+
+A worker of Kong's that is told a `serverPid` forgets all its instances if that is not the one that it was told last;
+the first one it only remembers. So it is told one with each instance that it starts, and the next one, at the beginning
+of an event, on each of its connections once: no event is lost by it, and the next one starts an instance (`renewal`).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from kong_metering.host.dispatch import Dispatcher
 
 _GO_ON = b"plugin.Step"
+_START, _BEGIN = "plugin.StartInstance", "plugin.HandleEvent"
 _METHOD_WITHIN = 64
 
 
@@ -26,6 +31,20 @@ class Answers:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
         self._writer = AnswerWriter()
+
+    @property
+    def number(self) -> int:
+        """What Kong is to be told now; it changes when Kong is to start its instances anew."""
+        return self._dispatcher.renewal.number
+
+    @property
+    def first_number(self) -> int:
+        """The first of these numbers."""
+        return self._dispatcher.renewal.first
+
+    def told(self) -> bytes:
+        """Return the bytes that tell it."""
+        return self._writer.notification("serverPid", self.number)
 
     def answer(self, request_id: int, method: str, argument: object) -> bytes:
         """Give the bytes that answer one RPC, whatever happens in it."""
@@ -51,6 +70,7 @@ class MPConversation:
     def __init__(self, answers: Answers, own: Mapping[str, Callable[[], None]]) -> None:
         self._answers = answers
         self._own = own
+        self._told = answers.first_number
         self._reader = FrameReader()
 
     @property
@@ -69,6 +89,9 @@ class MPConversation:
             if method in self._own:
                 self._own[method]()
             else:
+                if method == _START or (method == _BEGIN and self._told != self._answers.number):
+                    self._told = self._answers.number
+                    written.append(self._answers.told())
                 written.append(self._answers.answer(request_id, method, argument))
         return b"".join(written)
 

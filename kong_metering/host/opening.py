@@ -7,12 +7,14 @@ so one after the other: a lock on the directory keeps them apart, which ends wit
 
 The socket is made under a temporary name with mode 0600 and renamed into place, so that no other user can ever connect.
 Its path is never removed: where nobody serves any more, connections are refused, until the next one renames its own
-socket over it.
+socket over it. Only where the disk has no room for a second name is it made in the place of the one that nobody serves
+at.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -23,12 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import StartupError
-from kong_metering.host.handover import Inheritance, Predecessor
+from kong_metering.host.handover import Elder, Inheritance, Predecessor
+from kong_metering.host.paths import reachable
+from kong_metering.host.watch import Identity, identity_of
 
 if TYPE_CHECKING:
     from kong_metering.host.restart import Restart
 
-_MAX_PATH_BYTES = 107
 # As long as others may take to start; then it begins all the same.
 _LOCK_SECONDS = 30.0
 _LOCK_POLL_SECONDS = 0.01
@@ -42,6 +45,14 @@ class Place:
     backlog: int = 4096
 
 
+@dataclass(frozen=True)
+class Listener:
+    """A socket that listens, and the identity that it has at its path; None if it is not there."""
+
+    socket: socket.socket
+    identity: Identity | None
+
+
 class Opening:
     """A plugin server that starts."""
 
@@ -49,7 +60,7 @@ class Opening:
         self,
         place: Place,
         predecessor: Predecessor | None,
-        listener: socket.socket | None,
+        listener: Listener | None,
         *,
         lock: int = -1,
         restart: Restart | None = None,
@@ -71,7 +82,7 @@ class Opening:
         """Those of the servers before, by their index, that did not hand over."""
         return () if self._predecessor is None else self._predecessor.silent
 
-    def take_over(self) -> tuple[socket.socket, Inheritance]:
+    def take_over(self) -> tuple[Listener, Inheritance]:
         """Give the socket that listens, and what the plugin server before leaves. Raises `StartupError`."""
         inheritance = Inheritance() if self._predecessor is None else self._predecessor.take_over()
         if self._listener is None:
@@ -79,15 +90,15 @@ class Opening:
             self._listener = listen(self.place)
         return self._listener, emptied(inheritance)
 
-    def finish(self) -> None:
-        """Let go of the plugin server before, and let others start."""
-        if self._predecessor is not None:
-            self._predecessor.release()
+    def finish(self) -> Elder | None:
+        """Let go of the plugin server before, and let others start; gives the supervisor before, if there is one."""
+        elder = None if self._predecessor is None else self._predecessor.release()
         if self._lock >= 0:
             # By hand: the servers have the descriptor too.
             with contextlib.suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         self.leave()
+        return elder
 
     def leave(self) -> None:
         """Close what only the start needs, in this process."""
@@ -103,22 +114,25 @@ def open_at(place: Place) -> Opening:
     """Get hold of the socket that listens. Raises `StartupError` that tells why that cannot be."""
     check(place.path)
     lock = _lock(place.path.parent)
+    identity = identity_of(place.path)
     predecessor = Predecessor.find(place.path)
-    listener = listen(place) if predecessor is None else predecessor.listener
+    if predecessor is None:
+        listener: Listener | None = listen(place)
+    else:
+        # Whoever answered there shares the socket that is there.
+        listener = None if predecessor.listener is None else Listener(predecessor.listener, identity)
     return Opening(place, predecessor, listener, lock=lock)
 
 
 def open_again(place: Place, restart: Restart) -> Opening:
     """Go on with the socket that this process has listened with before it was started anew."""
     sockets = restart.sockets()
-    return Opening(place, Predecessor(None, sockets), sockets.listener, restart=restart)
+    listener = Listener(sockets.listener, identity_of(place.path))
+    return Opening(place, Predecessor(None, sockets), listener, restart=restart)
 
 
 def check(path: Path) -> None:
     """See that a socket can be at this path, in the place of one that is there or of nothing. Raises `StartupError`."""
-    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
-        # The temporary name may be short enough; then nobody could connect to the socket after it was renamed.
-        raise StartupError(f"cannot serve on {path}: a Unix socket's path has at most {_MAX_PATH_BYTES} bytes")
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise StartupError(f"{path} exists and is not a socket; move it away, or choose another --socket-name")
@@ -128,7 +142,7 @@ def check(path: Path) -> None:
         raise StartupError(f"cannot look at {path}: {error}; see -p/--kong-prefix") from error
 
 
-def listen(place: Place) -> socket.socket:
+def listen(place: Place) -> Listener:
     """Make the socket, in the place of one that an earlier process left, but of nothing else.
 
     Raises `StartupError` that tells why it cannot be.
@@ -139,17 +153,33 @@ def listen(place: Place) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         temporary.unlink(missing_ok=True)
-        listener.bind(str(temporary))
-        temporary.chmod(0o600)
+        bound = _bind(listener, temporary, path)
+        bound.chmod(0o600)
         listener.listen(place.backlog)
-        temporary.rename(path)
+        identity = identity_of(bound)
+        bound.rename(path)
     except OSError as error:
         listener.close()
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise StartupError(f"cannot serve on {path}: {error}; see -p/--kong-prefix") from error
     listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
-    return listener
+    return Listener(listener, identity)
+
+
+def _bind(listener: socket.socket, temporary: Path, path: Path) -> Path:
+    """Bind under the temporary name; without room for one more name, under the one that nobody serves at."""
+    try:
+        with reachable(temporary) as address:
+            listener.bind(address)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        path.unlink()
+        with reachable(path) as address:
+            listener.bind(address)
+        return path
+    return temporary
 
 
 def emptied(inheritance: Inheritance) -> Inheritance:

@@ -167,7 +167,7 @@ class PBConversation:
         # A call is its sequence number and the rest; the rest is the same for each event of an instance's phase.
         sequence, rest = _cut(message)
         known = self._shared.by_bytes.get(rest)
-        if known is None or known.instance.is_closed:
+        if known is None or known.instance.is_closed or known.instance.is_outdated:
             return self._take_call(message, rest)
         return self._begin(known, sequence)
 
@@ -274,6 +274,9 @@ class PBConversation:
         event = call["handle_event"]
         instance = self._shared.instances.get(event.get("instance_id"))
         if instance is None:
+            raise ConnectionEnd
+        if instance.is_outdated:
+            self._shared.instances.close(event.get("instance_id", 0))
             raise ConnectionEnd
         name = event.get("event_name", "")
         phase = instance.phases.get(name)

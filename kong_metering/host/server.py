@@ -96,13 +96,14 @@ class _Server:
     def _read_channel(self, channel: Channel) -> None:
         for message in channel.messages():
             if message.socket is None:
-                continue
-            if message.kind is Kind.PART:
+                self._take_note(message.kind)
+            elif message.kind is Kind.PART:
                 self.begin_to_hand_over(message.socket)
             elif message.kind is Kind.CONNECTION:
                 self.adopt_soon(message.socket)
             elif message.kind is Kind.LISTENER and self._front is not None:
                 self._front.listen_at(message.socket)
+                self._take_note(message.kind)
             else:
                 message.socket.close()
         if self._front is not None and not has_free_descriptor():
@@ -110,6 +111,16 @@ class _Server:
             loop = asyncio.get_running_loop()
             loop.remove_reader(channel.outlet.fileno())
             loop.call_later(_NO_DESCRIPTOR_SECONDS, self._watch_channel, channel)
+
+    def _take_note(self, kind: Kind) -> None:
+        """Say what the supervisor has found out, for Kong's own log: one of the servers does."""
+        if self._front is None or self._front.station.index != 0:
+            return
+        path = self._front.station.path
+        if kind is Kind.LISTENER:
+            LOGGER.error("somebody removed or replaced %s; it is there again", path, extra=trouble("path"))
+        elif kind is Kind.UNREACHABLE:
+            LOGGER.error("somebody removed or replaced %s, and it cannot be mended", path, extra=trouble("unreachable"))
 
     def adopt_soon(self, accepted: socket.socket) -> None:
         """Serve a connection that another process has accepted."""

@@ -8,7 +8,11 @@ whose loop has not come round at `_STILL_LOOKS` looks while somebody waited for 
 started, several in a row, are started less often. It reaps whatever child it has: it may be process 1.
 
 When it dies the servers go on until the next plugin server takes over (`lifetime.py`). When the next one takes over
-while it lives it starts no more servers, and waits for its end.
+while it lives it starts no more servers, and waits for its end; should the next one end first, and nobody serve, it
+serves again: it keeps the socket, so that connections wait meanwhile.
+
+Once a second it looks whether the socket's path still leads to its socket (`watch.py`). If not, and no other plugin
+server answers there, it makes a new one at the path, and has the servers accept from that.
 """
 
 from __future__ import annotations
@@ -23,17 +27,19 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from kong_metering.errors import StartupError
 from kong_metering.host import restart
 from kong_metering.host.board import Board, State
 from kong_metering.host.channels import Channel, Kind
-from kong_metering.host.handover import Inheritance, Sockets, Successor, process_of
+from kong_metering.host.handover import Elder, Inheritance, Sockets, Successor, process_of
 from kong_metering.host.lifetime import ORPHANED, SIGNALS
 from kong_metering.host.names import SERVER_NAME, SUPERVISOR_NAME, name_process
+from kong_metering.host.opening import listen
 from kong_metering.host.station import Station
+from kong_metering.host.watch import Found, PathWatch, make_way
 from kong_metering.host.workers import Workers
 from kong_metering.log import LOGGER, ProcessLog, cause_of, flush, trouble
 
@@ -108,6 +114,12 @@ class Supervisor:
         self._leaving: dict[int, _Server] = {}
         self._successor: Successor | None = None
         self._is_retired = False
+        # The one before, which serves again should this one end, and the one after, once it serves.
+        self._elder: Elder | None = None
+        self._heir: Successor | None = None
+        self._watch = PathWatch(opening.place.path, None)
+        # Those whose servers do not know of the newest socket yet.
+        self._untold: set[int] = set()
         # The program that is tried before this one is started anew, and until when.
         self._rehearsal: tuple[int, float] | None = None
         self._ends_at: float | None = None
@@ -121,18 +133,20 @@ class Supervisor:
         _set_aside_what_lives_long()
         with self._heeding_signals():
             listener, inheritance = self._opening.take_over()
-            self._sockets = Sockets(listener, tuple(Channel.make() for _ in self._posts), Channel.make())
+            self._watch.identity = listener.identity
+            self._sockets = Sockets(listener.socket, tuple(Channel.make() for _ in self._posts), Channel.make())
             shares = self._shared_out(inheritance)
             for index in range(len(shares)):
                 self._fork(index, shares)
             inheritance.close()
             self._dismiss_former()
-            self._opening.finish()
+            self._elder = self._opening.finish()
             while not self._is_over:
                 self._wait()
                 self._reap()
                 self._read_channel()
                 self._ask_successor()
+                self._ask_heir()
                 self._start_due()
                 self._look()
         self._log.repeats.flush()
@@ -166,8 +180,9 @@ class Supervisor:
         poll.register(self._wakes, select.POLLIN)
         if self._ends_at is None and self._sockets.supervisor is not None:
             poll.register(self._sockets.supervisor.outlet, select.POLLIN)
-        if self._successor is not None:
-            poll.register(self._successor, select.POLLIN)
+        for other in (self._successor, self._heir):
+            if other is not None:
+                poll.register(other, select.POLLIN)
         now = time.monotonic()
         moments = [self._looked_at + _LOOK_SECONDS, *([] if self._ends_at is None else [self._ends_at])]
         if self._may_start:
@@ -228,9 +243,10 @@ class Supervisor:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
-            for unneeded in (self._wakes, self._woken, self._successor):
+            for unneeded in (self._wakes, self._woken, self._successor, self._heir, self._elder):
                 if unneeded is not None:
                     unneeded.close()
+            self._watch.forget()
             self._opening.leave()
             for other, share in enumerate(shares):
                 if other != index:
@@ -332,13 +348,35 @@ class Supervisor:
         successor = self._successor
         if successor is None or (is_done := successor.is_done()) is None:
             return
-        successor.close()
         self._successor = None
         if is_done:
             LOGGER.info("process %d has taken over", successor.process)
+            self._heir = successor
             self._retire()
             return
+        successor.close()
         LOGGER.warning("process %d did not take over after all; this one keeps serving", successor.process)
+        self._replace_parted()
+
+    def _ask_heir(self) -> None:
+        heir = self._heir
+        if heir is None or (gives_back := heir.gives_back()) is None:
+            return
+        heir.close()
+        self._heir = None
+        # One that was killed may have servers yet, or have a next one started by Kong: whoever looks finds out.
+        if gives_back:
+            self._resume(f"process {heir.process}, which had taken over, ends")
+
+    def _resume(self, why: str) -> None:
+        """Serve again."""
+        if self._ends_at is None and self._is_retired:
+            LOGGER.warning("%s; this one, process %d, serves again", why, self._pid)
+            self._is_retired = False
+            self._replace_parted()
+
+    def _replace_parted(self) -> None:
+        """Have the places taken again of servers that have handed over."""
         for post in self._posts:
             if post.server is not None and self._board.slots[post.server.index].state is State.PARTED:
                 _tell(post.server, signal.SIGTERM)
@@ -347,7 +385,6 @@ class Supervisor:
     def _retire(self) -> None:
         """Serve no more; what the servers have is delivered until they are told to end."""
         self._is_retired = True
-        self._sockets.listener.close()
         for post in self._posts:
             if post.server is not None and self._board.slots[post.server.index].state is not State.PARTED:
                 # Two processes must not serve one socket.
@@ -418,9 +455,62 @@ class Supervisor:
         if self._options.parent is not None and os.getppid() != self._options.parent:
             self._end("the process that started this one is gone")
         if self._may_start:
-            for post in self._posts:
-                if post.server is not None:
-                    self._look_at(post.server)
+            self._look_at_servers()
+            self._look_at_path()
+        elif self._is_alone and self._watch.look_who_serves() is Found.NOTHING:
+            self._resume(f"nobody serves on {self._watch.path} any more")
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether somebody else has taken over, of whom it is not known whether they live."""
+        return self._is_retired and self._ends_at is None and self._heir is None
+
+    def _look_at_servers(self) -> None:
+        for post in self._posts:
+            if post.server is not None:
+                self._look_at(post.server)
+
+    def _look_at_path(self) -> None:
+        """See that whoever connects to the path reaches us, or another plugin server."""
+        self._tell_of_listener()
+        found = self._watch.look()
+        if found is Found.NOTHING:
+            self._listen_anew()
+        elif found is Found.OTHERS:
+            LOGGER.error(
+                "another plugin server has made its own socket at %s; this one waits for its end",
+                self._watch.path,
+                extra=trouble("path"),
+            )
+
+    def _listen_anew(self) -> None:
+        """Make a socket at the path, where somebody has removed or replaced ours."""
+        place = self._opening.place
+        try:
+            aside = make_way(place.path)
+            listener = listen(place)
+        except (OSError, StartupError) as error:
+            LOGGER.error(
+                "%s was removed or replaced, and Kong cannot connect: %s", place.path, error, extra=trouble("path")
+            )
+            # It has a way into Kong's own log.
+            with contextlib.suppress(OSError):
+                self._sockets.servers[0].send(Kind.UNREACHABLE)
+            return
+        was = "removed or replaced" if aside is None else f"replaced by something that is in {aside} now"
+        LOGGER.error("%s was %s; it is there again", place.path, was, extra=trouble("path"))
+        former, self._sockets = self._sockets.listener, replace(self._sockets, listener=listener.socket)
+        former.close()
+        self._watch.identity = listener.identity
+        self._untold = set(range(len(self._posts)))
+        self._tell_of_listener()
+
+    def _tell_of_listener(self) -> None:
+        """Have the servers accept from the newest socket; a channel that is full is tried again."""
+        for index in tuple(self._untold):
+            with contextlib.suppress(OSError):
+                self._sockets.servers[index].send(Kind.LISTENER, self._sockets.listener.fileno())
+                self._untold.discard(index)
 
     def _look_at(self, server: _Server) -> None:
         slot = self._board.slots[server.index]
@@ -456,9 +546,12 @@ class Supervisor:
                 for message in channel.messages():
                     if message.socket is not None:
                         message.socket.close()
-        if self._successor is not None:
-            self._successor.close()
-            self._successor = None
+        if self._elder is not None and not self._is_retired:
+            self._elder.give_back()
+        for other in (self._successor, self._heir, self._elder):
+            if other is not None:
+                other.close()
+        self._successor = self._heir = self._elder = None
 
 
 def _tell(server: _Server, number: signal.Signals) -> None:

@@ -38,6 +38,7 @@ class FakeKong:
         self._headers = [(name.lower(), value) for name, value in headers]
         self._record = record
         self.request_id: str | None = REQUEST_ID
+        self.request_uri: str | None = None
         self._answer: tuple[object, str | None] = (None, None)
         self.kong: Any = Kong(self, lua_style).kong
 
@@ -69,6 +70,7 @@ class FakeKong:
             "kong.request.get_header": self._get_header,
             "kong.request.get_headers": self._get_headers,
             "kong.nginx.get_var": self._get_var,
+            "kong.nginx.get_ctx": self._get_ctx,
             "kong.ctx.shared.set": self.shared.__setitem__,
             "kong.ctx.shared.get": self.shared.get,
             "kong.log.serialize": self._serialize,
@@ -87,6 +89,10 @@ class FakeKong:
             return value
         found = self._get_headers().get(name.lower().replace("_", "-"))
         return found[0] if found else None
+
+    def _get_ctx(self, name: str) -> object:
+        """Give what Kong notes of a request when it begins; its record's `request.uri` is made of it."""
+        return self.request_uri if name == "request_uri" else None
 
     def _get_var(self, name: str) -> str | None:
         return self.request_id if name == "kong_request_id" else self._nginx_header(name.removeprefix("http_"))

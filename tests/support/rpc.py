@@ -76,6 +76,7 @@ class Connection:
     """One connection to a plugin server."""
 
     def __init__(self, path: Path) -> None:
+        self.notifications: list[tuple[Any, ...]] = []
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(_TIMEOUT_SECONDS)
         try:
@@ -91,9 +92,12 @@ class Connection:
     def receive(self) -> Answer:
         """Wait for the next answer; raises ConnectionError when the server ends the connection instead."""
         while True:
-            for kind, number, error, result in self._unpacker:
+            for kind, *parts in self._unpacker:
+                if kind == 2:  # a notification, which stands before an answer
+                    self.notifications.append(tuple(parts))
+                    continue
                 assert kind == 1
-                return Answer(number, error, result)
+                return Answer(*parts)
             data = self.socket.recv(65_536)
             if not data:
                 raise ConnectionError("the plugin server ended the connection")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kong_metering.config import Entity, PluginConfig, parse_config, parse_entity
+from kong_metering.config import Entity, PluginConfig, parse_config, parse_entity, remarks
 from kong_metering.errors import ConfigError
 
 MINIMAL = {"ingest_endpoint": "https://us.api.konghq.com/v3/openmeter/events", "api_token": "spat_token"}
@@ -152,6 +152,61 @@ def test_a_configuration_cannot_be_changed() -> None:
         parsed.queue.max_batch_size = 5
 
 
+# -- what is nearly right ------------------------------------------------------------------------------------------
+
+
+def remarks_on(**settings: Any) -> list[str]:
+    raw = config(**settings)
+    return remarks(raw, parse_config(raw))
+
+
+def test_a_configuration_that_is_right_is_not_remarked_on() -> None:
+    assert remarks_on(subject={"look_up_value_in": "header", "field": "x-tenant-id"}) == []
+
+
+@pytest.mark.parametrize(
+    "written", ["t0k3n\n", "t0k3n\r\n", " t0k3n ", "Bearer t0k3n", "bearer  t0k3n\n", "t0k3n\u2003"]
+)
+def test_a_token_is_taken_out_of_what_is_around_it_which_is_said_without_it(written: str) -> None:
+    assert parse_config(config(api_token=written)).api_token == "t0k3n"
+    (remark,) = remarks_on(api_token=written)
+    assert "config.api_token: " in remark
+    assert "t0k3n" not in remark
+
+
+@pytest.mark.parametrize("token", ["bearer-of-news", "Bearer_x", "a b"])
+def test_a_token_that_only_looks_like_it_is_left(token: str) -> None:
+    assert parse_config(config(api_token=token)).api_token == token
+
+
+@pytest.mark.parametrize("written", ["X-Tenant-ID:", " X-Tenant-ID", "X-Tenant-ID\n", "\x7fX-Tenant-ID: "])
+def test_the_name_of_a_header_is_trimmed_which_is_said(written: str) -> None:
+    subject = {"look_up_value_in": "header", "field": written}
+    assert parse_config(config(subject=subject)).subject.field == "X-Tenant-ID"
+    assert remarks_on(subject=subject) == ["config.subject.field: is taken for X-Tenant-ID, without what is around it"]
+
+
+def test_the_name_of_an_argument_keeps_its_colon() -> None:
+    subject = {"look_up_value_in": "query", "field": " tenant: "}
+    assert parse_config(config(subject=subject)).subject.field == "tenant:"
+
+
+def test_the_names_of_an_attribute_are_trimmed_which_is_said() -> None:
+    attributes = [{"source": "header", "look_up_value_in": "X-Plan:", "event_property_name": "plan\n"}]
+    (attribute,) = parse_config(config(attributes=attributes)).attributes or []
+    assert (attribute.look_up_value_in, attribute.event_property_name) == ("X-Plan", "plan")
+    assert [remark.partition(":")[0] for remark in remarks_on(attributes=attributes)] == [
+        "config.attributes.0.look_up_value_in",
+        "config.attributes.0.event_property_name",
+    ]
+
+
+def test_a_header_that_no_request_can_have_is_remarked_on() -> None:
+    assert remarks_on(subject={"look_up_value_in": "header", "field": "x tenant"}) == [
+        "config.subject.field: no request has a header of the name x tenant"
+    ]
+
+
 # -- what is wrong is told -----------------------------------------------------------------------------------------
 
 
@@ -168,6 +223,11 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"api_token": ""}, "config.api_token", "at least 1 character"),
         ({"api_token": "spat_zoë"}, "config.api_token", "printable ASCII"),
         ({"api_token": "spat\r\nx-forged: 1"}, "config.api_token", "printable ASCII without line breaks"),
+        ({"api_token": "spat\x07"}, "config.api_token", "character 5 of 5 is a control character"),
+        ({"api_token": "spät"}, "config.api_token", "character 3 of 4 is not ASCII"),
+        ({"api_token": " \n"}, "config.api_token", "there is no token in it"),
+        ({"api_token": "Bearer "}, "config.api_token", "there is no token in it"),
+        ({"subject": {"look_up_value_in": "header", "field": " : "}}, "config.subject.field", "more than blanks"),
         ({"api_token": ["spat"]}, "config.api_token", "a valid string"),
         ({"meter_api_requests": "perhaps"}, "config.meter_api_requests", "valid boolean"),
         ({"timeout": "soon"}, "config.timeout", "valid number"),
@@ -281,6 +341,11 @@ def test_any_configuration_is_either_taken_or_explained(raw: dict[str, Any]) -> 
 
 def test_the_entity_is_kongs_plugin_id() -> None:
     assert parse_entity(config(__plugin_id="276df434")) == Entity("276df434", "276df434")
+
+
+def test_the_entity_knows_its_vault_references() -> None:
+    raw = config(__plugin_id="276df434", **{"$refs": {"api_token": "{vault://env/om-token}", "x": 5}})
+    assert parse_entity(raw).references == {"api_token": "{vault://env/om-token}"}
 
 
 def test_an_instance_name_is_how_the_log_calls_it() -> None:

@@ -236,13 +236,15 @@ def test_without_the_header_all_headers_are_looked_through_once_and_its_absence_
     record = log_record(request={"headers": {TENANT: "added"}})
     access, log = run(stepping, stepping.plugin(), stepping.request(("accept", "*/*"), record=record))
     assert access == [("kong.request.get_header", TENANT), ("kong.request.get_headers", 1000), GET_ID]
-    assert log == [SERIALIZE]
+    assert [method for method, *_ in log] == ["kong.log.serialize", "kong.log.warn"]
     assert stepping.events == []
     assert stepping.skipped == {"no_subject": 1}
 
 
 def test_no_phase_takes_more_than_three_calls_for_a_subject_in_a_header(gateway: Gateway) -> None:
     plugin = gateway.plugin()
+    run(gateway, plugin, gateway.request())  # the first one without a subject is said
+    run(gateway, plugin, gateway.request((TENANT, "acme")))
     for headers in ([], [(TENANT, "acme")], [(TENANT, "")], [(f"x-{number}", "x") for number in range(150)]):
         access, log = run(gateway, plugin, gateway.request(*headers))
         assert len(access) <= 3
@@ -653,6 +655,18 @@ def test_a_consumer_counts_for_such_a_request_too(gateway: Gateway) -> None:
     assert gateway.subjects == ["consumer:b32379d9"]
 
 
+def test_a_query_argument_counts_for_such_a_request_too(gateway: Gateway) -> None:
+    plugin = gateway.plugin(subject=BY_QUERY)
+    kong = gateway.request(record="")
+    kong.request_uri = "/a?tenant=acme"
+    for method in ("get_status", "get_header"):
+        kong.answers[f"kong.response.{method}"] = None
+    for method in ("router.get_route", "router.get_service", "client.get_consumer"):
+        kong.answers[f"kong.{method}"] = None
+    plugin.log(kong.kong)
+    assert [(event["subject"], event["data"]["request_uri"]) for event in gateway.events] == [("acme", "/a")]
+
+
 def test_pieces_that_fail_are_left_out(gateway: Gateway) -> None:
     failing = dict.fromkeys(PIECES.keys() - {"kong.client.get_consumer"}, "not in a timer")
     kong = gateway.request(answers={**PIECES, "kong.log.serialize": None}, failing=failing)
@@ -669,7 +683,7 @@ def test_an_unusable_configuration_meters_nothing_and_says_so(
     broken_gateway: Gateway, said: list[logging.LogRecord]
 ) -> None:
     gateway = broken_gateway
-    plugin = gateway.plugin(api_token="s3cr3t\n", plugin_instance_name="orders")
+    plugin = gateway.plugin(api_token="s3cr3t\nx", plugin_instance_name="orders")
     kong = gateway.request((TENANT, "acme"))
     plugin.access(kong.kong)
     assert kong.calls == []
@@ -678,7 +692,7 @@ def test_an_unusable_configuration_meters_nothing_and_says_so(
     message = record.getMessage()
     assert record.levelno == logging.ERROR
     assert "plugin orders (276df434): THIS CONFIGURATION CANNOT BE USED, NOTHING IS METERED" in message
-    assert "config.api_token: a token is printable ASCII" in message
+    assert "config.api_token: it cannot stand in a header" in message
     assert "s3cr3t" not in message
     assert kong.calls == [("kong.log.err", message)]
     assert gateway.events == []
@@ -692,6 +706,41 @@ def test_it_is_said_through_kong_once(broken_gateway: Gateway) -> None:
     plugin.log(second.kong)
     assert len(first.said) == 1
     assert second.said == []
+
+
+def test_each_request_under_it_is_counted_and_it_is_said_again_each_hour(
+    broken_gateway: Gateway, said: list[logging.LogRecord]
+) -> None:
+    gateway = broken_gateway
+    plugin = gateway.plugin(api_token=None)
+    for _ in range(3):
+        run(gateway, plugin, gateway.request())
+    assert gateway.skipped == {"unusable_configuration": 3}
+    assert len(said) == 1
+    gateway.clock.advance(3600)
+    for _ in range(3):
+        run(gateway, plugin, gateway.request())
+    assert gateway.skipped == {"unusable_configuration": 6}
+    assert ["THIS CONFIGURATION CANNOT BE USED" in record.getMessage() for record in said] == [True, True]
+
+
+def test_what_is_nearly_right_is_said_once(gateway: Gateway, said: list[logging.LogRecord]) -> None:
+    for _ in range(2):
+        gateway.plugin(api_token="Bearer om_token\n")
+    (line,) = said
+    assert line.levelno == logging.WARNING
+    assert "plugin 276df434: config.api_token: blanks or line breaks" in line.getMessage()
+    assert [config.api_token for _, config in gateway.delivery.opened] == ["om_token"] * 2
+
+
+def test_the_first_request_without_a_subject_is_said_and_the_others_are_counted(gateway: Gateway) -> None:
+    plugins = [gateway.plugin(), gateway.plugin()]
+    kongs = [gateway.request() for _ in range(4)]
+    for plugin, kong in zip(plugins * 2, kongs, strict=True):
+        run(gateway, plugin, kong)
+    assert gateway.skipped == {"no_subject": 4}
+    (line,) = [text for kong in kongs for level, text in kong.said if level == "warn"]
+    assert "a request is billed to nobody, it has no header x-tenant-id that is not blank" in line
 
 
 def test_such_an_instance_can_be_closed(broken_gateway: Gateway) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from kong_metering.record import (
     header_values,
     integer,
+    legible,
     milliseconds,
     parse_record,
     query_values,
@@ -367,3 +369,26 @@ def test_any_bytes_survive_percent_encoding(raw: bytes) -> None:
     encoded = "".join(f"%{byte:02X}" for byte in raw)
     (value,) = query_values(f"/a?x=y&tenant={encoded}", "tenant")
     assert value.encode("utf-8", "surrogateescape") == raw
+
+
+illegible_texts = st.text(
+    st.sampled_from("ab01;\u241b\x00\x1f\x7f\x85\x9f\ufdd0\ufffe\U0001ffff\U0010ffff") | st.characters()
+)
+
+
+@given(illegible_texts, illegible_texts)
+def test_two_texts_stay_two_when_they_are_made_legible(one: str, other: str) -> None:
+    assert (legible(one) == legible(other)) == (one == other)
+
+
+@given(illegible_texts)
+def test_a_legible_text_has_no_control_characters_and_no_noncharacters(value: str) -> None:
+    for char in legible(value):
+        assert unicodedata.category(char) != "Cc"
+        assert ord(char) & 0xFFFE != 0xFFFE
+        assert not 0xFDD0 <= ord(char) <= 0xFDEF
+
+
+@pytest.mark.parametrize("value", ["", "acme", "Zoë-株式会社", "\u202eacme\u200b", "100%", "a\\b", "a b", "\ufffd"])
+def test_what_is_legible_is_not_changed(value: str) -> None:
+    assert legible(value) == value

@@ -14,6 +14,7 @@ from kong_metering import PLUGIN_NAME, plugin
 from kong_metering.config import parse_config
 from kong_metering.errors import ConfigError
 from kong_metering.schema import PRIORITY, config_fields, plugin_info, plugin_schema
+from kong_metering_sandbox.gateway.schema import validate_field
 from tests.support.records import DATA
 
 Field = dict[str, Any]
@@ -42,6 +43,7 @@ KONG_KEYS = frozenset(
         "between",
         "len_min",
         "match",
+        "match_none",
         "referenceable",
         "encrypted",
         "description",
@@ -229,7 +231,7 @@ def test_kong_refuses_what_is_no_range_of_status_codes(codes: str) -> None:
 
 
 def test_a_field_is_required_for_a_subject_in_a_header_or_query() -> None:
-    (check,) = OURS["config.subject"]["entity_checks"]
+    check, _ = OURS["config.subject"]["entity_checks"]
     assert check == {
         "conditional": {
             "if_field": "look_up_value_in",
@@ -238,10 +240,46 @@ def test_a_field_is_required_for_a_subject_in_a_header_or_query() -> None:
             "then_match": {"required": True},
         }
     }
-    assert {path for path, field in OURS.items() if "entity_checks" in field} == {"config.subject"}
+    assert {path for path, field in OURS.items() if "entity_checks" in field} == {
+        "config.subject",
+        "config.attributes[]",
+    }
 
 
 # -- the whole entity ----------------------------------------------------------------------------------------------
+
+
+def refusals(subject: Field) -> object:
+    """Check a subject by our schema, as Kong does; the stand-in's rules are compared with Kong's own elsewhere."""
+    return validate_field(OURS["config.subject"], subject)
+
+
+@pytest.mark.parametrize("field", ["x-tenant-id", "X_Tenant.Id", "a"])
+@pytest.mark.parametrize("place", ["header", "query", "consumer"])
+def test_kong_takes_names_that_can_be_found(place: str, field: str) -> None:
+    assert refusals({"look_up_value_in": place, "field": field}) is None
+
+
+@pytest.mark.parametrize("field", ["x-tenant-id ", "\tx-tenant-id", "x-tenant-id\n", "x-\x00id", "x-\x7fid", " "])
+@pytest.mark.parametrize("place", ["header", "query", "consumer"])
+def test_kong_refuses_names_with_blanks_around_or_control_characters(place: str, field: str) -> None:
+    assert refusals({"look_up_value_in": place, "field": field}) is not None
+
+
+@pytest.mark.parametrize("field", ["X-Tenant-ID:", "x tenant", "x:tenant"])
+def test_kong_refuses_blanks_and_colons_in_the_name_of_a_header_and_not_of_an_argument(field: str) -> None:
+    assert "a header's name has no blanks" in str(refusals({"look_up_value_in": "header", "field": field}))
+    assert refusals({"look_up_value_in": "query", "field": field}) is None
+
+
+@pytest.mark.parametrize("source", ["header", "query"])
+def test_kong_checks_the_names_of_attributes_in_the_same_way(source: str) -> None:
+    spec = OURS["config.attributes"]
+    good = {"source": source, "look_up_value_in": "x-plan", "event_property_name": "pricing plan"}
+    assert validate_field(spec, [good]) is None
+    assert validate_field(spec, [{**good, "look_up_value_in": "x-plan "}]) is not None
+    assert validate_field(spec, [{**good, "event_property_name": "plan\n"}]) is not None
+    assert (validate_field(spec, [{**good, "look_up_value_in": "X-Plan:"}]) is None) == (source == "query")
 
 
 def test_the_plugin_is_for_the_vendors_protocols() -> None:

@@ -48,7 +48,8 @@ def test_a_blank_header_is_no_subject(raw: bytes) -> None:
         (b"caf\xe9", "café"),
         ("Zoë-株式会社".encode(), "Zoë-株式会社"),
         (b"a" * 8192, "a" * 8192),
-        (b"a\x01\x7fb", "a\x01\x7fb"),
+        (b"a\x01\x7fb", "a\u241b1;\u241b7F;b"),
+        (b"a\x80b", "a\u241b80;b"),
         ("\u202eacme\u200b".encode(), "\u202eacme\u200b"),
         (b"consumer:b32379d9", "consumer:b32379d9"),
     ],
@@ -85,7 +86,9 @@ def test_no_header_is_no_subject() -> None:
         ("tenant=+acme+corp+", "acme corp"),
         ("tenant=caf%C3%A9", "café"),
         ("tenant=caf%E9", "café"),
-        ("tenant=a%00b", "a\x00b"),
+        ("tenant=a%00b", "a\u241b0;b"),
+        ("tenant=a%C2%85%EF%BF%BFb", "a\u241b85;\u241bFFFF;b"),
+        ("tenant=a%E2%90%9B0;b", "a\u241b241B;0;b"),
         ("tenant=%zz", "%zz"),
         ("tenant=a;b", "a;b"),
     ],
@@ -128,6 +131,24 @@ def test_an_authenticated_entity_is_the_subject(look_up: Any, field: str | None,
 def test_nobody_authenticated_is_no_subject(look_up: Any, field: str | None, entity: object) -> None:
     settings = Subject(look_up_value_in=look_up, field=field)
     assert subject_of(settings, **{look_up: entity}) is None
+
+
+def test_a_consumers_name_follows_the_same_rule() -> None:
+    found = subject_of(Subject(field="username"), consumer={"username": "a\x00b"})
+    assert found == ResolvedSubject("a\u241b0;b", "consumer_username")
+
+
+@pytest.mark.parametrize("field", ["Authorization", "proxy-authorization"])
+def test_kongs_word_for_a_header_that_it_hides_is_nobody(field: str) -> None:
+    settings = Subject(look_up_value_in="header", field=field)
+    record = answered_early(request={"headers": {field.lower(): "REDACTED"}})
+    assert resolve_subject(settings, FinishedRequest(record)) is None
+    assert subject_of(settings, {field: "Bearer of-the-client"}) == ResolvedSubject("Bearer of-the-client", "header")
+
+
+def test_any_other_header_may_say_redacted() -> None:
+    record = answered_early(request={"headers": {"x-tenant-id": "REDACTED"}})
+    assert resolve_subject(HEADER, FinishedRequest(record)) == ResolvedSubject("REDACTED", "header")
 
 
 def test_a_consumer_does_not_count_when_the_header_is_asked_for() -> None:

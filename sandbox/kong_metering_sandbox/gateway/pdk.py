@@ -85,7 +85,7 @@ def _common(exchange: Exchange, say: Logger, config: Table) -> dict[str, Functio
     return {
         "kong.ctx.shared.get": lambda args: exchange.shared.get(_argument(args, 0)),
         "kong.ctx.shared.set": lambda args: _set(exchange.shared, args),
-        "kong.nginx.get_ctx": lambda args: exchange.nginx_ctx.get(_argument(args, 0)),
+        "kong.nginx.get_ctx": lambda args: _note_of(exchange, _argument(args, 0)),
         "kong.nginx.set_ctx": lambda args: _set(exchange.nginx_ctx, args),
         "kong.client.get_consumer": lambda _: exchange.consumer,
         "kong.client.get_credential": lambda _: exchange.credential,
@@ -98,6 +98,14 @@ def _common(exchange: Exchange, say: Logger, config: Table) -> dict[str, Functio
         "kong.log": _logger(say, "notice"),
         **{f"kong.log.{name}": _logger(say, level) for name, level in _LEVELS.items()},
     }
+
+
+def _note_of(exchange: Exchange, name: Value) -> Value:
+    """Give a note about the request: one that a plugin made, or the one of Kong's that there is here."""
+    if name in exchange.nginx_ctx:
+        return exchange.nginx_ctx[name]
+    is_target = name in (b"request_uri", "request_uri")
+    return exchange.head.target if is_target else None
 
 
 def _logger(say: Logger, level: str) -> Function:

@@ -1,9 +1,14 @@
-"""Vault references: `{vault://env/om-token}` stands for the environment variable OM_TOKEN of the gateway."""
+"""Vault references: `{vault://env/om-token}` stands for the environment variable OM_TOKEN of the gateway.
+
+`{vault://file/om-token}` stands for what is in the file `om-token` of the directory that the environment variable
+STANDIN_VAULT names, at that moment: what a custom vault of Kong's does whose values change while Kong runs.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,14 +25,28 @@ def is_reference(value: Value) -> bool:
 
 
 def resolve(reference: str, environment: Mapping[str, str]) -> str | None:
-    """Return the secret that a reference stands for; None when there is none. Only the env vault is known."""
+    """Return the secret that a reference stands for; None when there is none. Other vaults are not known."""
     found = _REFERENCE.fullmatch(reference)
-    if not found or found[1] != "env":
+    if not found:
         return None
-    secret = environment.get(found[2].upper().replace("-", "_"))
+    secret = _VAULTS.get(found[1], lambda _name, _environment: None)(found[2], environment)
     if secret is None or found[3] is None:
         return secret
     return _member(secret, found[3])
+
+
+def _from_environment(name: str, environment: Mapping[str, str]) -> str | None:
+    return environment.get(name.upper().replace("-", "_"))
+
+
+def _from_file(name: str, environment: Mapping[str, str]) -> str | None:
+    try:
+        return (Path(environment.get("STANDIN_VAULT", "")) / name).read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+_VAULTS = {"env": _from_environment, "file": _from_file}
 
 
 def _member(secret: str, name: str) -> str | None:

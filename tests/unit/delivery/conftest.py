@@ -7,7 +7,7 @@ import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -135,7 +135,7 @@ def process(root: Path, inbox: Path, log: LogLines, steered: SteeredClock) -> It
     made: list[Process] = []
     at_start: dict[Path, int] = {}
 
-    def make(directory: Path = root, clock: SteeredClock = steered, **options: object) -> Process:
+    def make(directory: Path = root, clock: SteeredClock = steered, **options: Any) -> Process:
         if directory not in at_start:
             at_start[directory] = len(on_disk(directory))
         made.append(Process(directory, clock, inbox, **options))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
+import os
 import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 
 from kong_metering.config import Queue
 from kong_metering.delivery.account import QueueAccount
@@ -24,7 +27,7 @@ from kong_metering.delivery.ingest import Endpoint
 from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.queue import EventQueue
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
-from kong_metering.spool.directory import survey
+from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.spool.log import EventLog
 from kong_metering.spool.options import SpoolOptions
@@ -33,10 +36,13 @@ from kong_metering.upkeep.spooler import Spooler
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    import pytest
+
     from kong_metering.clock import Clock
     from kong_metering.delivery.couriers import Served
     from kong_metering.delivery.ingest import IngestClient
     from kong_metering.delivery.spooled import SpooledBacklog
+    from kong_metering.spool.directory import Adoption
     from tests.support.clock import FakeClock
 
 _PATIENCE_SECONDS = 20.0
@@ -396,7 +402,7 @@ class Process:
     """A process with a spool: real files, real threads; its queues deliver to fake endpoints."""
 
     def __init__(
-        self, root: Path, clock: SteeredClock, inbox: Path, round_seconds: float = 0.02, **options: Any
+        self, root: Path, clock: SteeredClock, inbox: Path | None, round_seconds: float = 0.02, **options: Any
     ) -> None:
         self.root = root
         self.clock = clock
@@ -553,3 +559,61 @@ def crashed(root: Path) -> Path:
     copy = root.with_name(f"{root.name}-crashed")
     shutil.copytree(root, copy)
     return copy
+
+
+@contextlib.contextmanager
+def broken_disk(error: int = errno.ENOSPC) -> Iterator[None]:
+    """Let all writes fail, also those that make directories; on a read-only one nothing can be removed either."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(error, os.strerror(error))
+
+    with contextlib.ExitStack() as patches:
+        for where, name in ((os, "pwrite"), (os, "posix_fallocate"), (Path, "mkdir")):
+            patches.enter_context(mock.patch.object(where, name, fail))
+        if error == errno.EROFS:
+            for where, name in ((os, "ftruncate"), (Path, "unlink"), (Path, "rmdir"), (Path, "replace")):
+                patches.enter_context(mock.patch.object(where, name, fail))
+        yield
+
+
+class HangingDisk:
+    """A disk whose writes do not come to an end while it hangs, those of the writer's thread."""
+
+    def __init__(self) -> None:
+        self._goes_on = threading.Event()
+        self._goes_on.set()
+        self._is_written_to = threading.Event()
+        self._pwrite = os.pwrite
+
+    def hang(self) -> None:
+        self._goes_on.clear()
+
+    def go_on(self) -> None:
+        self._goes_on.set()
+
+    def wait_for_write(self) -> None:
+        assert self._is_written_to.wait(_PATIENCE_SECONDS)
+
+    def pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
+        if threading.current_thread().name == "metering writer" and not self._goes_on.is_set():
+            self._is_written_to.set()
+            self._goes_on.wait(60)
+        return self._pwrite(descriptor, data, offset)
+
+
+def stalled_adoption(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Have nothing taken over before the event that this gives is set."""
+    goes_on = threading.Event()
+    adopt = SpoolDirectory.adopt
+
+    def slowly(
+        directory: SpoolDirectory,
+        is_wanted: Callable[[QueueIdentity | None], bool],
+        held_back: Callable[[], Container[Path]],
+    ) -> Adoption:
+        goes_on.wait(30)
+        return adopt(directory, is_wanted, held_back)
+
+    monkeypatch.setattr(SpoolDirectory, "adopt", slowly)
+    return goes_on

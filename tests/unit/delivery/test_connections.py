@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering.delivery.connections import Connections
-from kong_metering.delivery.ingest import Delivered, Endpoint, IngestClient
+from kong_metering.delivery.ingest import Endpoint, IngestClient
+from kong_metering.delivery.outcome import Delivered
 from tests.support.waiting import wait_until
 from tests.unit.delivery.ingest_server import IngestServer, answer, running
 

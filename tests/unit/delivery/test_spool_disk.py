@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -23,6 +22,7 @@ from tests.unit.delivery.fakes import (
     LogLines,
     Refusing,
     SpooledQueue,
+    broken_disk,
     down,
     letters,
     numbered,
@@ -35,22 +35,6 @@ if TYPE_CHECKING:
     from tests.unit.delivery.conftest import ProcessMaker
 
 CANNOT = "EVENTS CANNOT BE WRITTEN TO DISK and wait in memory"
-
-
-@contextlib.contextmanager
-def broken_disk(error: int = errno.ENOSPC) -> Iterator[None]:
-    """Let all writes fail, also those that make directories; on a read-only one nothing can be removed either."""
-
-    def fail(*_: Any, **__: Any) -> Any:
-        raise OSError(error, os.strerror(error))
-
-    with contextlib.ExitStack() as patches:
-        for where, name in ((os, "pwrite"), (os, "posix_fallocate"), (Path, "mkdir")):
-            patches.enter_context(mock.patch.object(where, name, fail))
-        if error == errno.EROFS:
-            for where, name in ((os, "ftruncate"), (Path, "unlink"), (Path, "rmdir"), (Path, "replace")):
-                patches.enter_context(mock.patch.object(where, name, fail))
-        yield
 
 
 def wait_for_memory(it: SpooledQueue) -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Container
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
-from kong_metering.spool.directory import Adoption, HeldLog, SpoolDirectory, survey
+from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.spool.options import Sync
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
@@ -38,6 +37,7 @@ from tests.unit.delivery.fakes import (
     letters,
     numbered,
     on_disk,
+    stalled_adoption,
 )
 
 if TYPE_CHECKING:
@@ -465,30 +465,13 @@ def test_a_disk_that_hangs_does_not_keep_a_queue_from_being_opened(
     wait_until(lambda: on_disk(root) == [b"1"], "it is on disk")
 
 
-def slow_adoption(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Have nothing taken over before the event that this gives is set."""
-    goes_on = threading.Event()
-    adopt = SpoolDirectory.adopt
-
-    def slowly(
-        directory: SpoolDirectory,
-        is_wanted: Callable[[QueueIdentity | None], bool],
-        held_back: Callable[[], Container[Path]],
-    ) -> Adoption:
-        goes_on.wait(30)
-        return adopt(directory, is_wanted, held_back)
-
-    monkeypatch.setattr(SpoolDirectory, "adopt", slowly)
-    return goes_on
-
-
 def test_events_are_written_while_it_takes_long_to_take_over_what_a_dead_process_left(
     process: ProcessMaker, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dead = process().open(down())
     dead.put_on_disk(b"old")
     dead.process.close()
-    goes_on = slow_adoption(monkeypatch)
+    goes_on = stalled_adoption(monkeypatch)
     it = process().open()
     it.put_on_disk(b"new")
     # It is not sent before that, but behind the old one.
@@ -514,7 +497,7 @@ def test_an_empty_queue_ends_without_waiting_for_a_slow_look_at_what_others_left
     process: ProcessMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such a queue ends on the thread that serves Kong."""
-    goes_on = slow_adoption(monkeypatch)
+    goes_on = stalled_adoption(monkeypatch)
     it = process().open()
     ending = threading.Thread(target=it.close)
     ending.start()

@@ -17,6 +17,7 @@ from tests.unit.delivery.world import (
     DELIVERED,
     DOWN,
     FORBIDDEN,
+    RESETS,
     RULES,
     TOO_MANY,
     UNREACHABLE,
@@ -489,3 +490,25 @@ def test_few_others_are_spent_sparingly_as_witnesses() -> None:
     world.put(100)
     world.run()
     assert set(world.refused) == {37}
+
+
+# -- where nothing else will come
+
+
+@pytest.mark.parametrize("failure", [DOWN, RESETS, FORBIDDEN, BAD])
+@pytest.mark.parametrize("bad", [0, 5, 9])
+def test_where_nothing_else_comes_the_last_one_is_judged_by_those_before(bad: int, failure: Outcome) -> None:
+    world = World(choking({bad}, failure), batch_size=10, expects_more=False)
+    world.put(10)
+    world.run(seconds=3600)
+    assert (list(world.refused), len(world.delivered)) == ([bad], 9)
+    assert len(world.requests) < 30
+
+
+@pytest.mark.parametrize("failure", ALL_FAILURES)
+def test_where_nothing_else_comes_an_outage_blames_nobody_all_the_same(failure: Outcome) -> None:
+    world = World(batch_size=10, expects_more=False)
+    world.endpoint = lambda _: DELIVERED if len(world.requests) <= 5 else failure
+    world.put(60)
+    world.run(seconds=24 * 3600)
+    assert (len(world.delivered), world.refused) == (50, {})

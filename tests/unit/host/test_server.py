@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tests.support.ingest import IngestServer
 
+pytestmark = pytest.mark.slow
 Launch = Callable[..., PluginServerProcess]
 
 GET_STATUS = request_frame(7, "GetStatus").data
@@ -151,14 +152,14 @@ def test_anything_else_than_a_socket_in_its_place_is_left_alone(make: Callable[[
 
 
 def test_a_socket_is_made_where_nothing_is(prefix: Path) -> None:
-    with listen(Place(prefix / "plugin.sock")), Connection(prefix / "plugin.sock"):
+    with listen(Place(prefix / "plugin.sock")).socket, Connection(prefix / "plugin.sock"):
         assert names_in(prefix) == ["plugin.sock"]
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_refused(prefix: Path) -> None:
     """A path that only the temporary name is short enough for would be a socket that nobody can connect to."""
     fits = prefix / ("x" * (106 - len(str(prefix))))
-    with listen(Place(fits)), Connection(fits):
+    with listen(Place(fits)).socket, Connection(fits):
         for path in (Path(f"{fits}x"), Path(f"{fits}{'é' * 30}"), prefix / ("x" * 300)):
             with pytest.raises(StartupError, match="has at most 107 bytes"):
                 listen(Place(path))

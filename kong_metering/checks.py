@@ -1,0 +1,146 @@
+"""What will not work at a start: looked at by `--dump`, which Kong runs before it starts anything, and by the start.
+
+Contract: nothing here changes anything, but for the file that it makes and removes to see whether one can be made. Run
+as root, Kong has its workers, and with them the plugin server, run as somebody else: what that user may do is found out
+in a child process that has become that user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kong_metering.host.paths import MOST_BYTES
+
+# nginx's own `user`, as Kong writes it into its prefix before it asks for the plugin.
+_USER = re.compile(r"^\s*user\s+([^\s;]+)", re.MULTILINE)
+_ERROR_LOG = re.compile(r"^\s*error_log\s+([^\s;]+)", re.MULTILINE)
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# Who Kong's workers are otherwise.
+_USUAL_USERS = ("kong", "nobody")
+
+
+@dataclass(frozen=True)
+class Places:
+    """What a start needs: Kong's prefix, the socket in it, the spool's directory if there is one, and a CA bundle."""
+
+    prefix: Path
+    socket: Path
+    spool: Path | None
+    ca_bundle: str | None
+
+
+def complaints(places: Places) -> list[str]:
+    """Tell what will not work in this process, each in a sentence with what to do; nothing if all is well."""
+    return list(_complaints(places, f"user {_name_of(os.geteuid())}"))
+
+
+def complaints_for_workers(places: Places) -> list[str]:
+    """Tell what will not work in a process that one of Kong's workers starts."""
+    user = _other_user(places.prefix)
+    if user is None:
+        return complaints(places)
+    return _as_user(user, lambda: list(_complaints(places, f"user {user.pw_name}, whom Kong's workers run as,")))
+
+
+def path_complaint(path: Path) -> str | None:
+    """Tell why Kong cannot connect to a path; None if it can."""
+    length = len(os.fsencode(path))
+    if length <= MOST_BYTES:
+        return None
+    return (
+        f"the socket's path has {length} bytes, and Kong can connect to one of {MOST_BYTES} at most: choose a shorter "
+        f"--socket-name, or make a symbolic link to {path.parent} and name the socket by it in pluginserver_*_socket"
+    )
+
+
+def _complaints(places: Places, user: str) -> Iterator[str]:
+    if not places.prefix.is_dir():
+        yield f"{places.prefix} is no directory that {user} can see; -p/--kong-prefix must name Kong's prefix"
+        return
+    if not os.access(places.socket.parent, os.W_OK | os.X_OK):
+        yield f"{user} cannot make a socket in {places.socket.parent}: let that user write there"
+    with contextlib.suppress(OSError):
+        if not stat.S_ISSOCK(places.socket.lstat().st_mode):
+            yield f"{places.socket} exists and is not a socket; move it away, or choose another --socket-name"
+    if (too_long := path_complaint(places.socket)) is not None:
+        yield too_long
+    if not os.access(sys.executable, os.X_OK) or not os.access(__file__, os.R_OK):
+        yield f"{user} cannot run {sys.executable} with {Path(__file__).parent}: let that user read both"
+    if places.spool is not None and not _can_be_kept_in(places.spool):
+        yield (
+            f"{user} cannot keep files in {places.spool}: events wait in memory, and are lost when the process ends; "
+            "let that user write there, or choose another place with --spool-dir"
+        )
+    if places.ca_bundle is not None and not os.access(places.ca_bundle, os.R_OK):
+        yield f"--ca-bundle {places.ca_bundle} cannot be read by {user}: nothing is delivered over TLS"
+
+
+def _can_be_kept_in(directory: Path) -> bool:
+    """Tell whether the directory can be used, or made."""
+    there = directory
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK | os.R_OK)
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _other_user(prefix: Path) -> pwd.struct_passwd | None:
+    """Return the user whom Kong's workers run as, if this process is root and that one is not."""
+    if os.geteuid() != 0:
+        return None
+    with contextlib.suppress(OSError):
+        named = _USER.findall((prefix / "nginx.conf").read_text(encoding="utf-8", errors="replace"))
+        for name in (*named, *_USUAL_USERS):
+            with contextlib.suppress(KeyError):
+                user = pwd.getpwnam(name)
+                return user if user.pw_uid != 0 else None
+    return None
+
+
+def _as_user(user: pwd.struct_passwd, work: Callable[[], list[str]]) -> list[str]:
+    """Do something as a user, in a process of its own."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            os.initgroups(user.pw_name, user.pw_gid)
+            os.setgid(user.pw_gid)
+            os.setuid(user.pw_uid)
+            os.write(writing, json.dumps(work()).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    found: list[str] = json.loads(text or b"[]")
+    return found
+
+
+def say_in_error_log(prefix: Path, lines: list[str]) -> None:
+    """Add lines to Kong's error log, if it is a file: `kong start` shows what we print only when it does not daemonise.
+
+    Nothing happens where that cannot be.
+    """
+    with contextlib.suppress(OSError):
+        named = _ERROR_LOG.search((prefix / "nginx.conf").read_text(encoding="utf-8", errors="replace"))
+        if named is None:
+            return
+        descriptor = os.open(prefix / named[1], _APPEND)
+        with os.fdopen(descriptor, "wb") as log:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                log.write("".join(lines).encode())
