@@ -110,7 +110,8 @@ class Evidence:
 
         It is the share of what got through that had failed before: an outage counts once, however long it was.
         """
-        return self._recent_troubled / (self._recent_passes + 1)
+        # A request that got through after failures may have ended the trouble of others, too: that counts as two.
+        return min(1.0, self._recent_troubled / (self._recent_passes + 1))
 
     def is_plausible(self, run: int, chance: float = CONSPICUOUS_CHANCE) -> bool:
         """Return whether good events fail so often in a row now and then, as far as was seen."""
@@ -167,8 +168,10 @@ class Evidence:
         self.seen = Seen(seen.passes + passes, seen.failures + failures, seen.refusals + refusals)
 
     def _settle(self, places: Sequence[int]) -> None:
+        """Count the claims of which everything is delivered now; together they were one trouble."""
         for claim in self._claims:
             claim.places.difference_update(places)
-            if not claim.places:
-                self._add(0, claim.failures, claim.refusals)
+        settled = [claim for claim in self._claims if not claim.places]
         self._claims = [claim for claim in self._claims if claim.places]
+        if settled:
+            self._add(0, sum(claim.failures for claim in settled), sum(claim.refusals for claim in settled))

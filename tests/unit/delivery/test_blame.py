@@ -164,3 +164,21 @@ def test_where_nothing_else_fails_a_suspect_waits_for_no_more_than_one_success()
 
 def test_a_good_event_is_blamed_with_a_chance_under_one_in_a_million() -> None:
     assert BLAME_CHANCE <= 1e-6
+
+
+def test_the_trouble_of_many_that_one_request_ends_counts_once() -> None:
+    evidence = Evidence()
+    for place in range(100):
+        evidence.shelve([place], 50, 0)
+    evidence.passed(range(100), 0, 0)
+    assert evidence.failure_share == pytest.approx(0.5)
+    assert evidence.seen == Seen(passes=1, failures=5000)
+
+
+def test_a_share_of_failures_is_one_at_most() -> None:
+    evidence = Evidence()
+    for place in range(1000):
+        evidence.shelve([place], 1, 0)
+        evidence.passed([place], 1, 0)
+    assert evidence.failure_share == 1.0
+    assert evidence.is_plausible(100_000)

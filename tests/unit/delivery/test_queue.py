@@ -96,12 +96,7 @@ def test_a_batch_that_is_not_full_leaves_after_the_coalescing_delay(rig: RigMake
 
 def test_the_coalescing_delay_counts_from_the_arrival_of_the_first_event(rig: RigMaker) -> None:
     it = rig(max_batch_size=2, max_coalescing_delay=5)
-
-    def three_later() -> None:
-        it.put(b"three")
-        it.clock.advance(4)
-
-    it.meanwhile(three_later)
+    it.meanwhile(lambda: (it.put(b"three"), it.clock.advance(4)))  # type: ignore[func-returns-value]
     it.put(b"one", b"two")
     it.settle()
     assert it.endpoint.requests == [[b"one", b"two"], [b"three"]]
@@ -209,7 +204,7 @@ def test_a_batch_that_is_not_full_is_sent_by_a_thread_when_it_is_due(live: LiveR
     assert it.endpoint.requests == [[b"one", b"two"]]
 
 
-def test_a_queue_with_nothing_to_do_has_no_thread(live: LiveRigMaker) -> None:
+def test_a_queue_with_nothing_to_do_has_no_thread_and_no_connection(live: LiveRigMaker) -> None:
     it = live()
     assert it.couriers.threads == 0
     it.put(*numbered(50))
@@ -220,6 +215,8 @@ def test_a_queue_with_nothing_to_do_has_no_thread(live: LiveRigMaker) -> None:
         return it.couriers.threads == 0
 
     wait_until(has_gone, "no thread is left")
+    it.network.connections.sweep(it.clock.monotonic())
+    assert all(sender.closed for sender in it.endpoint.senders)
     it.put(b"another")
     assert it.settle().delivered == 51
 
@@ -942,8 +939,10 @@ def test_a_newer_configuration_ends_a_backoff_and_serves_what_waits(rig: RigMake
     it.reconfigure("new token", max_batch_size=10)
     it.let_pass(0)
     assert it.stats.snapshot().delivered == 2
-    _old, new = it.endpoint.senders
-    assert (new.name, new.delivered) == ("new token", [b"one", b"two"])
+    assert [(sender.name, sender.delivered) for sender in it.endpoint.senders] == [
+        ("", []),
+        ("new token", [b"one", b"two"]),
+    ]
 
 
 def test_a_newer_configuration_during_a_request_ends_the_backoff_that_follows(rig: RigMaker) -> None:
@@ -1002,12 +1001,7 @@ def test_closing_sends_what_waits_without_waiting_for_more(live: LiveRigMaker) -
 
 def test_closing_sends_all_that_waits_in_batches(rig: RigMaker) -> None:
     it = rig(max_batch_size=2, max_coalescing_delay=3600)
-
-    def five_and_the_end() -> None:
-        it.put(*numbered(5))
-        it.queue.begin_close()
-
-    it.meanwhile(five_and_the_end)
+    it.meanwhile(lambda: (it.put(*numbered(5)), it.queue.begin_close()))  # type: ignore[func-returns-value]
     it.put(b"before", b"these")
     it.let_pass(0)
     assert it.stats.snapshot().delivered == 7

@@ -201,3 +201,13 @@ def test_without_a_threshold_the_breaker_never_opens(clock: FakeClock) -> None:
     breaker = Breaker()
     assert not any(breaker.failed(DEFAULTS, clock.monotonic()) for _ in range(1000))
     assert not breaker.is_open
+
+
+def test_a_cooldown_of_zero_makes_every_batch_a_probe(clock: FakeClock) -> None:
+    settings = Queue(failure_threshold=1, breaker_cooldown=0)
+    breaker = Breaker()
+    assert breaker.failed(settings, clock.monotonic())
+    for _ in range(3):
+        assert breaker.probe_at(settings) <= clock.monotonic()
+        breaker.probe(clock.monotonic())
+    assert breaker.is_open
