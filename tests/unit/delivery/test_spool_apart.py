@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from tests.unit.delivery.conftest import ProcessMaker
 
 REPOSITORY = Path(__file__).parents[3]
-HOLDER = "import fcntl, sys; lock = open(sys.argv[1]); fcntl.flock(lock, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+HOLDER = (
+    "import fcntl, sys; lock = open(sys.argv[1]); fcntl.flock(lock, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+)
 
 
 # -- one owner for each thing ------------------------------------------------------------------------------------------
@@ -141,9 +143,7 @@ def test_memory_is_bounded_on_a_full_disk_whatever_the_endpoint_refuses(
     with broken_disk():
         for start in range(0, 50_000, 500):
             numbers = range(start, start + 500)
-            it.put_on_disk(
-                *[(b"bad %05d" if n % 10 else b"good %05d") % n + b"x" * 1000 for number in numbers]
-            )
+            it.put_on_disk(*[(b"bad %05d" if n % 10 else b"good %05d") % n + b"x" * 1000 for n in numbers])
             most = max(most, it.queue.waiting)
         held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
