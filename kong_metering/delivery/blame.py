@@ -115,7 +115,11 @@ class Evidence:
 
     def is_plausible(self, run: int, chance: float = CONSPICUOUS_CHANCE) -> bool:
         """Return whether good events fail so often in a row now and then, as far as was seen."""
-        return self.failure_share**run >= chance
+        share = self.failure_share
+        if share == 0:
+            return run == 0
+        # By logarithms: a power may be too small to be represented, and raise.
+        return run * math.log(share) >= math.log(chance)
 
     def passed(self, places: Sequence[int], failures: int, refusals: int) -> None:
         """Note that a part got through after some failures of its own."""

@@ -82,6 +82,10 @@ class Precedence:
         self._let_rule(configuration)
         return True
 
+    def is_twin(self, configuration: Configuration) -> bool:
+        """Return whether it is the ruling one but for other values from the vault."""
+        return configuration in self._twins
+
     def note_answer(self, endpoint: Endpoint, *, is_refused: bool) -> bool:
         """Take note of what an endpoint says to a token, and tell whether a twin takes over."""
         if endpoint != self.ruling.endpoint:

@@ -87,11 +87,12 @@ class Delivery:
                 opened.queue.reconfigure(wanted.settings, wanted.endpoint)
                 LOGGER.info("queue %s: a newer configuration took over", opened.queue.name)
             elif wanted != opened.precedence.ruling:
-                LOGGER.info(
-                    "queue %s: an older configuration came late, or one with another value from the vault: the one "
-                    "before goes on, as long as the endpoint takes it",
-                    opened.queue.name,
+                why = (
+                    "another value came from the vault, the one before goes on as long as the endpoint takes it"
+                    if opened.precedence.is_twin(wanted)
+                    else "an older configuration came late, the newer one goes on"
                 )
+                LOGGER.info("queue %s: %s", opened.queue.name, why)
             opened.users += 1
             return opened.queue
 

@@ -14,12 +14,9 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from kong_metering.spool.format import Mark
-
-if TYPE_CHECKING:
-    from kong_metering.delivery.logsource import LogSource
 
 
 class Entry(NamedTuple):
@@ -57,6 +54,18 @@ class Source(Protocol):
 
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let entries go that need not wait any longer; give how many were there still."""
+        ...
+
+
+class Spillable(Protocol):
+    """A log that takes what was in memory."""
+
+    def append(self, events: Sequence[bytes], now_ms: int, now: float) -> None:
+        """Write events behind the last one, all or none."""
+        ...
+
+    def append_in_flight(self, events: Sequence[bytes], now_ms: int) -> list[Entry]:
+        """Write events that couriers hold already, and give their entries."""
         ...
 
 
@@ -178,8 +187,8 @@ class MemorySource:
     def _moved_of(self, entries: Sequence[Entry]) -> list[Entry]:
         return [self._moved[each.number] for each in entries if each.number in self._moved] if self._moved else []
 
-    def spill(self, log: LogSource, now_ms: int, now: float) -> None:
-        """Write all that is in memory into a log, in order; on the writer's thread. Raises what `LogSource` raises.
+    def spill(self, log: Spillable, now_ms: int, now: float) -> None:
+        """Write all that is in memory into a log, in order; on the writer's thread. Raises what the log raises.
 
         What is settled in the meantime is settled in the log too.
         """

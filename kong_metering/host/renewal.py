@@ -12,7 +12,7 @@ its connection; over MessagePack Kong is told a new `number` before the next ans
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.log import LOGGER, printable, trouble
 
@@ -20,11 +20,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kong_metering.clock import Clock
-    from kong_metering.host.instances import Instance
 
 _INTERVAL_SECONDS = 60.0
 _YOUNGEST_SECONDS = 10.0
 _MAX_REASON = 500
+
+
+class Renewable(Protocol):
+    """A plugin instance: `born_at` and `used_at` are monotonic."""
+
+    @property
+    def plugin(self) -> object:
+        """The plugin, which may tell by `outdated` why Kong should start it anew."""
+        ...
+
+    born_at: float
+    used_at: float
+    is_outdated: bool
 
 
 class Renewal:
@@ -38,7 +50,7 @@ class Renewal:
         self._last = -_INTERVAL_SECONDS + clock.monotonic()
         self.first = self.number = os.getpid()
 
-    def look(self, instances: Iterable[Instance]) -> None:
+    def look(self, instances: Iterable[Renewable]) -> None:
         """Mark an instance that is in use and outdated, if it is time."""
         now = self._clock.monotonic()
         if now - self._last < _INTERVAL_SECONDS:
