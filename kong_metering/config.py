@@ -162,26 +162,37 @@ class Queue(Settings):
     ] = 1
     max_entries: Annotated[
         int,
-        Field(ge=1, le=1_000_000, description="How many events may wait; beyond it the oldest make room."),
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="How many events may wait in memory; beyond it the oldest are dropped. Only with --no-spool, or "
+            "while the disk takes no writes: with the spool any number waits on disk.",
+        ),
     ] = 10_000
     max_bytes: Annotated[
         int | None,
-        Field(description="How many bytes of events may wait; beyond it the oldest make room. Unset: no limit."),
+        Field(
+            description="How many bytes of events may wait in memory, as max_entries; and how large a batch may be. "
+            "Unset: no limit."
+        ),
         Mark(unit="bytes"),
     ] = None
     initial_retry_delay: Annotated[
         float,
-        Field(ge=0.001, le=1_000_000, description="Pause before a failed batch is sent again; doubled each time."),
+        Field(ge=0.001, le=1_000_000, description="Pause before what failed is sent again; doubled each time."),
         Mark(unit="seconds"),
     ] = 0.01
     max_retry_delay: Annotated[
         float,
-        Field(ge=0.001, le=1_000_000, description="The longest pause between two tries of a batch."),
+        Field(ge=0.001, le=1_000_000, description="The longest pause between two tries."),
         Mark(unit="seconds"),
     ] = 60
     max_retry_time: Annotated[
         float,
-        Field(description="How long a failing batch is tried before it is given up. -1: it is tried once."),
+        Field(
+            description="How long a batch may fail until that counts for the circuit breaker, and until it is dropped "
+            "with --no-spool (-1: after one try). With the spool it is never given up."
+        ),
         Mark(unit="seconds"),
     ] = 60
     concurrency_limit: Literal[-1, 1] = Field(
@@ -193,8 +204,8 @@ class Queue(Settings):
         Field(
             ge=0,
             le=1_000_000,
-            description="After how many failed batches in a row the circuit breaker opens, and events are dropped "
-            "instead of tried again. 0: never.",
+            description="After how many batches in a row that failed for max_retry_time the circuit breaker opens, and "
+            "nothing is tried; with --no-spool events are dropped meanwhile. 0: never.",
         ),
     ] = 0
     breaker_cooldown: Annotated[
