@@ -165,8 +165,8 @@ class Queue(Settings):
         Field(
             ge=1,
             le=1_000_000,
-            description="How many events may wait in memory; beyond it the oldest are dropped. Only with --no-spool, or "
-            "while the disk takes no writes: with the spool any number waits on disk.",
+            description="How many events may wait in memory; beyond it the oldest are dropped. Only with --no-spool, "
+            "or while the disk takes no writes: with the spool any number waits on disk.",
         ),
     ] = 10_000
     max_bytes: Annotated[
