@@ -96,7 +96,12 @@ def test_a_batch_that_is_not_full_leaves_after_the_coalescing_delay(rig: RigMake
 
 def test_the_coalescing_delay_counts_from_the_arrival_of_the_first_event(rig: RigMaker) -> None:
     it = rig(max_batch_size=2, max_coalescing_delay=5)
-    it.meanwhile(lambda: (it.put(b"three"), it.clock.advance(4)))  # type: ignore[func-returns-value]
+
+    def three_later() -> None:
+        it.put(b"three")
+        it.clock.advance(4)
+
+    it.meanwhile(three_later)
     it.put(b"one", b"two")
     it.settle()
     assert it.endpoint.requests == [[b"one", b"two"], [b"three"]]
@@ -1001,7 +1006,12 @@ def test_closing_sends_what_waits_without_waiting_for_more(live: LiveRigMaker) -
 
 def test_closing_sends_all_that_waits_in_batches(rig: RigMaker) -> None:
     it = rig(max_batch_size=2, max_coalescing_delay=3600)
-    it.meanwhile(lambda: (it.put(*numbered(5)), it.queue.begin_close()))  # type: ignore[func-returns-value]
+
+    def five_and_the_end() -> None:
+        it.put(*numbered(5))
+        it.queue.begin_close()
+
+    it.meanwhile(five_and_the_end)
     it.put(b"before", b"these")
     it.let_pass(0)
     assert it.stats.snapshot().delivered == 7
