@@ -461,7 +461,7 @@ class BacklogAgainstModel(RuleBasedStateMachine):
         self.forget()
         self.start()
         logs = [LogSource(held) for held in self.hands.directory.adopt().logs]
-        for log in sorted(logs, key=LogSource.oldest_ms):
+        for log in sorted(logs, key=lambda log: log.oldest_ms() or 0):
             assert self.backlog.adopt(log)
 
     @invariant()
