@@ -58,6 +58,7 @@ class LogSource:
         self._recent: deque[_Written] = deque()
         self._recent_end_bytes = 0
         self._recent_taken_bytes = 0
+        self._is_quiet = False
         self._is_closed = False
         self.waiting_at_first = self.unread
         if held.log.was_position_lost:
@@ -102,6 +103,10 @@ class LogSource:
             self._recent.append(_Written(numbers.start, events, now_ms, now, self._recent_end_bytes))
         if self._syncs_each_write:
             self._log.unsynced().sync()
+
+    def rest_appending(self) -> None:
+        """Hold no file open to append with until the next append."""
+        self._log.rest_appending()
 
     def append_in_flight(self, events: Sequence[bytes], now_ms: int) -> list[Entry]:
         """Write events that couriers hold already; nothing may be unread here. Give their entries."""
@@ -165,6 +170,7 @@ class LogSource:
         with self._lock:
             if self._is_closed:
                 return []
+            self._is_quiet = False
             marks = [mark for first, last in _runs(entries) for mark in self._log.mark_ambiguous(first, last, now_ms)]
             self._log.save_position()
             if self._syncs_each_write:
@@ -190,6 +196,7 @@ class LogSource:
         with self._lock:
             if self._is_closed:
                 return 0
+            self._is_quiet = False
             settled = sum(self._unsettled.pop(entry.number, None) is not None for entry in entries)
             self._settle_head()
             self._log.save_position()
@@ -241,6 +248,13 @@ class LogSource:
         self._cursor = cursor
         return passed
 
+    def rest_if_quiet(self) -> None:
+        """Hold no file open, but for one to append with, if nobody has sent or settled since the last call."""
+        with self._lock:
+            if self._is_quiet and not self._is_closed:
+                self._log.rest()
+            self._is_quiet = True
+
     def take_damage(self) -> tuple[list[Damage], int]:
         """Give what was found damaged since the last call, and how many events that has cost."""
         with self._lock:
@@ -267,6 +281,7 @@ class LogSource:
                 return
             for time_ms, run in groupby(list(self._unsettled.values()), attrgetter("accepted_ms")):
                 self._write_again(list(run), time_ms)
+            self._log.rest_appending()
 
     def _write_again(self, entries: Sequence[Entry], time_ms: int) -> None:
         sent_at = [self._log.sent_at(entry.number) for entry in entries]

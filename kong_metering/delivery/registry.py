@@ -121,7 +121,10 @@ class Delivery:
         self.sweep()
 
     def sweep(self) -> None:
-        """End the queues that nobody uses and that are empty."""
+        """End the queues that nobody uses and that are empty; to be called about once a second."""
+        if self._spooler is None:
+            # With a spool the janitor does it.
+            self._connections.sweep(self._clock.monotonic())
         with self._lock:
             ended = [key for key, opened in self._open.items() if opened.users <= 0 and opened.queue.waiting == 0]
             closing = [self._open.pop(key) for key in ended]

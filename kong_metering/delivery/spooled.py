@@ -165,6 +165,7 @@ class SpooledBacklog:
         try:
             own = self._own or self._open_own()
             self._memory.spill(own, self._clock.wall_ms(), self._clock.monotonic())
+            own.rest_appending()
         except DISK_ERRORS as error:
             self._refuse([], error)
         else:
@@ -172,8 +173,14 @@ class SpooledBacklog:
         # In either case: who looked meanwhile saw nothing of what is in memory.
         self._on_ready()
 
+    def rest(self) -> None:
+        """Hold no file open until the next write."""
+        if self._own is not None:
+            self._own.rest_appending()
+
     def let_go(self) -> None:
         """Append no more to the log of this process: the next event gets a new one."""
+        self.rest()
         with self._lock:
             if self._own is not None:
                 self._adopted = (*self._adopted, self._own)
@@ -349,6 +356,11 @@ class SpooledBacklog:
             settled = [log for log in self._adopted if log.is_settled]
             self._adopted = tuple(log for log in self._adopted if log not in settled)
         return _closed(settled)
+
+    def rest_quiet_logs(self) -> None:
+        """Let logs that nobody has used since the last call hold no file open."""
+        for log in self._logs():
+            log.rest_if_quiet()
 
     def unsynced(self) -> list[Unsynced]:
         """Tell what has to be synced to survive a power cut."""

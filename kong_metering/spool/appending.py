@@ -41,6 +41,7 @@ class Appender:
         self._resting = deque([found.writer] if found.writer else [])
         # What the next append has to seal, because it was asked for while one was running.
         self._to_seal: Segment | None = None
+        self.rest()
 
     def append(self, events: Sequence[bytes], now_ms: int) -> range:
         """Write the events, all or none, and give their sequence numbers. Raises what `EventLog.append` raises."""
@@ -64,7 +65,7 @@ class Appender:
 
     def _written_by(self, writer: SegmentWriter | None, records: bytes, first: int, end: int) -> SegmentWriter:
         """Write the records with this writer, or begin a segment; give the writer to go on with."""
-        if writer and writer.segment is not self._to_seal and writer.segment.size + len(records) <= self._segment_bytes:
+        if writer and self._has_room(writer, len(records)) and writer.wake():
             writer.append(records, end)
             self._written[writer.segment.path] = None
             return writer
@@ -76,6 +77,16 @@ class Appender:
         self._written[new.segment.path] = None
         self._written[self._directory] = None
         return new
+
+    def _has_room(self, writer: SegmentWriter, size: int) -> bool:
+        return writer.segment is not self._to_seal and writer.segment.size + size <= self._segment_bytes
+
+    def rest(self) -> None:
+        """Hold no descriptor until the next append; on its thread."""
+        with contextlib.suppress(IndexError):
+            writer = self._resting.pop()
+            writer.rest()
+            self._resting.append(writer)
 
     def seal(self, segment: Segment) -> bool:
         """Have nothing appended to this segment any more; False while an append runs: the next one begins another."""

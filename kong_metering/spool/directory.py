@@ -27,6 +27,7 @@ from pathlib import Path
 
 from kong_metering.errors import SpoolError, SpoolFormatError
 from kong_metering.spool import files, locks
+from kong_metering.spool.allowance import Allowance
 from kong_metering.spool.free import FIXTURES, PART, Finding, FreeLogs, Refused, log_directories, parts
 from kong_metering.spool.identity import QueueIdentity, identity_files, load_identity, save_identity
 from kong_metering.spool.log import DAMAGED, Damage, EventLog
@@ -59,11 +60,15 @@ class HeldLog:
 
 @dataclass(frozen=True)
 class Adoption:
-    """What a process took over from dead ones; `damage` is that of logs in which nothing waits, removed by now."""
+    """What a process took over from dead ones; `damage` is that of logs in which nothing waits, removed by now.
+
+    `left` are those whose turn comes when others are done with: each that is held takes a descriptor for its lock.
+    """
 
     logs: tuple[HeldLog, ...] = ()
     refused: tuple[Refused, ...] = ()
     damage: tuple[Damage, ...] = ()
+    left: tuple[QueueIdentity | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ class SpoolDirectory:
         self._free = FreeLogs(root)
         # For all logs, so that it lasts from one try to open a log to the next.
         self._patience = patience or Patience()
+        self._allowance = Allowance()
         try:
             _prepare_root(root)
             with locks.root_lock(root):
@@ -128,8 +134,11 @@ class SpoolDirectory:
         self,
         is_wanted: Callable[[QueueIdentity | None], bool] = _anything,
         held_back: Callable[[], Container[Path]] = tuple,
+        max_adopted: int | None = None,
     ) -> Adoption:
         """Take over all logs that are wanted and that no living process holds; parts without any logs are removed.
+
+        No more than `max_adopted` are held at a time, but all of a queue's or none; the others are told of.
 
         `is_wanted` is asked with the identity of each free log, None for one that is not known any more. `held_back` is
         asked, when it is known which logs are free, which ones are to be left alone for now: see `inbox/pouring.py`.
@@ -143,6 +152,7 @@ class SpoolDirectory:
         damage: list[Damage] = []
         try:
             finding = self._free.find(is_wanted, {self._own, *self._locks})
+            left = [] if max_adopted is None else _leave_out(finding, max_adopted - len(self._locks))
             taken = self._taken(finding, held_back)
         except OSError as error:
             raise unusable(self.root, error) from error
@@ -159,7 +169,7 @@ class SpoolDirectory:
             else:
                 damage += held.log.take_damage()
                 self.retire(held)
-        return Adoption(tuple(logs), tuple(finding.refused), tuple(damage))
+        return Adoption(tuple(logs), tuple(finding.refused), tuple(damage), tuple(left))
 
     def retire(self, held: HeldLog) -> None:
         """Close a log for good, and remove it if nothing waits in it; its part as well when nothing else is in there.
@@ -192,7 +202,7 @@ class SpoolDirectory:
         # All of it for each log, one of a dead process too: nobody knows what was synced.
         part = directory.parent
         sync_first = (*identity_files(directory), directory, part, *files.above(part), *files.above(self.root))
-        log = EventLog.open(directory, sync_first=sync_first, patience=self._patience)
+        log = EventLog.open(directory, sync_first=sync_first, patience=self._patience, allowance=self._allowance)
         return HeldLog(log, identity, self)
 
     def _new_directory(self, identity: QueueIdentity) -> Path:
@@ -262,6 +272,23 @@ class SpoolDirectory:
                 _remove_if_empty(directory.parent)
         if directory.exists():
             self._free.postpone(directory)
+
+
+def _leave_out(finding: Finding, room: int) -> list[QueueIdentity | None]:
+    """Leave out what there is no room for; the logs of one queue stay together, and may exceed it by themselves."""
+    if len(finding.wanted) <= room:
+        return []
+    by_queue: dict[str, list[tuple[Path, QueueIdentity | None]]] = {}
+    for directory, identity in finding.wanted:
+        by_queue.setdefault(identity.key if identity else "", []).append((directory, identity))
+    finding.wanted.clear()
+    left: list[QueueIdentity | None] = []
+    for logs in by_queue.values():
+        if len(finding.wanted) < room:
+            finding.wanted += logs
+        else:
+            left.append(logs[0][1])
+    return left
 
 
 def survey(root: Path) -> list[Found]:

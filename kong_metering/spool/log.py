@@ -33,9 +33,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from kong_metering.spool.allowance import Allowance
 from kong_metering.spool.appending import Appender
 from kong_metering.spool.damage import DAMAGED, Damage, DamageKeeper, DamageKind
 from kong_metering.spool.format import Mark, Position, StoredEvent
@@ -55,8 +56,15 @@ SEGMENT_BYTES = 4 * 1024 * 1024
 class EventLog:
     """One queue's log."""
 
-    def __init__(
-        self, directory: Path, sync_first: Sequence[Path], patience: Patience, segment_bytes: int, *, is_view: bool
+    def __init__(  # noqa: PLR0913 - what it is made of
+        self,
+        directory: Path,
+        sync_first: Sequence[Path],
+        patience: Patience,
+        segment_bytes: int,
+        *,
+        allowance: Allowance,
+        is_view: bool,
     ) -> None:
         """Use `open` or `view`."""
         self.directory = directory
@@ -73,6 +81,8 @@ class EventLog:
         self._reader = Reader(self._appender, found.settled, self._damage, patience)
         self._marks = Marks(self._position.position.marks)
         self._marks.forget_up_to(found.settled.done)
+        self._allowance = allowance
+        self._has_place = False
         self._is_closed = False
         if not is_view:
             # While there is room: later the disk may be full.
@@ -88,16 +98,25 @@ class EventLog:
         segment_bytes: int = SEGMENT_BYTES,
         sync_first: Sequence[Path] = (),
         patience: Patience | None = None,
+        allowance: Allowance | None = None,
     ) -> EventLog:
         """Open the log in a directory that this process owns, as a crash may have left it, or a new one.
 
         `sync_first` is what has to survive a power cut as well, so that the events are of use: the first `unsynced`
-        has it, before the events. `patience` remembers what could not be read, also over several tries to open a log.
+        has it, before the events. `patience` remembers what could not be read, also over several tries to open a log;
+        `allowance` is what the logs of a process share.
 
         Raises `SpoolFormatError` when it is of a format that this version does not know, nothing is changed then; and
         the system's `OSError`, after which it can be tried again.
         """
-        return cls(directory, sync_first, patience or Patience(), segment_bytes, is_view=False)
+        return cls(
+            directory,
+            sync_first,
+            patience or Patience(),
+            segment_bytes,
+            allowance=allowance or Allowance(),
+            is_view=False,
+        )
 
     @classmethod
     def view(cls, directory: Path) -> EventLog:
@@ -108,7 +127,7 @@ class EventLog:
 
         Raises `SpoolFormatError` when it is of a format that this version does not know; and the system's `OSError`.
         """
-        return cls(directory, (), Patience(0), SEGMENT_BYTES, is_view=True)
+        return cls(directory, (), Patience(0), SEGMENT_BYTES, allowance=Allowance(), is_view=True)
 
     @property
     def was_position_lost(self) -> bool:
@@ -153,6 +172,28 @@ class EventLog:
         """
         return self._appender.append(events, now_ms)
 
+    def rest_appending(self) -> None:
+        """Hold no descriptor to append with until the next append; on its thread."""
+        self._appender.rest()
+
+    def rest(self) -> None:
+        """Hold no descriptor, but for one to append with, until it is read or a position is saved."""
+        self._reader.rest()
+        self._position.close()
+        if self._has_place:
+            self._has_place = False
+            self._allowance.give_back()
+
+    @contextlib.contextmanager
+    def _using_files(self) -> Iterator[None]:
+        """Open what is needed, and let go of it afterwards unless this log has, or gets, a place for open files."""
+        try:
+            yield
+        finally:
+            self._has_place = self._has_place or self._allowance.take()
+            if not self._has_place:
+                self.rest()
+
     def unsynced(self) -> Unsynced:
         """Take note of what has to be synced, so that all that was written until now survives a power cut.
 
@@ -176,14 +217,16 @@ class EventLog:
         Raises `SpoolFormatError` when a segment is of a format that this version does not know; and the system's
         `OSError` when the next event cannot be read now: it has to be tried again.
         """
-        return self._reader.read(after, max_events, max_bytes)
+        with self._using_files():
+            return self._reader.read(after, max_events, max_bytes)
 
     def oldest(self) -> StoredEvent | None:
         """Give the first event that is not done, None when nothing waits.
 
         Raises what `read` raises.
         """
-        return self._reader.oldest()
+        with self._using_files():
+            return self._reader.oldest()
 
     def last_older_than(self, after: int, time_ms: int) -> int:
         """Tell up to which number all events above `after` were appended before this time; `after` when none was.
@@ -193,7 +236,8 @@ class EventLog:
         1,000 events, or 5 MB, at most: when there may be more, call again with what it gave. Raises what `read`
         raises.
         """
-        return self._reader.last_older_than(after, time_ms)
+        with self._using_files():
+            return self._reader.last_older_than(after, time_ms)
 
     def done(self, up_to: int) -> None:
         """Remember that all events up to this sequence number need not be read again, and free their space.
@@ -213,9 +257,10 @@ class EventLog:
 
         Raises the system's `OSError`.
         """
-        is_new = not self._position.is_open
+        is_new = not self._position.was_made
         try:
-            self._position.save(Position(self.done_up_to, self._marks.all()))
+            with self._using_files():
+                self._position.save(Position(self.done_up_to, self._marks.all()))
         finally:
             if is_new:
                 self._written[self.directory] = None
@@ -278,7 +323,7 @@ class EventLog:
                 self.save_position()
             self._remove_done_segments()
         self._reader.close()
-        self._position.close()
+        self.rest()
 
     def _remove_done_segments(self) -> None:
         """Unlink the segments in which all is done, except the one that is appended to."""

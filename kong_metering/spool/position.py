@@ -29,6 +29,7 @@ class PositionFile:
         """
         self.path = path
         self._descriptor: int | None = None
+        self._was_made = False
         self._is_lost = False
         try:
             data = path.read_bytes()
@@ -42,9 +43,9 @@ class PositionFile:
         self.position, self._turn = found or (Position(), 0)
 
     @property
-    def is_open(self) -> bool:
+    def was_made(self) -> bool:
         """Whether the file was saved to already, and so is there for sure."""
-        return self._descriptor is not None
+        return self._was_made
 
     def save(self, position: Position) -> None:
         """Write the position in place of the older of the two that the file holds.
@@ -56,12 +57,13 @@ class PositionFile:
             self._is_lost = False
         if self._descriptor is None:
             self._descriptor = _preallocated(self.path)
+            self._was_made = True
         turn = self._turn + 1
         files.write_at(self._descriptor, encode_slot(position, turn), slot_offset(turn))
         self._turn = turn
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file until the next save."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

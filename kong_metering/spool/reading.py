@@ -101,6 +101,11 @@ class Reader:
         self._known_damage = {known for known in self._known_damage if known[0] != segment.first}
         self._patience.forget(segment.path)
 
+    def rest(self) -> None:
+        """Hold no descriptor until the next read, which goes on where the last one ended."""
+        if self._current:
+            self._current.rest()
+
     def close(self) -> None:
         """Let go of the file that is being read."""
         if self._current:

@@ -70,12 +70,12 @@ class OnDamage(Protocol):
 
 
 class SegmentWriter:
-    """Appends to one segment."""
+    """Appends to one segment; between two appends it may rest, and holds no descriptor then."""
 
     def __init__(self, segment: Segment, descriptor: int) -> None:
         segment.is_sealed = False
         self.segment = segment
-        self._descriptor = descriptor
+        self._descriptor: int | None = descriptor
 
     @classmethod
     def create(cls, directory: Path, records: bytes, first: int, end: int) -> SegmentWriter:
@@ -101,34 +101,51 @@ class SegmentWriter:
 
         Raises the system's `OSError`.
         """
-        writer = cls(segment, files.open_file(segment.path))
+        descriptor = files.open_file(segment.path)
         try:
-            os.ftruncate(writer._descriptor, segment.size)
+            os.ftruncate(descriptor, segment.size)
         except OSError:
-            writer.close()
+            os.close(descriptor)
             raise
-        return writer
+        return cls(segment, descriptor)
+
+    def wake(self) -> bool:
+        """Have the file open for `append`; False when it is not there any more. Raises the system's `OSError`."""
+        if self._descriptor is None:
+            try:
+                self._descriptor = os.open(self.segment.path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def rest(self) -> None:
+        """Hold no descriptor until `wake`."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            # What the system has to say of it then, `sync` hears as well.
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
     def append(self, records: bytes, end: int) -> None:
-        """Add records, the last of them numbered `end` - 1, all or nothing.
+        """Add records, the last of them numbered `end` - 1, all or nothing; it has to be awake.
 
         Raises the system's `OSError`; what was written of them is cut off again then.
         """
         size = self.segment.extent.size
+        descriptor = self._descriptor
+        assert descriptor is not None  # noqa: S101 - `wake`
         try:
-            files.write_at(self._descriptor, records, size)
+            files.write_at(descriptor, records, size)
         except OSError:
             # Should this fail too, reading and the next append still go by the segment's size.
             with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, size)
+                os.ftruncate(descriptor, size)
             raise
         self.segment.extent = Extent(end, size + len(records))
 
     def close(self) -> None:
         """Let go of the file, and so seal the segment."""
-        # What the system has to say of it then, `sync` hears as well.
-        with contextlib.suppress(OSError):
-            os.close(self._descriptor)
+        self.rest()
         self.segment.is_sealed = True
 
 
@@ -148,7 +165,7 @@ class SegmentReader:
         self._buffer = b""
         # Where the buffer starts in the file, and where the next record starts in the buffer.
         self._start, self._at = SEGMENT_HEADER_BYTES, 0
-        self._descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor: int | None = None
         try:
             self._check_header()
         except BaseException:
@@ -193,15 +210,27 @@ class SegmentReader:
     def twin(self) -> SegmentReader:
         """Make another reader that stands where this one does."""
         twin = copy.copy(self)
-        twin._descriptor = os.dup(self._descriptor)  # noqa: SLF001 - our own
+        twin._descriptor = None if self._descriptor is None else os.dup(self._descriptor)  # noqa: SLF001 - our own
         return twin
+
+    def rest(self) -> None:
+        """Hold no descriptor and no bytes until the next read, which goes on where the last one ended."""
+        self.close()
+        self._buffer, self._start, self._at = b"", self._start + self._at, 0
 
     def close(self) -> None:
         """Let go of the file."""
-        os.close(self._descriptor)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _opened(self) -> int:
+        if self._descriptor is None:
+            self._descriptor = os.open(self.segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._descriptor
 
     def _check_header(self) -> None:
-        header = os.pread(self._descriptor, SEGMENT_HEADER_BYTES, 0)
+        header = os.pread(self._opened(), SEGMENT_HEADER_BYTES, 0)
         if not is_segment_header(header, self.segment.first):
             self._on_damage(self.segment, 0, header, self.next, self.next)
 
@@ -223,8 +252,9 @@ class SegmentReader:
 
         Raises the system's `OSError` when there are not the `least` before that place.
         """
-        data = os.pread(self._descriptor, wanted, start)
-        while len(data) < least and (more := os.pread(self._descriptor, wanted - len(data), start + len(data))):
+        descriptor = self._opened()
+        data = os.pread(descriptor, wanted, start)
+        while len(data) < least and (more := os.pread(descriptor, wanted - len(data), start + len(data))):
             data += more
         return data
 

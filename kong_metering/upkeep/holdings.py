@@ -6,6 +6,7 @@ the two only share which directory is in use.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from kong_metering.spool.directory import Adoption, HeldLog, SpoolDirectory
 if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
 
+_SHARE_OF_DESCRIPTORS = 4
+
 
 class Holdings:
     """The ones that were opened through it."""
@@ -22,6 +25,9 @@ class Holdings:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._directory: SpoolDirectory | None = None
+        # Each takes a descriptor for its lock.
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._max_adopted = None if most == resource.RLIM_INFINITY else most // _SHARE_OF_DESCRIPTORS
         # All that were ever made: two threads may both begin anew, and both are good.
         self._made: list[SpoolDirectory] = []
 
@@ -37,7 +43,7 @@ class Holdings:
         self, is_wanted: Callable[[QueueIdentity | None], bool], held_back: Callable[[], Container[Path]]
     ) -> Adoption:
         """Take over the logs of dead processes that are wanted, but for those held back. Raises `SpoolError`."""
-        return self._opened().adopt(is_wanted, held_back)
+        return self._opened().adopt(is_wanted, held_back, self._max_adopted)
 
     def retire(self, held: HeldLog) -> None:
         """Close a log; one in which nothing waits is removed."""

@@ -12,7 +12,6 @@ in the log, and bounded as all others.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import threading
@@ -191,6 +190,7 @@ class Janitor:
                 self._writer.order(backlog.let_go)
         for backlog in backlogs:
             self._retire(backlog.take_settled())
+            backlog.rest_quiet_logs()
 
     def _pour(self) -> None:
         if self._pouring is None:
@@ -211,15 +211,19 @@ class Janitor:
     def _take_over(self) -> None:
         with self._lock:
             open_here = dict(self._backlogs)
-        guarded(functools.partial(self._adopt, open_here))
-        for backlog in open_here.values():
-            backlog.begin()
+        left: set[str] = set()
+        guarded(lambda: left.update(self._adopt(open_here)))
+        for key, backlog in open_here.items():
+            if key not in left:
+                backlog.begin()
 
-    def _adopt(self, open_here: dict[str, SpooledBacklog]) -> None:
+    def _adopt(self, open_here: dict[str, SpooledBacklog]) -> set[str]:
+        """Take over what was found for the open queues; give the keys of those whose turn comes later."""
         adoption = self._adopted(lambda identity: identity is not None and identity.key in open_here)
         for log in self._looked_into(adoption.logs):
             self._hand_over(log, open_here)
         self._say_troubles(adoption)
+        return {identity.key for identity in adoption.left if identity}
 
     def _adopted(self, is_wanted: Callable[[QueueIdentity | None], bool]) -> Adoption:
         return self._holdings.adopt(is_wanted, self._pouring.held_back if self._pouring else tuple)

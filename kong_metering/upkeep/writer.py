@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Kong is answered before; what comes meanwhile is written together.
 ROUND_SECONDS = 0.006
 _EVENTS_A_ROUND = 20_000
+# So many logs hold the file open that they append to.
+_MAX_AWAKE = 128
 
 
 class Log(Protocol):
@@ -32,6 +34,10 @@ class Log(Protocol):
 
     def write(self, events: Sequence[bytes]) -> None:
         """Write events, or keep them somewhere else."""
+        ...
+
+    def rest(self) -> None:
+        """Hold no file open until the next write."""
         ...
 
 
@@ -62,9 +68,11 @@ class Writer:
         self._bell = bell
         self._clock = clock
         self._logs: dict[int, Log] = {}
+        # Those that were written to lately, and so hold a file open, the longest ago first.
+        self._awake: dict[int, Log] = {}
         self._orders: deque[Callable[[], None]] = deque()
         self._ending = False
-        # Since when it has been writing (monotonic): a disk that hangs shows here.
+        # Since when it has been writing to one log (monotonic): a disk that hangs shows here.
         self.writing_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="metering writer", daemon=True)
 
@@ -114,7 +122,6 @@ class Writer:
     def _round(self) -> None:
         # Those that were given before the round: `flush` is done when it is.
         orders = [self._orders.popleft() for _ in range(len(self._orders))]
-        self.writing_since = self._clock.monotonic()
         while self._write_some():
             pass
         self.writing_since = None
@@ -129,6 +136,15 @@ class Writer:
         for number, event in drained.events:
             by_queue.setdefault(number, []).append(event)
         for number, events in by_queue.items():
-            guarded(functools.partial(self._logs[number].write, events))
+            log = self._logs[number]
+            self.writing_since = self._clock.monotonic()
+            guarded(functools.partial(log.write, events))
+            self._let_others_rest(number, log)
         self._inbox.advance(drained)
         return len(drained.events) == _EVENTS_A_ROUND
+
+    def _let_others_rest(self, number: int, log: Log) -> None:
+        self._awake.pop(number, None)
+        self._awake[number] = log
+        if len(self._awake) > _MAX_AWAKE:
+            guarded(self._awake.pop(next(iter(self._awake))).rest)

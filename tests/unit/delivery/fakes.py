@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -607,13 +607,9 @@ def stalled_adoption(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     goes_on = threading.Event()
     adopt = SpoolDirectory.adopt
 
-    def slowly(
-        directory: SpoolDirectory,
-        is_wanted: Callable[[QueueIdentity | None], bool],
-        held_back: Callable[[], Container[Path]],
-    ) -> Adoption:
+    def slowly(*arguments: Any) -> Adoption:
         goes_on.wait(30)
-        return adopt(directory, is_wanted, held_back)
+        return adopt(*arguments)
 
     monkeypatch.setattr(SpoolDirectory, "adopt", slowly)
     return goes_on
