@@ -5,7 +5,8 @@ at a time as `width` says, when `wake` has called them; a queue has no thread of
 what is sent and whose fault a failure is, and `delivering.py` carries that out.
 
 Events leave in the order in which they came, at most `max_batch_size` at a time, `max_coalescing_delay` after the first
-one at the latest (with `concurrency_limit` -1: each alone, at once, many at a time, in any order). An event leaves the
+one at the latest (with `concurrency_limit` -1: each alone, at once, many at a time, in any order; with a batch size of
+1, Kong's default: the first one alone, at once, those that come soon after it together). An event leaves the
 queue when the endpoint answers 2xx, as a dead letter, or, without a spool, by Kong's rules for giving up; never else.
 
 `reconfigure` changes parameters, token and connection at once, for what waits too. `begin_close` sends what waits and
@@ -15,6 +16,7 @@ what still comes, each batch once; with a spool nothing more is sent after a fai
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -53,9 +55,13 @@ class EventQueue:
         account: QueueAccount,
         couriers: Couriers,
         connections: Connections,
+        adaptive_batch: int = 1,
         on_answer: Callable[[Endpoint, Outcome], None] = lambda _endpoint, _outcome: None,
     ) -> None:
-        """Put it together; `on_answer` is called on a courier's thread, without a lock, after each request."""
+        """Put it together; `on_answer` is called on a courier's thread, without a lock, after each request.
+
+        `adaptive_batch`: how many events leave together where one is configured, while more come (1: never more).
+        """
         self.name = account.name
         self._settings = settings
         self._endpoint = endpoint
@@ -64,8 +70,11 @@ class EventQueue:
         self._account = account
         self._couriers = couriers
         self._connections = connections
+        self._adaptive_batch = adaptive_batch
         self._on_answer = on_answer
-        self._rules = Rules.of(settings, keeps=backlog.keeps)
+        self._rules = Rules.of(settings, keeps=backlog.keeps, adaptive_batch=adaptive_batch)
+        # When its last request was begun.
+        self._sent_at = -math.inf
         self._delivering = Delivering(self._rules, backlog, clock=clock, account=account)
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
         self._wants_more = True
@@ -111,7 +120,7 @@ class EventQueue:
         self._settings = settings
         self._endpoint = endpoint
         self._backlog.reconfigure(settings)
-        self._rules = Rules.of(settings, keeps=self._backlog.keeps)
+        self._rules = Rules.of(settings, keeps=self._backlog.keeps, adaptive_batch=self._adaptive_batch)
         self._delivering.reconfigure(self._rules)
         self._call()
 
@@ -146,8 +155,15 @@ class EventQueue:
             return None
         if self._is_closing:
             return 0.0
-        age = self._clock.monotonic() - oldest_at
-        return batching.due_in(self._settings, unread, self._backlog.unread_bytes, age)
+        now = self._clock.monotonic()
+        return batching.due_in(
+            self._settings,
+            unread,
+            self._backlog.unread_bytes,
+            now - oldest_at,
+            adaptive_batch=self._adaptive_batch,
+            since_last=now - self._sent_at,
+        )
 
     # -- on couriers' threads -----------------------------------------------------------------------------------------
 
@@ -183,6 +199,7 @@ class EventQueue:
     def _post(self, events: Sequence[bytes]) -> Outcome:
         if self.width > 1 and (self._delivering.lined_up or self._backlog.unread):
             self._couriers.wake(self, self._clock.monotonic())  # another courier sends what comes next meanwhile
+        self._sent_at = self._clock.monotonic()
         endpoint = self._endpoint
         outcome = self._posted(events, endpoint)
         self._on_answer(endpoint, outcome)

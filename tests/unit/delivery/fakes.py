@@ -245,16 +245,18 @@ def memory_queue(  # noqa: PLR0913 - what it is made of
     clock: Clock,
     stats: Stats,
     couriers: Couriers,
+    adaptive_batch: int = 1,
 ) -> EventQueue:
     account = QueueAccount("metering", stats)
     return EventQueue(
         settings,
         network.endpoint(endpoint),
-        MemoryBacklog(settings, clock, account),
+        MemoryBacklog(settings, clock, account, adaptive_batch=adaptive_batch),
         clock=clock,
         account=account,
         couriers=couriers,
         connections=network.connections,
+        adaptive_batch=adaptive_batch,
     )
 
 
@@ -266,6 +268,7 @@ class Rig:
     clock: FakeClock
     log: LogLines
     endpoint: FakeEndpoint = field(default_factory=FakeEndpoint)
+    adaptive_batch: int = 1
 
     def __post_init__(self) -> None:
         self.courier = HandCourier(self.clock)
@@ -278,6 +281,7 @@ class Rig:
             clock=self.clock,
             stats=self.stats,
             couriers=cast("Couriers", self.courier),
+            adaptive_batch=self.adaptive_batch,
         )
 
     @property
