@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from kong_metering.delivery import outcome as outcomes
 from kong_metering.delivery.account import QueueAccount
+from kong_metering.delivery.arrays import Arrays
 from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.batching import ADAPTIVE_BATCH
 from kong_metering.delivery.ingest import Endpoint
@@ -75,6 +76,7 @@ class Delivery:
         self._ca_bundle = ca_bundle
         self._adaptive_batch = adaptive_batch
         self._spooler = spooler
+        self._arrays = Arrays()
         self._lock = threading.Lock()
         self._open: dict[str, _Open] = {}
 
@@ -189,6 +191,7 @@ class Delivery:
             account=account,
             couriers=self._couriers,
             connections=self._connections,
+            arrays=self._arrays,
             adaptive_batch=self._adaptive_batch,
             on_answer=partial(self._note_answer, identity.key),
         )
