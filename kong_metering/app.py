@@ -49,12 +49,14 @@ class DeliveryOptions:
     """How events are kept and delivered.
 
     `stop_timeout`: seconds for what waits when the process is told to end. `ca_bundle`: the PEM file to verify
-    endpoints with. `spool`: None to keep events in memory.
+    endpoints with. `spool`: None to keep events in memory. `adaptive_batch`: how many events leave together, while more
+    come, where `max_batch_size` is 1.
     """
 
     stop_timeout: float
     ca_bundle: str | None
     spool: SpoolOptions | None
+    adaptive_batch: int
 
 
 def run(
@@ -74,7 +76,12 @@ def run(
 
 def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log: ProcessLog) -> None:
     """Run one server, in a process of its own."""
-    runtime = make_runtime(ca_bundle=delivery.ca_bundle, relay=log.relay, spool=delivery.spool)
+    runtime = make_runtime(
+        ca_bundle=delivery.ca_bundle,
+        relay=log.relay,
+        spool=delivery.spool,
+        adaptive_batch=delivery.adaptive_batch,
+    )
     figures = Figures(station, lambda: _figures(runtime), alike=_ALIKE)
     definition = _definition(runtime, figures.told)
     dispatcher = Dispatcher(definition, clock=runtime.clock, limits=limits)

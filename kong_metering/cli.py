@@ -24,6 +24,7 @@ from click.core import ParameterSource
 
 from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME, SPOOL_DIRECTORY, __version__, checks
 from kong_metering.clock import SystemClock
+from kong_metering.delivery.batching import ADAPTIVE_BATCH
 from kong_metering.errors import StartupError
 from kong_metering.host.opening import Opening, Place, open_again, open_at
 from kong_metering.host.restart import Restart
@@ -55,6 +56,7 @@ class Options:
     stop_timeout: float
     parent: str
     ca_bundle: str | None
+    adaptive_batch: int
     spool_dir: Path | None
     inbox_dir: Path | None
     spool_sync: Sync
@@ -164,6 +166,14 @@ def _is_without_spool() -> bool:
     "--ca-bundle",
     metavar="FILE",
     help="PEM file with the certificate authorities that ingest endpoints are verified against.",
+)
+@_setting(
+    "--adaptive-batch",
+    type=click.IntRange(1, _LARGEST_COUNT),
+    default=ADAPTIVE_BATCH,
+    metavar="N",
+    help="With a max_batch_size of 1, Kong's default: how many events that come soon one after the other leave in one "
+    "request, at most; 1 sends each alone.",
 )
 @_setting(
     "--spool-dir",
@@ -304,7 +314,9 @@ def _serve(opening: Opening, options: Options, log: ProcessLog) -> None:
     from kong_metering.host.supervisor import SupervisorOptions  # noqa: PLC0415
 
     limits = Limits(phase_timeout=options.phase_timeout, instance_ttl=options.instance_ttl)
-    delivery = app.DeliveryOptions(options.stop_timeout, options.ca_bundle, _spool_options(options))
+    delivery = app.DeliveryOptions(
+        options.stop_timeout, options.ca_bundle, _spool_options(options), options.adaptive_batch
+    )
     supervisor = SupervisorOptions(options.servers, _parent(options.parent), options.stop_timeout)
     app.run(opening, supervisor, limits, delivery, log)
 

@@ -153,7 +153,13 @@ class Queue(Settings):
     """How events wait, leave in batches, and are tried again."""
 
     max_batch_size: Annotated[
-        int, Field(ge=1, le=1_000_000, description="How many events leave in one request, at most.")
+        int,
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="How many events leave in one request, at most. 1: an event leaves alone, at once; while more "
+            "come, up to `--adaptive-batch` leave together.",
+        ),
     ] = 1
     max_coalescing_delay: Annotated[
         float,

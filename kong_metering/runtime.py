@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kong_metering.captured import CapturedHeaders
 from kong_metering.clock import Clock, SystemClock
+from kong_metering.delivery.batching import ADAPTIVE_BATCH
 from kong_metering.delivery.connections import Connections
 from kong_metering.delivery.couriers import Couriers
 from kong_metering.delivery.ingest import IngestClient
@@ -40,6 +41,7 @@ def make_runtime(
     ca_bundle: str | None = None,
     relay: Relay | None = None,
     spool: SpoolOptions | None = None,
+    adaptive_batch: int = ADAPTIVE_BATCH,
 ) -> Runtime:
     """Put a runtime together from its parts; without `spool` events wait in memory.
 
@@ -59,6 +61,7 @@ def make_runtime(
         couriers=Couriers(clock),
         connections=connections,
         ca_bundle=ca_bundle,
+        adaptive_batch=adaptive_batch,
         spooler=spooler,
     )
     return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock))

@@ -72,7 +72,8 @@ class MemoryBacklog:
 
     keeps = False
 
-    def __init__(self, settings: Queue, clock: Clock, account: QueueAccount) -> None:
+    def __init__(self, settings: Queue, clock: Clock, account: QueueAccount, *, adaptive_batch: int = 1) -> None:
+        self._adaptive_batch = adaptive_batch
         self._clock = clock
         self._account = account
         self._source = MemorySource()
@@ -90,7 +91,7 @@ class MemoryBacklog:
     def reconfigure(self, settings: Queue) -> None:
         """Go by other parameters from now on."""
         self._settings = settings
-        self._thresholds = batching.thresholds(settings)
+        self._thresholds = batching.thresholds(settings, self._adaptive_batch)
 
     @property
     def unread(self) -> int:

@@ -41,10 +41,10 @@ class Rules:
     expects_more: bool = True
 
     @classmethod
-    def of(cls, settings: Queue, *, keeps: bool) -> Rules:
+    def of(cls, settings: Queue, *, keeps: bool, adaptive_batch: int = 1) -> Rules:
         """Read them from a plugin's configuration."""
         return cls(
-            batch_size=batch_size(settings),
+            batch_size=batch_size(settings, adaptive_batch),
             in_flight=1 if settings.concurrency_limit == 1 else UNLIMITED_IN_FLIGHT,
             initial_retry_delay=settings.initial_retry_delay,
             max_retry_delay=settings.max_retry_delay,

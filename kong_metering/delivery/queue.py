@@ -5,7 +5,8 @@ at a time as `width` says, when `wake` has called them; a queue has no thread of
 what is sent and whose fault a failure is, and `delivering.py` carries that out.
 
 Events leave in the order in which they came, at most `max_batch_size` at a time, `max_coalescing_delay` after the first
-one at the latest (with `concurrency_limit` -1: each alone, at once, many at a time, in any order). An event leaves the
+one at the latest (with `concurrency_limit` -1: each alone, at once, many at a time, in any order; with a batch size of
+1, Kong's default: the first one alone, at once, those that come soon after it together). An event leaves the
 queue when the endpoint answers 2xx, as a dead letter, or, without a spool, by Kong's rules for giving up; never else.
 
 `reconfigure` changes parameters, token and connection at once, for what waits too. `begin_close` sends what waits and
@@ -15,6 +16,7 @@ what still comes, each batch once; with a spool nothing more is sent after a fai
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,8 +25,9 @@ from kong_metering.delivery import batching
 from kong_metering.delivery.decisions import Pause, Rules, Send
 from kong_metering.delivery.delivering import Delivering
 from kong_metering.delivery.outcome import Failed, Outcome
-from kong_metering.log import cause_of
+from kong_metering.log import LOGGER, cause_of, printable
 from kong_metering.stats import Dropped
+from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
+    from kong_metering.delivery.arrays import Arrays
     from kong_metering.delivery.backlog import Backlog
     from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.couriers import Couriers
@@ -53,19 +57,27 @@ class EventQueue:
         account: QueueAccount,
         couriers: Couriers,
         connections: Connections,
+        arrays: Arrays,
+        adaptive_batch: int = 1,
         on_answer: Callable[[Endpoint, Outcome], None] = lambda _endpoint, _outcome: None,
     ) -> None:
-        """Put it together; `on_answer` is called on a courier's thread, without a lock, after each request."""
+        """Put it together; `on_answer` is called on a courier's thread, without a lock, after each request.
+
+        `adaptive_batch`: how many events leave together where one is configured, while more come (1: never more).
+        """
         self.name = account.name
-        self._settings = settings
         self._endpoint = endpoint
         self._backlog = backlog
         self._clock = clock
         self._account = account
         self._couriers = couriers
         self._connections = connections
+        self._arrays = arrays
+        self._most_adaptive = adaptive_batch
         self._on_answer = on_answer
-        self._rules = Rules.of(settings, keeps=backlog.keeps)
+        self._go_by(settings)
+        # When its last request was begun.
+        self._sent_at = -math.inf
         self._delivering = Delivering(self._rules, backlog, clock=clock, account=account)
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
         self._wants_more = True
@@ -108,10 +120,9 @@ class EventQueue:
 
     def reconfigure(self, settings: Queue, endpoint: Endpoint) -> None:
         """Use other parameters and another connection from now on, for the events that wait too."""
-        self._settings = settings
         self._endpoint = endpoint
         self._backlog.reconfigure(settings)
-        self._rules = Rules.of(settings, keeps=self._backlog.keeps)
+        self._go_by(settings)
         self._delivering.reconfigure(self._rules)
         self._call()
 
@@ -133,6 +144,20 @@ class EventQueue:
         self._couriers.forget(self)
         self._backlog.end(is_written=is_written)
 
+    def _go_by(self, settings: Queue) -> None:
+        """Use parameters, but for a batch size that the endpoint is known not to take."""
+        self._configured = settings
+        self._is_single = self._arrays.are_refused_by(self._endpoint.url)
+        self._settings = settings.model_copy(update={"max_batch_size": 1}) if self._is_single else settings
+        self._adaptive_batch = 1 if self._is_single else self._most_adaptive
+        self._rules = Rules.of(self._settings, keeps=self._backlog.keeps, adaptive_batch=self._adaptive_batch)
+
+    def _heed_arrays(self) -> None:
+        """Send single events from now on if the endpoint has turned out to take no arrays, here or in another queue."""
+        if not self._is_single and self._arrays.are_refused_by(self._endpoint.url):
+            self._go_by(self._configured)
+            self._delivering.reconfigure(self._rules)
+
     def _call(self) -> None:
         self._is_done.clear()
         self._wants_more = True
@@ -146,14 +171,22 @@ class EventQueue:
             return None
         if self._is_closing:
             return 0.0
-        age = self._clock.monotonic() - oldest_at
-        return batching.due_in(self._settings, unread, self._backlog.unread_bytes, age)
+        now = self._clock.monotonic()
+        return batching.due_in(
+            self._settings,
+            unread,
+            self._backlog.unread_bytes,
+            now - oldest_at,
+            adaptive_batch=self._adaptive_batch,
+            since_last=now - self._sent_at,
+        )
 
     # -- on couriers' threads -----------------------------------------------------------------------------------------
 
     def step(self) -> float | None:
         """Do what is due, one request at most; tell when to come again (monotonic), None to wait for `wake`."""
         while not self._has_ended:
+            self._heed_arrays()
             self._wants_more = True
             due_in = self._due_in()
             ready = self._backlog.unread if due_in == 0.0 else 0
@@ -183,8 +216,14 @@ class EventQueue:
     def _post(self, events: Sequence[bytes]) -> Outcome:
         if self.width > 1 and (self._delivering.lined_up or self._backlog.unread):
             self._couriers.wake(self, self._clock.monotonic())  # another courier sends what comes next meanwhile
+        self._sent_at = self._clock.monotonic()
         endpoint = self._endpoint
         outcome = self._posted(events, endpoint)
+        if self._arrays.note(endpoint.url, events, outcome):
+            LOGGER.warning(
+                "%s takes no arrays, only single events: from now on each event is sent alone",
+                printable(without_credentials(endpoint.url)),
+            )
         self._on_answer(endpoint, outcome)
         return outcome
 

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 from kong_metering.delivery import outcome as outcomes
 from kong_metering.delivery.account import QueueAccount
+from kong_metering.delivery.arrays import Arrays
 from kong_metering.delivery.backlog import MemoryBacklog
+from kong_metering.delivery.batching import ADAPTIVE_BATCH
 from kong_metering.delivery.ingest import Endpoint
 from kong_metering.delivery.outcome import Delivered
 from kong_metering.delivery.precedence import Configuration, Precedence
@@ -30,7 +32,7 @@ from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
-    from kong_metering.config import Entity, PluginConfig
+    from kong_metering.config import Entity, PluginConfig, Queue
     from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.couriers import Couriers
     from kong_metering.delivery.outcome import Outcome
@@ -60,15 +62,21 @@ class Delivery:
         couriers: Couriers,
         connections: Connections,
         ca_bundle: str | None = None,
+        adaptive_batch: int = ADAPTIVE_BATCH,
         spooler: Spooler | None = None,
     ) -> None:
-        """Put it together; without a `spooler` events wait in memory."""
+        """Put it together; without a `spooler` events wait in memory.
+
+        `adaptive_batch`: how many events leave together, while more come, where `max_batch_size` is 1 (1: never more).
+        """
         self._clock = clock
         self._stats = stats
         self._couriers = couriers
         self._connections = connections
         self._ca_bundle = ca_bundle
+        self._adaptive_batch = adaptive_batch
         self._spooler = spooler
+        self._arrays = Arrays()
         self._lock = threading.Lock()
         self._open: dict[str, _Open] = {}
 
@@ -181,16 +189,21 @@ class Delivery:
         queue = EventQueue(
             wanted.settings,
             wanted.endpoint,
-            spooled or MemoryBacklog(wanted.settings, self._clock, account),
+            spooled or self._in_memory(wanted.settings, account),
             clock=self._clock,
             account=account,
             couriers=self._couriers,
             connections=self._connections,
+            arrays=self._arrays,
+            adaptive_batch=self._adaptive_batch,
             on_answer=partial(self._note_answer, identity.key),
         )
         if spooled is not None and self._spooler is not None:
             self._spooler.look_after(spooled)
         return _Open(queue, precedence, spooled)
+
+    def _in_memory(self, settings: Queue, account: QueueAccount) -> MemoryBacklog:
+        return MemoryBacklog(settings, self._clock, account, adaptive_batch=self._adaptive_batch)
 
 
 def _written(configuration: Configuration, entity: Entity) -> Configuration:

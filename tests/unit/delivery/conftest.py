@@ -79,8 +79,8 @@ def rig(clock: FakeClock, log: LogLines) -> Iterator[RigMaker]:
     """Make queues that are served by hand; at the end each is closed, adds up, and leaves no hidden error."""
     made: list[Rig] = []
 
-    def make(decide: Decide = take_all, **settings: object) -> Rig:
-        made.append(Rig(Queue.model_validate(settings), clock, log, FakeEndpoint(decide)))
+    def make(decide: Decide = take_all, adaptive_batch: int = 1, **settings: object) -> Rig:
+        made.append(Rig(Queue.model_validate(settings), clock, log, FakeEndpoint(decide), adaptive_batch))
         return made[-1]
 
     yield make

@@ -20,6 +20,7 @@ from unittest import mock
 
 from kong_metering.config import Queue
 from kong_metering.delivery.account import QueueAccount
+from kong_metering.delivery.arrays import Arrays
 from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.connections import Connections
 from kong_metering.delivery.couriers import Couriers
@@ -145,6 +146,7 @@ class FakeNetwork:
     """Fake endpoints by their URL, and kept connections to them."""
 
     def __init__(self, clock: Clock) -> None:
+        self.arrays = Arrays()
         self._fakes: dict[str, FakeEndpoint] = {}
         self.connections = Connections(clock, cast("Callable[[Endpoint], IngestClient]", self._connect))
 
@@ -245,16 +247,19 @@ def memory_queue(  # noqa: PLR0913 - what it is made of
     clock: Clock,
     stats: Stats,
     couriers: Couriers,
+    adaptive_batch: int = 1,
 ) -> EventQueue:
     account = QueueAccount("metering", stats)
     return EventQueue(
         settings,
         network.endpoint(endpoint),
-        MemoryBacklog(settings, clock, account),
+        MemoryBacklog(settings, clock, account, adaptive_batch=adaptive_batch),
         clock=clock,
         account=account,
         couriers=couriers,
         connections=network.connections,
+        arrays=network.arrays,
+        adaptive_batch=adaptive_batch,
     )
 
 
@@ -266,6 +271,7 @@ class Rig:
     clock: FakeClock
     log: LogLines
     endpoint: FakeEndpoint = field(default_factory=FakeEndpoint)
+    adaptive_batch: int = 1
 
     def __post_init__(self) -> None:
         self.courier = HandCourier(self.clock)
@@ -278,6 +284,7 @@ class Rig:
             clock=self.clock,
             stats=self.stats,
             couriers=cast("Couriers", self.courier),
+            adaptive_batch=self.adaptive_batch,
         )
 
     @property
@@ -498,6 +505,7 @@ class SpooledQueue:
             account=account,
             couriers=process.couriers,
             connections=process.network.connections,
+            arrays=process.network.arrays,
         )
         process.spooler.look_after(self.backlog)
         self.is_ended = False

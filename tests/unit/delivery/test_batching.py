@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +50,47 @@ def test_a_batch_does_not_wait_for_more_events_than_the_queue_may_hold(
 ) -> None:
     settings = Queue.model_validate({"max_batch_size": 1000, "max_coalescing_delay": 60} | changes)
     assert batching.due_in(settings, waiting, waiting_bytes, 0.0) == (0.0 if leaves else 60.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "adaptive_batch", "waiting", "since_last", "pause"),
+    [
+        ({}, 100, 1, math.inf, 0.0),
+        ({}, 100, 1, 0.05, 0.0),
+        ({}, 100, 1, 0.02, 0.03),
+        ({}, 100, 99, 0.02, 0.03),
+        ({}, 100, 100, 0.02, 0.0),
+        ({}, 100, 250, 0.0, 0.0),
+        ({}, 100, 1, 0.05 - 1e-9, 0.0),
+        ({"max_coalescing_delay": 3600}, 100, 1, 0.0, 0.05),
+        ({"max_entries": 10}, 100, 8, 0.0, 0.0),
+        ({}, 1, 1, 0.0, 0.0),
+        ({"concurrency_limit": -1}, 100, 1, 0.0, 0.0),
+        ({"max_batch_size": 2, "max_coalescing_delay": 2}, 100, 1, 1e9, 2.0),
+    ],
+)
+def test_with_a_batch_size_of_one_what_comes_soon_after_a_request_waits_for_others_a_moment(
+    changes: dict[str, float], adaptive_batch: int, waiting: int, since_last: float, pause: float
+) -> None:
+    settings = Queue.model_validate({"max_batch_size": 1} | changes)
+    due_in = batching.due_in(settings, waiting, 0, 0.0, adaptive_batch=adaptive_batch, since_last=since_last)
+    assert due_in == pytest.approx(pause)
+
+
+@pytest.mark.parametrize(
+    ("changes", "adaptive_batch", "size"),
+    [
+        ({"max_batch_size": 1}, 100, 100),
+        ({"max_batch_size": 1}, 1, 1),
+        ({"max_batch_size": 2}, 100, 2),
+        ({"max_batch_size": 1000}, 100, 1000),
+        ({"max_batch_size": 1, "concurrency_limit": -1}, 100, 1),
+    ],
+)
+def test_adaptive_batches_are_for_a_batch_size_of_one(changes: dict[str, int], adaptive_batch: int, size: int) -> None:
+    settings = Queue.model_validate(changes)
+    assert batching.batch_size(settings, adaptive_batch) == size
+    assert batching.thresholds(settings, adaptive_batch).wakes_at == size
 
 
 def test_unlimited_concurrency_sends_each_event_alone() -> None:

@@ -67,6 +67,94 @@ def test_a_batch_size_of_one_sends_each_event_alone_and_at_once(rig: RigMaker) -
     assert it.endpoint.requests == [[b"one"], [b"two"]]
 
 
+def test_with_adaptive_batches_an_event_after_a_pause_goes_alone_and_at_once(rig: RigMaker) -> None:
+    it = rig(adaptive_batch=100, max_batch_size=1, max_coalescing_delay=3600)
+    for event in numbered(3):
+        it.put(event)
+        it.let_pass(0)
+        assert it.endpoint.requests[-1] == [event]
+        it.let_pass(0.05)
+
+
+def test_with_adaptive_batches_what_comes_soon_after_a_request_leaves_together_in_order(rig: RigMaker) -> None:
+    it = rig(adaptive_batch=100, max_batch_size=1)
+    events = numbered(40)
+    for event in events:
+        it.put(event)
+        it.let_pass(0.012)
+    it.let_pass(0.05)
+    assert it.endpoint.delivered == events
+    # One comes each 12 ms: four in 50 ms, in some five.
+    first, *others, _ = [len(request) for request in it.endpoint.requests]
+    assert first == 1
+    assert set(others) == {4, 5}
+
+
+def test_with_adaptive_batches_a_hundred_leave_at_once_and_no_more_in_one_request(rig: RigMaker) -> None:
+    it = rig(adaptive_batch=100, max_batch_size=1)
+    it.put(b"first")
+    it.let_pass(0)
+    it.put(*numbered(250))
+    it.let_pass(0)
+    assert [len(request) for request in it.endpoint.requests] == [1, 100, 100]
+    it.let_pass(0.05)
+    assert it.endpoint.delivered == [b"first", *numbered(250)]
+
+
+def test_with_adaptive_batches_a_slow_endpoint_is_sent_all_that_waits_as_soon_as_it_answers(rig: RigMaker) -> None:
+    it = rig(adaptive_batch=100, max_batch_size=1)
+
+    def twenty_come() -> None:
+        it.put(*numbered(20))
+        it.clock.advance(0.2)
+
+    it.meanwhile(twenty_come)
+    it.put(b"first")
+    it.settle()
+    assert it.pauses == []
+    assert it.endpoint.requests == [[b"first"], numbered(20)]
+
+
+def singles_only(refusal: Outcome) -> Callable[[list[bytes]], Outcome]:
+    """Refuse arrays, as an OpenMeter collector does."""
+    return lambda events: Delivered() if len(events) == 1 else refusal
+
+
+@pytest.mark.parametrize("settings", [{"adaptive_batch": 100, "max_batch_size": 1}, {"max_batch_size": 30}])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Rejected("https://ingest.test answered 400: not an object"),
+        Failed("https://ingest.test answered 415: what?", "415", is_misconfigured=True, may_have_arrived=False),
+    ],
+)
+def test_an_endpoint_that_takes_no_arrays_is_learned_once_and_sent_single_events(
+    rig: RigMaker, log: LogLines, settings: dict[str, int], refusal: Outcome
+) -> None:
+    it = rig(singles_only(refusal), **settings)
+    it.put(*numbered(300))
+    account = it.settle()
+    assert account.delivered == 300
+    assert sorted(it.endpoint.delivered) == sorted(numbered(300))
+    before = len(it.endpoint.requests)
+    it.put(*numbered(200, 300))
+    it.settle()
+    assert it.endpoint.requests[before:] == [[event] for event in numbered(200, 300)]
+    it.reconfigure(max_batch_size=50)
+    it.put(*numbered(100, 500))
+    it.settle()
+    assert it.endpoint.requests[before + 200 :] == [[event] for event in numbered(100, 500)]
+    assert [level for level, _ in log.with_text("takes no arrays")] == ["WARNING"]
+
+
+def test_an_endpoint_that_refuses_an_event_for_itself_is_sent_arrays_on(rig: RigMaker, log: LogLines) -> None:
+    it = rig(Refusing(b"3"), max_batch_size=10)
+    it.put(*numbered(1000))
+    it.settle()
+    assert [len(request) for request in it.endpoint.requests[-50:]] == [10] * 50
+    assert log.with_text("takes no arrays") == []
+
+
 def test_a_full_batch_leaves_at_once(rig: RigMaker) -> None:
     it = rig(max_batch_size=3, max_coalescing_delay=3600)
     it.put(b"one", b"two", b"three")

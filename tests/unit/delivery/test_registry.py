@@ -6,6 +6,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,9 @@ from kong_metering.delivery.connections import Connections
 from kong_metering.delivery.couriers import Couriers
 from kong_metering.delivery.ingest import IngestClient
 from kong_metering.delivery.registry import Delivery
+from kong_metering.spool.options import SpoolOptions
 from kong_metering.stats import Snapshot, Stats
+from kong_metering.upkeep.spooler import Spooler
 from tests.support.waiting import wait_until
 from tests.unit.delivery.ingest_server import Exchange, IngestServer, Reaction, answer, running
 
@@ -48,7 +51,7 @@ def couriers() -> Couriers:
 def delivery(stats: Stats, log: LogLines, couriers: Couriers) -> Iterator[Delivery]:
     clock = SystemClock()
     connections = Connections(clock, functools.partial(IngestClient, clock=clock))
-    delivery = Delivery(clock=clock, stats=stats, couriers=couriers, connections=connections)
+    delivery = Delivery(clock=clock, stats=stats, couriers=couriers, connections=connections, adaptive_batch=1)
     yield delivery
     delivery.close(0)
     assert stats.snapshot().waiting == 0
@@ -103,6 +106,39 @@ def held(server: IngestServer) -> threading.Event:
 
     server.on_request = wait
     return gate
+
+
+@pytest.mark.parametrize("has_spool", [True, False])
+def test_kongs_default_batch_size_keeps_up_with_an_endpoint_that_takes_its_time(
+    server: IngestServer, stats: Stats, couriers: Couriers, tmp_path: Path, *, has_spool: bool
+) -> None:
+    """Each event alone, 50 ms away, once made 20 a second at most: 352 of 2,000 in 20 s."""
+
+    def after_50_ms(exchange: Exchange) -> None:
+        time.sleep(0.05)
+        exchange.reply(204)
+
+    server.on_request = after_50_ms
+    clock = SystemClock()
+    connections = Connections(clock, functools.partial(IngestClient, clock=clock))
+    spooler = None
+    if has_spool:
+        options = SpoolOptions(tmp_path / "spool", inbox_directory=None)
+        spooler = Spooler(options, clock=clock, stats=stats, connections=connections)
+        spooler.start()
+    delivery = Delivery(clock=clock, stats=stats, couriers=couriers, connections=connections, spooler=spooler)
+    queue = delivery.open(ONE, config(server))
+    for burst in range(20):
+        for number in range(10):
+            queue.put(b"%d" % (10 * burst + number))
+        time.sleep(0.1)  # the load: 100 events a second
+    settle(stats)
+    delivery.close(0)
+    assert stats.snapshot().delivered == 200
+    sent = b",".join(request.body.strip(b"[]") for request in server.requests)
+    assert sent == b",".join(b"%d" % number for number in range(200))
+    # Each alone, they would have been 200.
+    assert len(server.requests) <= 60
 
 
 # -- one queue per entity and endpoint ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kong_metering.delivery.batching import MAX_EVENT_BYTES
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome
+from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
@@ -258,3 +258,14 @@ def test_one_slow_request_does_not_hold_the_others_with_unlimited_concurrency(pr
     assert it.queue.waiting == 1
     gate.set()
     it.process.settle()
+
+
+def test_an_endpoint_that_takes_no_arrays_costs_a_spooled_queue_no_event(
+    process: ProcessMaker, root: Path, log: LogLines
+) -> None:
+    refused = Rejected("https://ingest.test answered 400: not an object")
+    it = process().open(FakeEndpoint(lambda events: Delivered() if len(events) == 1 else refused), max_batch_size=50)
+    it.put(*numbered(500))
+    assert it.process.settle().delivered == 500
+    assert letters(root) == []
+    assert len(log.with_text("takes no arrays")) == 1

@@ -35,6 +35,7 @@ FLAGS = {
     "--stop-timeout": "0.25",
     "--parent": "ignore",
     "--ca-bundle": "/etc/ca.pem",
+    "--adaptive-batch": "7",
     "--spool-dir": "/var/spool/metering",
     "--inbox-dir": "/run/metering",
     "--spool-sync": "commit",

@@ -149,7 +149,7 @@ def test_ten_thousand_requests_with_hostile_bytes_are_all_billed(protocol: Proto
         status = client.status()["Status"]
         assert (status["waiting"], [*status["queues"].values()], status["waiting_for_instances"]) == (0, [0], {})
     billed = Counter(event["subject"] for event in ingest.events())
-    assert billed == Counter({as_latin_1(subject): count for subject, count in sent.items()})
+    assert billed == Counter({legible(as_latin_1(subject)): count for subject, count in sent.items()})
     assert len({event["id"] for event in ingest.events()}) == WARM_UP + MANY
     assert grown < SANE_BYTES
     assert server.complaints() == []

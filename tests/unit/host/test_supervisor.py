@@ -315,9 +315,9 @@ def test_the_supervisor_keeps_no_connection_that_it_has_taken_over(launch: Launc
         before = len(sockets_of(old.pid))
         new = launch().start()
         assert pid_over(one) == new.server_pid
+        assert old.stop() == 0
         wait_until(lambda: len(sockets_of(new.pid)) == before, "the supervisor to have its own sockets only")
         assert len(sockets_of(new.pid) & sockets_of(new.server_pid)) == 5
-        assert old.stop() == 0
         # Nobody else has it: the server's end is the connection's.
         new.kill()
         assert one.is_ended()
