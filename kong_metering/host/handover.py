@@ -199,6 +199,16 @@ class Elder:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended: it never says anything else."""
+        try:
+            return not self._connection.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def give_back(self) -> None:
         """Have it serve again: this one ends."""
         with contextlib.suppress(OSError):

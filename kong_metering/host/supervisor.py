@@ -147,6 +147,7 @@ class Supervisor:
                 self._read_channel()
                 self._ask_successor()
                 self._ask_heir()
+                self._forget_elder()
                 self._start_due()
                 self._look()
         self._log.repeats.flush()
@@ -367,6 +368,11 @@ class Supervisor:
         # One that was killed may have servers yet, or have a next one started by Kong: whoever looks finds out.
         if gives_back:
             self._resume(f"process {heir.process}, which had taken over, ends")
+
+    def _forget_elder(self) -> None:
+        if self._elder is not None and self._elder.is_gone:
+            self._elder.close()
+            self._elder = None
 
     def _resume(self, why: str) -> None:
         """Serve again."""

@@ -173,9 +173,9 @@ class ServerProcess:
         )
 
     def resident_bytes(self) -> int:
-        """Tell how much memory of the machine the server has."""
-        pages = int(Path(f"/proc/{self.server_pid}/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        """Tell how much memory of the machine the server has, besides what is shared and of a fixed size."""
+        pages = Path(f"/proc/{self.server_pid}/statm").read_text(encoding="ascii").split()
+        return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")
 
     def open_files(self) -> list[str]:
         """List what the descriptors of the process, and of those that it has started, are open on."""

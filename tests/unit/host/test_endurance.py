@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kong_metering.record import legible
 from tests.support import raising_host
 from tests.support.pb_rpc import FrameConnection, PBKongClient, call_frame
 from tests.support.plugin_server import PluginServerProcess, ServerProcess, script_command

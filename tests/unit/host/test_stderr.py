@@ -40,8 +40,9 @@ def terminal() -> tuple[int, int]:
 def check_it_answers(process: subprocess.Popen[bytes], path: Path, errors: int = MANY) -> None:
     wait_until(path.exists, "a socket")
     client = KongClient(path)
-    for _ in range(errors):
-        client.start_instance(header_config("not a URL", plugin_instance_name="x" * 2000))
+    for number in range(errors):
+        # Each is another plugin: the same trouble would be said once.
+        client.start_instance(header_config("not a URL", __plugin_id=f"{number:04}", plugin_instance_name="x" * 2000))
     assert client.status()
     process.terminate()
     assert process.wait(30) == 0

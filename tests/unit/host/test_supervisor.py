@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -293,7 +294,10 @@ def test_a_server_without_a_supervisor_ends_when_it_is_told_to(launch: Launch) -
 
 
 def sockets_of(pid: int) -> set[str]:
-    links = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    links: set[str] = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it is closed just now
+            links.add(str(path.readlink()))
     return {link for link in links if link.startswith("socket:")}
 
 
