@@ -32,7 +32,7 @@ from kong_metering.spool.options import INBOX_DIRECTORY
 from kong_metering_sandbox.contained import contained
 from kong_metering_torture.endpoint import TortureEndpoint
 from kong_metering_torture.events import QUEUES, Name, digest, event_of, read_told
-from kong_metering_torture.killing import Lane, Setting, Victim, killed_by
+from kong_metering_torture.killing import Lane, Nursery, Setting, killed_by
 from kong_metering_torture.verdict import Evidence, Verdict, judge
 
 _LANES = "ab"
@@ -92,8 +92,7 @@ def _tortured(setting: Setting, kills: int, seed: int) -> dict[str, float]:
 
     def run(lane: Lane) -> None:
         try:
-            # Each lane kills one more at its end.
-            lane.run(lambda: not errors and len(killed_by(lanes)) < kills - len(lanes))
+            lane.run(lambda: not errors and len(killed_by(lanes)) < kills)
         except Exception as error:  # noqa: BLE001 - raised below
             errors.append(error)
 
@@ -113,13 +112,13 @@ def _tortured(setting: Setting, kills: int, seed: int) -> dict[str, float]:
 def _deliver_the_rest(setting: Setting, seconds: float) -> None:
     """Let a last process deliver what there is."""
     deadline = time.monotonic() + seconds
-    last = Victim("last", setting, 0)
-    last.wait_until_ready()
-    last.begin()
-    while (waiting := last.read()) is not None and time.monotonic() < deadline:
-        if int(waiting) == 0 and _left_behind(setting) == 0:
-            break
-    last.end(_ENDING_SECONDS)
+    last = Nursery(setting)
+    try:
+        waiting = last.order("deliver last")
+        while (int(waiting) or _left_behind(setting)) and time.monotonic() < deadline:
+            waiting = last.read()
+    finally:
+        last.end(_ENDING_SECONDS)
 
 
 def _left_behind(setting: Setting) -> int:

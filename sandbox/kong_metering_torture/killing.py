@@ -1,7 +1,7 @@
 """Keeps a process in its place while somebody kills it again and again, and starts the next one at once.
 
-Contract: `Lane.run` belongs to one thread. The next process is started and has imported everything before its
-predecessor is killed, and begins when that has been reaped: what kills and begins meets the spool, not the interpreter.
+Contract: `Lane.run` belongs to one thread. All processes of a lane are forked from one program that has imported
+everything: what kills and begins meets the spool, not the interpreter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 
 # Half of the lives are as short as this: they end in the start, in the taking over of what others left.
 _SHORT_LIFE_SECONDS = 0.08
-_LONG_LIFE_SECONDS = 1.0
+_LONG_LIFE_SECONDS = 1.5
+_PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,11 @@ class Setting:
     rate: float
 
 
-class Victim:
-    """A process of `victim.py`, which waits for `begin`."""
+class Nursery:
+    """The program of `victim.py`, from which processes are forked one after the other."""
 
-    def __init__(self, name: str, setting: Setting, rate: float) -> None:
-        self.name = name
-        words = [name, str(setting.directory), setting.inbox, setting.url, str(rate)]
+    def __init__(self, setting: Setting) -> None:
+        words = [str(setting.directory), setting.inbox, setting.url, str(setting.rate)]
         with (setting.directory / "stderr").open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "kong_metering_torture.victim", *words],
@@ -44,45 +44,31 @@ class Victim:
                 text=True,
             )
 
-    def wait_until_ready(self) -> None:
-        """Wait until it has imported everything. Raises `RuntimeError` if it ends before."""
-        if self.read() is None:
-            raise RuntimeError(f"{self.name} ended by itself, with {self._process.wait()}")
-
-    def begin(self) -> None:
-        """Let it begin."""
+    def order(self, words: str) -> str:
+        """Give an order and return the answer. Raises `RuntimeError` if there is none."""
         if self._process.stdin:
-            self._process.stdin.write("begin\n")
+            self._process.stdin.write(f"{words}\n")
             self._process.stdin.flush()
+        return self.read()
 
-    def read(self) -> str | None:
-        """Read the next line that it says; None at its end."""
+    def read(self) -> str:
+        """Read the next line that it says. Raises `RuntimeError` at its end."""
         line = self._process.stdout.readline() if self._process.stdout else ""
-        return line.strip() or None
-
-    def kill(self) -> float:
-        """Kill it and tell when; raises `RuntimeError` if it was dead."""
-        if self._process.poll() is not None:
-            raise RuntimeError(f"{self.name} ended by itself, with {self._process.returncode}")
-        at = time.monotonic()
-        self._process.kill()
-        self._process.wait()
-        self._close()
-        return at
+        if not line:
+            raise RuntimeError(f"the program of the processes ended by itself, with {self._process.wait()}")
+        return line.strip()
 
     def end(self, seconds: float) -> None:
-        """Let it close; kill it if it takes longer."""
-        self._close()
+        """Let it end; kill it if it takes longer."""
+        if self._process.stdin:
+            self._process.stdin.close()
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-    def _close(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream:
-                stream.close()
+        if self._process.stdout:
+            self._process.stdout.close()
 
 
 class Lane:
@@ -95,25 +81,19 @@ class Lane:
         self._chance = random.Random(seed)  # noqa: S311
 
     def run(self, goes_on: Callable[[], bool]) -> None:
-        """Kill one after the other, as long as `goes_on` says so; the last one is killed as well."""
-        current = self._started()
+        """Kill one after the other, as long as `goes_on` says so; none is left. Raises `RuntimeError` if one dies."""
+        nursery = Nursery(self._setting)
         try:
-            current.begin()
             while goes_on():
-                following = self._started()
+                name = f"{self._name}{len(self.kills)}"
+                nursery.order(f"start {name}")
                 time.sleep(self._life())
-                self.kills[current.name] = current.kill()
-                current = following
-                current.begin()
-            time.sleep(self._life())
-            self.kills[current.name] = current.kill()
+                killed = nursery.order("kill")
+                if killed == "dead":
+                    raise RuntimeError(f"{name} ended by itself")
+                self.kills[name] = float(killed)
         finally:
-            current.end(0)
-
-    def _started(self) -> Victim:
-        victim = Victim(f"{self._name}{len(self.kills)}", self._setting, self._setting.rate)
-        victim.wait_until_ready()
-        return victim
+            nursery.end(_PATIENCE_SECONDS)
 
     def _life(self) -> float:
         longest = self._chance.choice([_SHORT_LIFE_SECONDS, _LONG_LIFE_SECONDS])

@@ -92,7 +92,8 @@ def judge(evidence: Evidence) -> Verdict:
         by_name[arrival.name].append(arrival)
     taken = Counter(one.name for one in evidence.arrivals if one.fate is Fate.TAKEN)
     letters = Counter(name for name, _ in evidence.letters)
-    missing = {put: _before_kill(put, evidence) for put in evidence.puts if put.name not in taken | letters}
+    found = taken.keys() | letters.keys()
+    missing = {put: _before_kill(put, evidence) for put in evidence.puts if put.name not in found}
     excused = {put: age for put, age in missing.items() if age < evidence.allowance}
     again = list(_again(evidence, by_name))
     wrong = {
@@ -118,7 +119,7 @@ def judge(evidence: Evidence) -> Verdict:
         "  missing, which is allowed": len(excused),
         "  the oldest of them, ms before the SIGKILL": round(max(excused.values(), default=0.0) * 1000, 2),
         "events whose put had not returned, taken or dead letters": len(
-            (set(taken) | set(letters)) - {put.name for put in evidence.puts}
+            found - {put.name for put in evidence.puts}
         ),
         "events that arrived more than once": sum(len(arrivals) > 1 for arrivals in by_name.values()),
         "events that were taken more than once": sum(count > 1 for count in taken.values()),

@@ -1,11 +1,14 @@
-"""A process with a spool that puts events until it is killed; or, as the last one, delivers what there is.
+"""Processes with a spool that put events until they are killed; and the last one, which delivers what there is.
 
-    python -m kong_metering_torture.victim NAME DIRECTORY INBOX URL RATE
+    python -m kong_metering_torture.victim DIRECTORY INBOX URL RATE
 
-DIRECTORY/spool is the spool, DIRECTORY/told/NAME the file in which it tells what it put; INBOX a directory for shared
-memory, or `none`; RATE in events a second, 0 for the last one. It says `ready` on its standard output when all is
-imported, and begins with the first line on its standard input. The last one then says how much waits in its queues,
-again and again, until its standard input ends. Its name is its token: so the endpoint knows who sends.
+DIRECTORY/spool is the spool, DIRECTORY/told/NAME the file in which the process NAME tells what it put; INBOX a directory
+for shared memory, or `none`; RATE in events a second. A process's name is its token: so the endpoint knows who sends.
+
+The program itself imports everything, so that who is forked from it meets the spool at once; it has one thread, and no
+spool. It takes orders, a line each, and answers each by a line: `start NAME` forks a process; `kill` kills that one,
+reaps it, and tells when (monotonic clock), or `dead` if it had ended by itself; `deliver NAME` makes this process the
+last one, which says how much waits in its queues, again and again, until its standard input ends.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ import itertools
 import os
 import random
 import select
+import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,19 +39,64 @@ _CLOSING_SECONDS = 10.0
 _TIMEOUT_MS = 1500
 
 
+@dataclass(frozen=True)
+class Work:
+    """What the command line says."""
+
+    directory: Path
+    inbox: Path | None
+    url: str
+    rate: float
+
+
 def main() -> None:
-    """Do what the arguments say."""
-    name, directory, inbox, url, rate = sys.argv[1:]
-    _say("ready")
-    sys.stdin.readline()
-    inbox_directory = None if inbox == "none" else Path(inbox)
-    runtime = make_runtime(spool=SpoolOptions(Path(directory, "spool"), inbox_directory=inbox_directory))
-    queues = [_opened(runtime, number, url, name) for number in range(len(QUEUES))]
-    if float(rate):
-        _put_for_ever(name, queues, Path(directory, "told", name), float(rate))
+    """Take orders."""
+    directory, inbox, url, rate = sys.argv[1:]
+    work = Work(Path(directory), None if inbox == "none" else Path(inbox), url, float(rate))
+    child = 0
+    for order in sys.stdin:
+        match order.split():
+            case ["start", name]:
+                child = _forked(work, name)
+                _say(str(child))
+            case ["kill"]:
+                _say(_killed(child))
+            case ["deliver", name]:
+                _deliver(work, name)
+                return
+
+
+def _forked(work: Work, name: str) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            _put_for_ever(work, name)
+        except BaseException:  # noqa: BLE001 - it is shown, and this process ends
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
+    return child
+
+
+def _killed(child: int) -> str:
+    if os.waitpid(child, os.WNOHANG)[0]:
+        return "dead"
+    at = time.monotonic()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return str(at)
+
+
+def _deliver(work: Work, name: str) -> None:
+    runtime, _ = _begun(work, name)
     while not select.select([sys.stdin], [], [], _TELL_SECONDS)[0]:
         _say(str(sum(runtime.delivery.waiting().values())))
     runtime.delivery.close(_CLOSING_SECONDS)
+
+
+def _begun(work: Work, name: str) -> tuple[Runtime, list[EventQueue]]:
+    runtime = make_runtime(spool=SpoolOptions(work.directory / "spool", inbox_directory=work.inbox))
+    return runtime, [_opened(runtime, number, work.url, name) for number in range(len(QUEUES))]
 
 
 def _say(words: str) -> None:
@@ -60,9 +110,10 @@ def _opened(runtime: Runtime, number: int, url: str, token: str) -> EventQueue:
     return runtime.delivery.open(Entity(f"entity-{number}", f"queue {number}"), config)
 
 
-def _put_for_ever(name: str, queues: list[EventQueue], told: Path, rate: float) -> None:
+def _put_for_ever(work: Work, name: str) -> None:
     """Put events in bursts, and tell of each whose `put` returned, when."""
-    descriptor = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    _, queues = _begun(work, name)
+    descriptor = os.open(work.directory / "told" / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     chance = random.Random(name)  # noqa: S311
     shares = [queue.share for queue in QUEUES]
     numbers = itertools.count()
@@ -71,7 +122,7 @@ def _put_for_ever(name: str, queues: list[EventQueue], told: Path, rate: float) 
         for queue, number in zip(chance.choices(range(len(queues)), shares, k=burst), numbers):  # noqa: B905 - endless
             queues[queue].put(event_of(Name(name, queue, number)))
             os.write(descriptor, told_line(queue, number, time.monotonic()))
-        time.sleep(burst / rate)
+        time.sleep(burst / work.rate)
 
 
 if __name__ == "__main__":
