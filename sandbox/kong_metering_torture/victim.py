@@ -1,0 +1,129 @@
+"""Processes with a spool that put events until they are killed; and the last one, which delivers what there is.
+
+    python -m kong_metering_torture.victim DIRECTORY INBOX URL RATE
+
+DIRECTORY/spool is the spool, DIRECTORY/told/NAME the file in which the process NAME tells what it put; INBOX a directory
+for shared memory, or `none`; RATE in events a second. A process's name is its token: so the endpoint knows who sends.
+
+The program itself imports everything, so that who is forked from it meets the spool at once; it has one thread, and no
+spool. It takes orders, a line each, and answers each by a line: `start NAME` forks a process; `kill` kills that one,
+reaps it, and tells when (monotonic clock), or `dead` if it had ended by itself; `deliver NAME` makes this process the
+last one, which says how much waits in its queues, again and again, until its standard input ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import select
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kong_metering.config import Entity, parse_config
+from kong_metering.runtime import Runtime, make_runtime
+from kong_metering.spool.options import SpoolOptions
+from kong_metering_torture.events import QUEUES, Name, event_of, told_line
+
+if TYPE_CHECKING:
+    from kong_metering.delivery.queue import EventQueue
+
+_LARGEST_BURST = 20
+_TELL_SECONDS = 0.1
+_CLOSING_SECONDS = 10.0
+# Less than the endpoint hangs.
+_TIMEOUT_MS = 1500
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the command line says."""
+
+    directory: Path
+    inbox: Path | None
+    url: str
+    rate: float
+
+
+def main() -> None:
+    """Take orders."""
+    directory, inbox, url, rate = sys.argv[1:]
+    work = Work(Path(directory), None if inbox == "none" else Path(inbox), url, float(rate))
+    child = 0
+    for order in sys.stdin:
+        match order.split():
+            case ["start", name]:
+                child = _forked(work, name)
+                _say(str(child))
+            case ["kill"]:
+                _say(_killed(child))
+            case ["deliver", name]:
+                _deliver(work, name)
+                return
+
+
+def _forked(work: Work, name: str) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            _put_for_ever(work, name)
+        except BaseException:  # noqa: BLE001 - it is shown, and this process ends
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
+    return child
+
+
+def _killed(child: int) -> str:
+    if os.waitpid(child, os.WNOHANG)[0]:
+        return "dead"
+    at = time.monotonic()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return str(at)
+
+
+def _deliver(work: Work, name: str) -> None:
+    runtime, _ = _begun(work, name)
+    while not select.select([sys.stdin], [], [], _TELL_SECONDS)[0]:
+        _say(str(sum(runtime.delivery.waiting().values())))
+    runtime.delivery.close(_CLOSING_SECONDS)
+
+
+def _begun(work: Work, name: str) -> tuple[Runtime, list[EventQueue]]:
+    runtime = make_runtime(spool=SpoolOptions(work.directory / "spool", inbox_directory=work.inbox))
+    return runtime, [_opened(runtime, number, work.url, name) for number in range(len(QUEUES))]
+
+
+def _say(words: str) -> None:
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()
+
+
+def _opened(runtime: Runtime, number: int, url: str, token: str) -> EventQueue:
+    settings = QUEUES[number].settings
+    config = parse_config({"ingest_endpoint": url, "api_token": token, "timeout": _TIMEOUT_MS, "queue": settings})
+    return runtime.delivery.open(Entity(f"entity-{number}", f"queue {number}"), config)
+
+
+def _put_for_ever(work: Work, name: str) -> None:
+    """Put events in bursts, and tell of each whose `put` returned, when."""
+    _, queues = _begun(work, name)
+    descriptor = os.open(work.directory / "told" / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    chance = random.Random(name)  # noqa: S311
+    shares = [queue.share for queue in QUEUES]
+    numbers = itertools.count()
+    while True:
+        burst = chance.randint(1, _LARGEST_BURST)
+        for queue, number in zip(chance.choices(range(len(queues)), shares, k=burst), numbers):  # noqa: B905 - endless
+            queues[queue].put(event_of(Name(name, queue, number)))
+            os.write(descriptor, told_line(queue, number, time.monotonic()))
+        time.sleep(burst / work.rate)
+
+
+if __name__ == "__main__":
+    main()
