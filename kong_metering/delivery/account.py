@@ -39,6 +39,11 @@ class QueueAccount:
         self._stats.deliver(events)
         self._count(-events)
 
+    def move(self, events: int, other: QueueAccount) -> None:
+        """Count events that wait in another queue from now on."""
+        other._count(events)
+        self._count(-events)
+
     def leave(self, events: int) -> None:
         """Count events that stay on disk for another process."""
         self._stats.leave(events)

@@ -78,6 +78,7 @@ class MemoryBacklog:
         self._account = account
         self._source = MemorySource()
         self._on_ready: Callable[[], None] = lambda: None
+        self._heir: MemoryBacklog | None = None
         # Held while an event makes room for itself.
         self._lock = threading.Lock()
         self._has_warned = False
@@ -113,7 +114,9 @@ class MemoryBacklog:
             with self._lock:
                 self._make_room(len(event))
         self._source.add([event], self._clock.monotonic())
-        if waiting == 0 or waiting + 1 >= self._thresholds.wakes_at:
+        if self._heir is not None:
+            self._pass_on(self._heir)  # it has come in between
+        elif waiting == 0 or waiting + 1 >= self._thresholds.wakes_at:
             self._on_ready()
 
     def oldest_at(self) -> float | None:
@@ -146,6 +149,16 @@ class MemoryBacklog:
         dropped = Dropped.EVENT_TOO_LARGE if reason is Buried.TOO_LARGE else Dropped.REJECTED
         if settled := self.settle(entries):
             self._account.drop(dropped, settled, words)
+
+    def hand_over(self, heir: MemoryBacklog) -> None:
+        """Give all events to another queue's backlog, those too that still come; none may be on its way."""
+        self._heir = heir
+        self._pass_on(heir)
+
+    def _pass_on(self, heir: MemoryBacklog) -> None:
+        for event in self._source.take_out():
+            self._account.move(1, heir._account)
+            heir.put(event)
 
     def try_again(self) -> None:
         """Do nothing: there is no disk."""

@@ -262,6 +262,12 @@ class LogSource:
             new, self._lost_told = lost - self._lost_told, lost
             return self._log.take_damage(), new
 
+    def forget_sent(self) -> None:
+        """Note that nobody has sent these events to where they go now."""
+        with self._lock:
+            self._log.unmark(self._log.marks)
+            self._log.save_position()
+
     def save_position(self) -> None:
         """Write down how far the log is settled, after the disk refused that for a while."""
         with self._lock:

@@ -11,15 +11,16 @@ queue when the endpoint answers 2xx, as a dead letter, or, without a spool, by K
 
 `reconfigure` changes parameters, token and connection at once, for what waits too. `begin_close` sends what waits and
 what still comes, each batch once; with a spool nothing more is sent after a failure: the next process goes on there.
-`end` accounts for what is left; what comes later is dropped and counted.
+`end` accounts for what is left; what comes later is dropped and counted. `hand_over` makes another queue of all that is
+here and still comes, when no request is under way.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from kong_metering.delivery import batching
 from kong_metering.delivery.decisions import Pause, Rules, Send
@@ -30,8 +31,6 @@ from kong_metering.stats import Dropped
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
@@ -42,6 +41,14 @@ if TYPE_CHECKING:
     from kong_metering.delivery.decisions import Decision
     from kong_metering.delivery.ingest import Endpoint
     from kong_metering.delivery.source import Entry
+
+
+class Succession(NamedTuple):
+    """How a queue hands over to another one: `is_off` tells whether it may not after all, `carry_out` moves events."""
+
+    heir: EventQueue
+    is_off: Callable[[], bool]
+    carry_out: Callable[[], None]
 
 
 class EventQueue:
@@ -86,6 +93,9 @@ class EventQueue:
         self._counting = threading.Lock()
         self._is_closing = False
         self._has_ended = False
+        # Which queue all goes to, once no request is under way; and when it has gone there.
+        self._succession: Succession | None = None
+        self._moved_to: EventQueue | None = None
         self._is_done = threading.Event()
         backlog.on_ready(self.wake)
 
@@ -106,6 +116,9 @@ class EventQueue:
 
     def put(self, event: bytes) -> None:
         """Take an event for delivery."""
+        if self._moved_to is not None:
+            self._moved_to.put(event)
+            return
         self._account.accept()
         if self._has_ended:
             self._account.drop(Dropped.PROCESS_ENDED, 1, "an event came after the end")
@@ -126,8 +139,34 @@ class EventQueue:
         self._delivering.reconfigure(self._rules)
         self._call()
 
+    def hand_over(self, succession: Succession) -> None:
+        """Send nothing more, and give all that waits, and that still comes, to another queue.
+
+        That is done when no request is under way any more, and not at all if one of them has shown that the endpoint
+        accepts events.
+        """
+        if self._moved_to is None:
+            self._succession = succession
+            self._call()
+
+    def stay(self) -> bool:
+        """Go on, if what waits was to be handed over; False when that is done already."""
+        with self._counting:
+            if self._moved_to is not None:
+                return False
+            self._succession = None
+        self._call()
+        return True
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether it has handed over to another queue."""
+        return self._moved_to is not None
+
     def begin_close(self) -> None:
         """Send what waits at once, each batch once."""
+        if not self.stay():
+            return
         self._is_closing = True
         self._delivering.close()
         self._call()
@@ -135,7 +174,11 @@ class EventQueue:
     def close(self, deadline: float) -> None:
         """Wait until what waits was sent, or could not be, until `deadline` (monotonic)."""
         self.begin_close()
-        while self.waiting and not self._is_done.is_set() and (left := deadline - self._clock.monotonic()) > 0:
+        while (
+            self.waiting
+            and not (self.has_moved or self._is_done.is_set())
+            and (left := deadline - self._clock.monotonic()) > 0
+        ):
             self._is_done.wait(left)
 
     def end(self, *, is_written: bool = True) -> None:
@@ -185,7 +228,8 @@ class EventQueue:
 
     def step(self) -> float | None:
         """Do what is due, one request at most; tell when to come again (monotonic), None to wait for `wake`."""
-        while not self._has_ended:
+        self._move()
+        while not self._has_ended and self._succession is None:
             self._heed_arrays()
             self._wants_more = True
             due_in = self._due_in()
@@ -206,12 +250,38 @@ class EventQueue:
 
     def _stepped(self, ready: int) -> Decision[Entry]:
         with self._counting:
+            if self._succession is not None:
+                return Pause(None)
             self._steps += 1
         try:
             return self._delivering.step(ready, self._post)
         finally:
             with self._counting:
                 self._steps -= 1
+            if self._succession is not None:
+                self._couriers.wake(self, self._clock.monotonic())
+
+    def _move(self) -> None:
+        """Hand over, if that is to be and no request is under way; none begins meanwhile."""
+        succession = self._succession
+        if succession is None or self._steps or self.has_moved:
+            return
+        is_off = succession.is_off()
+        with self._counting:
+            if self._succession is not succession or self.has_moved:
+                return
+            if is_off:
+                self._succession = None
+                return
+            self._moved_to = succession.heir
+        LOGGER.info(
+            "queue %s: %s never accepted an event; %d events that wait go to %s",
+            self.name,
+            printable(without_credentials(self._endpoint.url)),
+            self.waiting,
+            printable(without_credentials(succession.heir.origin)),
+        )
+        succession.carry_out()
 
     def _post(self, events: Sequence[bytes]) -> Outcome:
         if self.width > 1 and (self._delivering.lined_up or self._backlog.unread):

@@ -3,9 +3,10 @@
 Contract: a queue belongs to one plugin entity **and** one ingest endpoint. All instances of the entity (each of Kong's
 workers has its own) share it, and the newest configuration rules it: a rotated token takes over what waits. The newest
 is the one that was opened last, except that an old one which comes late does not take over, and that of two values of
-a vault's the one rules that the endpoint takes (`precedence`). Events never
-leave for another endpoint than the one they were accepted for: a changed endpoint is another queue, and the old one
-goes on until it is empty. A queue that no instance uses ends when it is empty. With a spool, what waits when the
+a vault's the one rules that the endpoint takes (`precedence`). Events never leave for another endpoint than the one
+they were accepted for, if that has ever accepted an event of the entity: a changed endpoint is another queue, and the
+old one goes on until it is empty. What waits at an endpoint that never accepted one was configured wrong: the new queue
+takes it over. A queue that no instance uses ends when it is empty. With a spool, what waits when the
 process ends stays on disk, and comes back when its queue is opened in another process.
 """
 
@@ -15,7 +16,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kong_metering.delivery import outcome as outcomes
 from kong_metering.delivery.account import QueueAccount
@@ -25,30 +26,44 @@ from kong_metering.delivery.batching import ADAPTIVE_BATCH
 from kong_metering.delivery.ingest import Endpoint
 from kong_metering.delivery.outcome import Delivered
 from kong_metering.delivery.precedence import Configuration, Precedence
-from kong_metering.delivery.queue import EventQueue
-from kong_metering.log import LOGGER
+from kong_metering.delivery.queue import EventQueue, Succession
+from kong_metering.delivery.spooled import SpooledBacklog
+from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
-    from kong_metering.config import Entity, PluginConfig, Queue
+    from kong_metering.config import Entity, PluginConfig
     from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.couriers import Couriers
     from kong_metering.delivery.outcome import Outcome
-    from kong_metering.delivery.spooled import SpooledBacklog
     from kong_metering.stats import Stats
     from kong_metering.upkeep.spooler import Spooler
 
 
-@dataclass
+_LATE = "an older configuration came late, the newer one goes on"
+
+
+@dataclass(eq=False)
 class _Open:
     """A queue, and its backlog if that is on disk."""
 
     queue: EventQueue
     precedence: Precedence
-    spooled: SpooledBacklog | None
+    identity: QueueIdentity
+    backlog: SpooledBacklog | MemoryBacklog
     users: int = 0
+    # Which one takes over what waits, unless it turns out that the endpoint accepts events.
+    heir: _Open | None = None
+
+
+class _Course(NamedTuple):
+    """Where an entity sends now: the key of the queue, and the number of the configuration that led there."""
+
+    key: str
+    sequence: int
 
 
 class Delivery:
@@ -79,6 +94,10 @@ class Delivery:
         self._arrays = Arrays()
         self._lock = threading.Lock()
         self._open: dict[str, _Open] = {}
+        # Queues that have handed over and whose endpoint is another queue's again.
+        self._moved: list[_Open] = []
+        self._courses: dict[str, _Course] = {}
+        self._acceptances = spooler.acceptances if spooler else Acceptances(None)
 
     def open(self, entity: Entity, config: PluginConfig) -> EventQueue:
         """Give the queue for a configuration of a plugin entity; the caller lets go of it with `release`."""
@@ -86,7 +105,12 @@ class Delivery:
         written = _written(wanted, entity)
         identity = QueueIdentity(entity.id, entity.name, without_credentials(wanted.endpoint.url))
         with self._lock:
-            opened = self._open.get(identity.key)
+            is_late = self._is_late(entity, identity.key)
+            opened = self._found(identity.key, is_late=is_late)
+            if opened is not None and opened.identity.key != identity.key:
+                LOGGER.info("queue %s: %s", opened.queue.name, _LATE)
+                opened.users += 1
+                return opened.queue
             if opened is None:
                 opened = self._open[identity.key] = self._opened(
                     identity, wanted, Precedence(wanted, entity.sequence, written)
@@ -98,11 +122,57 @@ class Delivery:
                 why = (
                     "another value came from the vault, the one before goes on as long as the endpoint takes it"
                     if opened.precedence.is_twin(wanted)
-                    else "an older configuration came late, the newer one goes on"
+                    else _LATE
                 )
                 LOGGER.info("queue %s: %s", opened.queue.name, why)
+            if not is_late:
+                self._send_to(opened, entity.sequence)
             opened.users += 1
             return opened.queue
+
+    def _is_late(self, entity: Entity, key: str) -> bool:
+        """Return whether a configuration was another one's before it came: that is where the entity sends."""
+        course = self._courses.get(entity.id)
+        return course is not None and course.key != key and 0 < entity.sequence < course.sequence
+
+    def _found(self, key: str, *, is_late: bool) -> _Open | None:
+        """Return the queue with this key, or the one that took over from it; a late configuration changes nothing."""
+        opened = self._open.get(key)
+        while is_late and opened is not None and opened.heir is not None and opened.queue.has_moved:
+            opened = opened.heir
+        if opened is None or opened.heir is None or is_late:
+            return opened
+        if opened.queue.stay():
+            opened.heir = None
+            return opened
+        self._moved.append(self._open.pop(key))
+        return None
+
+    def _send_to(self, opened: _Open, sequence: int) -> None:
+        """Have the other queues of its entity hand over to this one, those whose endpoints never accepted an event."""
+        identity = opened.identity
+        course = self._courses.get(identity.entity_id)
+        if course is not None and course.key == identity.key:
+            return
+        self._courses[identity.entity_id] = _Course(identity.key, sequence)
+        if self._spooler is not None and isinstance(opened.backlog, SpooledBacklog):
+            self._spooler.look_after(opened.backlog)
+        for other in self._open.values():
+            key = other.identity.key
+            if other is opened or other.identity.entity_id != identity.entity_id or self._acceptances.knows(key):
+                continue
+            if other.heir is None:
+                other.heir = opened
+                carry_out = partial(self._carry_out, other, opened)
+                other.queue.hand_over(Succession(opened.queue, partial(self._acceptances.has, key), carry_out))
+
+    def _carry_out(self, old: _Open, heir: _Open) -> None:
+        """Move the events; on a courier's thread."""
+        if isinstance(old.backlog, SpooledBacklog) and isinstance(heir.backlog, SpooledBacklog):
+            if self._spooler is not None:
+                self._spooler.take_over(old.backlog, heir.backlog)
+        elif isinstance(old.backlog, MemoryBacklog) and isinstance(heir.backlog, MemoryBacklog):
+            old.backlog.hand_over(heir.backlog)
 
     def is_refused(self, queue: EventQueue) -> bool:
         """Return whether the endpoint's last word on the token of a queue that `open` gave was 401 or 403."""
@@ -113,6 +183,8 @@ class Delivery:
         is_refused = outcomes.refuses_the_token(outcome)
         if not (is_refused or isinstance(outcome, Delivered)):
             return
+        if isinstance(outcome, Delivered):
+            self._note_acceptance(key)
         with self._lock:
             opened = self._open.get(key)
             if opened is not None and opened.precedence.note_answer(endpoint, is_refused=is_refused):
@@ -120,10 +192,20 @@ class Delivery:
                 opened.queue.reconfigure(ruling.settings, ruling.endpoint)
                 LOGGER.info("queue %s: the token is refused, another value from the vault took over", opened.queue.name)
 
+    def _note_acceptance(self, key: str) -> None:
+        try:
+            self._acceptances.note(key)
+        except OSError as error:
+            message = "that an endpoint accepts events cannot be written down, for now: %s"
+            LOGGER.error(message, cause_of(error), extra=trouble("acceptance"))
+
+    def _all(self) -> list[_Open]:
+        return [*self._open.values(), *self._moved]
+
     def release(self, queue: EventQueue) -> None:
         """Let go of a queue that `open` gave."""
         with self._lock:
-            for opened in self._open.values():
+            for opened in self._all():
                 if opened.queue is queue:
                     opened.users -= 1
         self.sweep()
@@ -134,16 +216,26 @@ class Delivery:
             # With a spool the janitor does it.
             self._connections.sweep(self._clock.monotonic())
         with self._lock:
-            ended = [key for key, opened in self._open.items() if opened.users <= 0 and opened.queue.waiting == 0]
-            closing = [self._open.pop(key) for key in ended]
+            # What still comes to one that has handed over goes to the other.
+            heirs = [opened.heir for opened in self._all() if opened.heir is not None]
+            idle = [opened for opened in self._all() if opened.users <= 0 and opened.queue.waiting == 0]
+            closing = [opened for opened in idle if not any(opened is heir for heir in heirs)]
+            self._forget(closing)
         for opened in closing:
             opened.queue.end()
             self._let_go(opened)
 
+    def _forget(self, closing: list[_Open]) -> None:
+        gone = set(map(id, closing))
+        self._open = {key: opened for key, opened in self._open.items() if id(opened) not in gone}
+        self._moved = [opened for opened in self._moved if id(opened) not in gone]
+        sending = {opened.identity.entity_id for opened in self._open.values()}
+        self._courses = {entity: course for entity, course in self._courses.items() if entity in sending}
+
     def begin_close(self) -> None:
         """Send what waits in all queues at once, without waiting for it; what comes later is sent at once too."""
         with self._lock:
-            queues = [opened.queue for opened in self._open.values()]
+            queues = [opened.queue for opened in self._all()]
         for queue in queues:
             queue.begin_close()
 
@@ -154,8 +246,8 @@ class Delivery:
         if self._spooler is not None:
             self._spooler.flush(timeout)
         with self._lock:
-            closing = list(self._open.values())
-            self._open.clear()
+            closing = self._all()
+            self._forget(closing)
         for opened in closing:
             opened.queue.close(deadline)
         is_written = self._spooler is None or self._spooler.end()
@@ -171,7 +263,7 @@ class Delivery:
         """Tell how many events wait, by the name of their queue: after a change of the endpoint two have the same."""
         waiting: Counter[str] = Counter()
         with self._lock:
-            for opened in self._open.values():
+            for opened in self._all():
                 waiting[opened.queue.name] += opened.queue.waiting
         return dict(waiting)
 
@@ -180,16 +272,20 @@ class Delivery:
         return {} if self._spooler is None else self._spooler.waiting_for_instances()
 
     def _let_go(self, opened: _Open) -> None:
-        if self._spooler is not None and opened.spooled is not None:
-            self._spooler.release(opened.spooled)
+        if self._spooler is not None and isinstance(opened.backlog, SpooledBacklog):
+            self._spooler.release(opened.backlog)
 
     def _opened(self, identity: QueueIdentity, wanted: Configuration, precedence: Precedence) -> _Open:
         account = QueueAccount(identity.name, self._stats)
-        spooled = self._spooler.backlog(identity, wanted.settings, account) if self._spooler else None
+        backlog = (
+            self._spooler.backlog(identity, wanted.settings, account)
+            if self._spooler
+            else MemoryBacklog(wanted.settings, self._clock, account, adaptive_batch=self._adaptive_batch)
+        )
         queue = EventQueue(
             wanted.settings,
             wanted.endpoint,
-            spooled or self._in_memory(wanted.settings, account),
+            backlog,
             clock=self._clock,
             account=account,
             couriers=self._couriers,
@@ -198,12 +294,9 @@ class Delivery:
             adaptive_batch=self._adaptive_batch,
             on_answer=partial(self._note_answer, identity.key),
         )
-        if spooled is not None and self._spooler is not None:
-            self._spooler.look_after(spooled)
-        return _Open(queue, precedence, spooled)
-
-    def _in_memory(self, settings: Queue, account: QueueAccount) -> MemoryBacklog:
-        return MemoryBacklog(settings, self._clock, account, adaptive_batch=self._adaptive_batch)
+        if self._spooler is not None and isinstance(backlog, SpooledBacklog):
+            self._spooler.look_after(backlog)
+        return _Open(queue, precedence, identity, backlog)
 
 
 def _written(configuration: Configuration, entity: Entity) -> Configuration:

@@ -220,6 +220,17 @@ class MemorySource:
         for entry in settled:
             entry.source.settle([entry])
 
+    def take_out(self) -> list[bytes]:
+        """Give all events away that are in memory alone, in order; nobody may hold any of them."""
+        with self._lock:
+            held = [self._in_flight[number] for number in sorted(self._in_flight)]
+            held += [each for _, each in self._waiting]
+            self._in_flight.clear()
+            self._sent.clear()
+            self._waiting.clear()
+            self._waiting_bytes = 0
+        return [each.event for each in held]
+
     def end(self) -> int:
         """Forget everything; tell how many events were in memory alone."""
         with self._lock:

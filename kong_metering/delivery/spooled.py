@@ -121,6 +121,8 @@ class SpooledBacklog:
         self.has_begun = False
         self._cannot_be_read = False
         self._is_ended = False
+        # Whose all is that was here, and what still comes out of the inbox.
+        self._heir: SpooledBacklog | None = None
 
     def on_ready(self, callback: Callable[[], None]) -> None:
         """Have this called when there is more to read."""
@@ -139,6 +141,10 @@ class SpooledBacklog:
 
     def write(self, events: Sequence[bytes]) -> None:
         """Write events to this process's own log; keep them in memory while the disk refuses."""
+        if self._heir is not None:
+            self.pass_account(len(events), self._heir)
+            self._heir.write(events)
+            return
         if self.disk is Disk.REFUSES and not self._memory.is_empty:
             # It is for `spill` to find out when it works again: the order is to be kept.
             self._remember(events)
@@ -177,6 +183,16 @@ class SpooledBacklog:
         """Hold no file open until the next write."""
         if self._own is not None:
             self._own.rest_appending()
+
+    def hand_over(self, heir: SpooledBacklog) -> None:
+        """Give what comes out of the inbox, and what is in memory, to another queue's backlog; the logs are to follow.
+
+        No event may be on its way.
+        """
+        self.let_go()
+        self._heir = heir
+        if in_memory := self._memory.take_out():
+            self.write(in_memory)
 
     def let_go(self) -> None:
         """Append no more to the log of this process: the next event gets a new one."""
@@ -327,6 +343,34 @@ class SpooledBacklog:
         self._look_after(log)
         self._on_ready()
         return True
+
+    def give_up_logs(self) -> list[tuple[HeldLog, int]]:
+        """Give the logs away that another queue takes over, each with how many events wait; none after the end."""
+        self._burials.end()
+        self._close_ranks()
+        with self._lock:
+            if self._is_ended:
+                return []
+            logs, self._adopted = self._adopted, ()
+        _closed(logs)
+        return [(log.held, log.waiting) for log in logs]
+
+    def pass_account(self, events: int, heir: SpooledBacklog) -> None:
+        """Account for events that another queue has taken over."""
+        self._account.move(events, heir._account)
+
+    def take_over(self, log: LogSource) -> bool:
+        """Take a log of another queue; False when this queue has ended meanwhile."""
+        with self._lock:
+            if self._is_ended:
+                return False
+            self._adopted = (*self._adopted, log)
+        self._on_ready()
+        return True
+
+    def leave(self, events: int) -> None:
+        """Account for events that stay on disk."""
+        self._account.leave(events)
 
     def begin(self) -> None:
         """Let events be read: all that dead processes left for this queue until now was adopted."""

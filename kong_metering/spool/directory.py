@@ -171,6 +171,14 @@ class SpoolDirectory:
                 self.retire(held)
         return Adoption(tuple(logs), tuple(finding.refused), tuple(damage), tuple(left))
 
+    def reassign(self, held: HeldLog, identity: QueueIdentity) -> HeldLog:
+        """Make a log another queue's, on disk too. Raises the system's `OSError`; it is still the first one's then."""
+        save_identity(held.directory, identity)
+        reassigned = HeldLog(held.log, identity, self)
+        self._open.add(reassigned)
+        self._open.discard(held)
+        return reassigned
+
     def retire(self, held: HeldLog) -> None:
         """Close a log for good, and remove it if nothing waits in it; its part as well when nothing else is in there.
 

@@ -45,6 +45,10 @@ class Holdings:
         """Take over the logs of dead processes that are wanted, but for those held back. Raises `SpoolError`."""
         return self._opened().adopt(is_wanted, held_back, self._max_adopted)
 
+    def reassign(self, held: HeldLog, identity: QueueIdentity) -> HeldLog:
+        """Make a log another queue's. Raises the system's `OSError`."""
+        return held.home.reassign(held, identity)
+
     def retire(self, held: HeldLog) -> None:
         """Close a log; one in which nothing waits is removed."""
         held.home.retire(held)

@@ -22,15 +22,17 @@ from typing import TYPE_CHECKING
 
 from kong_metering.delivery.logsource import LogSource
 from kong_metering.errors import DISK_ERRORS
-from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.upkeep.freelogs import FreeLog, FreeLogsReport
 from kong_metering.upkeep.guard import guarded
 from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
+from kong_metering.upkeep.takeovers import Takeovers
 
 if TYPE_CHECKING:
     from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.spooled import Shared, SpooledBacklog
     from kong_metering.inbox.pouring import Pouring
+    from kong_metering.spool.accepted import Acceptances
     from kong_metering.spool.directory import Adoption, HeldLog
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.log import Damage
@@ -62,6 +64,7 @@ class Janitor:
         *,
         stats: Stats,
         connections: Connections,
+        acceptances: Acceptances,
         round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._root = shared.options.directory
@@ -72,6 +75,8 @@ class Janitor:
         self._pouring = pouring
         self._stats = stats
         self._connections = connections
+        self._acceptances = acceptances
+        self._takeovers = Takeovers(shared.holdings, syncs_each_write=shared.options.syncs_each_write)
         self._round_seconds = round_seconds
         self._lock = threading.Lock()
         self._backlogs: dict[str, SpooledBacklog] = {}
@@ -99,15 +104,26 @@ class Janitor:
     def look_after(self, backlog: SpooledBacklog) -> None:
         """Take charge of one that was opened: what waits on disk for it from before comes in with the next round."""
         with self._lock:
+            # The one that was looked at last is where the plugin sends now.
+            self._backlogs.pop(backlog.identity.key, None)
             self._backlogs[backlog.identity.key] = backlog
+
+    def take_over(self, old: SpooledBacklog, heir: SpooledBacklog) -> None:
+        """Have the logs of a backlog that hands over given to another one."""
+        self._forget(old)
+        self._takeovers.begin(old, heir)
+        self._wanted.set()
 
     def release(self, backlog: SpooledBacklog) -> None:
         """Close what a queue that has ended has on disk; what waits there stays."""
+        self._forget(backlog)
+        self._released.append(backlog)
+        self._wanted.set()
+
+    def _forget(self, backlog: SpooledBacklog) -> None:
         with self._lock:
-            self._released.append(backlog)
             if self._backlogs.get(backlog.identity.key) is backlog:
                 del self._backlogs[backlog.identity.key]
-        self._wanted.set()
 
     def waiting_for_instances(self) -> dict[str, int]:
         """Tell how many events waited on disk, within the last minute, for queues that are not open here."""
@@ -145,6 +161,7 @@ class Janitor:
                 self.rounds += 1
                 self._round_over.notify_all()
             self._wanted.wait(self._round_seconds)
+        guarded(functools.partial(self._takeovers.end, self._holdings.retire))
         guarded(self._retire_released)
 
     def _keep_house(self) -> None:
@@ -153,6 +170,7 @@ class Janitor:
             self._retire_released,
             self._retire_settled,
             self._pour,
+            self._takeovers.carry_on,
             self._take_over,
             self._try_again,
             self._keep_bounds,
@@ -176,11 +194,8 @@ class Janitor:
             self._holdings.retire(held)
 
     def _retire_released(self) -> None:
-        with self._lock:
-            released = list(self._released)
-            self._released.clear()
-        for backlog in released:
-            self._retire(backlog.take_all())
+        while self._released:
+            self._retire(self._released.popleft().take_all())
 
     def _retire_settled(self) -> None:
         backlogs = self.backlogs()
@@ -219,23 +234,47 @@ class Janitor:
 
     def _adopt(self, open_here: dict[str, SpooledBacklog]) -> set[str]:
         """Take over what was found for the open queues; give the keys of those whose turn comes later."""
-        adoption = self._adopted(lambda identity: identity is not None and identity.key in open_here)
+        heirs = {backlog.identity.entity_id: backlog for backlog in open_here.values()}
+        adoption = self._adopted(lambda identity: self._owner(identity, open_here, heirs) is not None)
         for log in self._looked_into(adoption.logs):
-            self._hand_over(log, open_here)
+            self._hand_over(log, self._owner(log.held.identity, open_here, heirs))
         self._say_troubles(adoption)
-        return {identity.key for identity in adoption.left if identity}
+        later = [self._owner(identity, open_here, heirs) for identity in adoption.left]
+        return {owner.identity.key for owner in later if owner}
 
     def _adopted(self, is_wanted: Callable[[QueueIdentity | None], bool]) -> Adoption:
         return self._holdings.adopt(is_wanted, self._pouring.held_back if self._pouring else tuple)
 
-    def _hand_over(self, log: LogSource, open_here: dict[str, SpooledBacklog]) -> None:
+    def _owner(
+        self, identity: QueueIdentity | None, open_here: dict[str, SpooledBacklog], heirs: dict[str, SpooledBacklog]
+    ) -> SpooledBacklog | None:
+        """Give whose a log is; if its endpoint never accepted anything, that of the one where its plugin sends now."""
+        if identity is None:
+            return None
+        if identity.key in open_here:
+            return open_here[identity.key]
+        heir = heirs.get(identity.entity_id)
+        return None if heir is None or self._acceptances.has(identity.key) else heir
+
+    def _hand_over(self, log: LogSource, backlog: SpooledBacklog | None) -> None:
         identity = log.held.identity
-        backlog = open_here[identity.key] if identity else None
+        where = ""
+        if backlog is not None and identity is not None and identity.key != backlog.identity.key:
+            try:
+                log = self._takeovers.given(log.held, backlog)
+            except DISK_ERRORS as error:
+                message = f"events in {log.held.directory} cannot be given to another endpoint, for now"
+                LOGGER.error("%s: %s", message, cause_of(error), extra=trouble("takeover"))
+                backlog = None
+            where = f" for {printable(identity.endpoint)}, which never accepted an event"
         if backlog is None or not backlog.adopt(log):
             self._retire([log.held])
             return
         LOGGER.info(
-            "queue %s: took over %d events that another process left", backlog.identity.name, log.waiting_at_first
+            "queue %s: took over %d events that another process left%s",
+            backlog.identity.name,
+            log.waiting_at_first,
+            where,
         )
 
     def _say_troubles(self, adoption: Adoption) -> None:

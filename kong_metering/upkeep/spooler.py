@@ -18,6 +18,7 @@ from kong_metering.errors import StartupError
 from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.place import Place
 from kong_metering.inbox.pouring import Pouring
+from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.letterbox import LetterBox
 from kong_metering.spool.options import Sync
 from kong_metering.upkeep.guard import guarded
@@ -58,6 +59,7 @@ class Spooler:
         self._inbox = self._opened(place, bell)
         self._writer = Writer(self._inbox, bell, clock)
         epoch = EpochClock(clock)
+        self.acceptances = Acceptances(options.directory)
         self._shared = Shared(self._holdings, LetterBox(options, epoch), options, epoch)
         self._numbers = itertools.count(1)
         self._number_of: dict[SpooledBacklog, int] = {}
@@ -68,6 +70,7 @@ class Spooler:
             pouring,
             stats=stats,
             connections=connections,
+            acceptances=self.acceptances,
             round_seconds=janitor_round_seconds,
         )
         self._syncer = Syncer(self._unsynced)
@@ -103,6 +106,15 @@ class Spooler:
     def look_after(self, backlog: SpooledBacklog) -> None:
         """Have what waits on disk for a queue from before come in."""
         self._janitor.look_after(backlog)
+
+    def take_over(self, old: SpooledBacklog, heir: SpooledBacklog) -> None:
+        """Have all that waits in one backlog, of which nothing is on its way, given to another one."""
+
+        def hand_over() -> None:
+            old.hand_over(heir)
+            self._janitor.take_over(old, heir)
+
+        self._writer.order(hand_over)
 
     def release(self, backlog: SpooledBacklog) -> None:
         """Close what a queue that has ended has on disk; what waits there stays."""

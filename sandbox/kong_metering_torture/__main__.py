@@ -63,7 +63,9 @@ def _options() -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace, papers: Path) -> int:
-    CONSOLE.print(f"{options.kills} SIGKILLs, {options.rate:g} events/s each, inbox {options.inbox}, seed {options.seed}")
+    CONSOLE.print(
+        f"{options.kills} SIGKILLs, {options.rate:g} events/s each, inbox {options.inbox}, seed {options.seed}"
+    )
     with tempfile.TemporaryDirectory(prefix="torture-") as name:
         directory = Path(name)
         (directory / "told").mkdir()

@@ -1,0 +1,81 @@
+"""Logs that change their queue: what waits at an endpoint that never accepted anything goes to the corrected one.
+
+Contract: `begin` may be called by any thread, once the old queue sends nothing more and its writer has let go of its
+log; `carry_on` and `given` are the janitor's, and `end` is the last. A log is one queue's or the other's at any time,
+on disk too: the identity in it is replaced. The events' marks go: where they go now nobody has sent them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from kong_metering.delivery.logsource import LogSource
+from kong_metering.errors import DISK_ERRORS
+from kong_metering.log import LOGGER, cause_of, trouble
+
+if TYPE_CHECKING:
+    from kong_metering.delivery.spooled import SpooledBacklog
+    from kong_metering.spool.directory import HeldLog
+    from kong_metering.upkeep.holdings import Holdings
+
+
+class _Moving(NamedTuple):
+    """A log on its way from one queue to the other; so many events wait in it."""
+
+    held: HeldLog
+    old: SpooledBacklog
+    heir: SpooledBacklog
+    waiting: int
+
+
+class Takeovers:
+    """Those that are under way in this process."""
+
+    def __init__(self, holdings: Holdings, *, syncs_each_write: bool) -> None:
+        self._holdings = holdings
+        self._syncs_each_write = syncs_each_write
+        self._begun: deque[tuple[SpooledBacklog, SpooledBacklog]] = deque()
+        self._moving: list[_Moving] = []
+
+    def begin(self, old: SpooledBacklog, heir: SpooledBacklog) -> None:
+        """Have all logs of a queue given to its heir."""
+        self._begun.append((old, heir))
+
+    def carry_on(self) -> None:
+        """Give what can be given now; what the disk does not allow is tried again with the next call."""
+        while self._begun:
+            old, heir = self._begun.popleft()
+            self._moving += [_Moving(held, old, heir, waiting) for held, waiting in old.give_up_logs()]
+        moving, self._moving = self._moving, []
+        for each in moving:
+            if not self._is_moved(each):
+                self._moving.append(each)
+
+    def given(self, held: HeldLog, heir: SpooledBacklog) -> LogSource:
+        """Make a log the heir's, on disk. Raises one of `DISK_ERRORS`."""
+        log = LogSource(self._holdings.reassign(held, heir.identity), syncs_each_write=self._syncs_each_write)
+        log.forget_sent()
+        return log
+
+    def end(self, retire: Callable[[HeldLog], None]) -> None:
+        """Leave what could not be given on disk, under the name that it has there."""
+        self.carry_on()
+        for each in self._moving:
+            each.old.leave(each.waiting)
+            retire(each.held)
+        self._moving = []
+
+    def _is_moved(self, moving: _Moving) -> bool:
+        try:
+            log = self.given(moving.held, moving.heir)
+        except DISK_ERRORS as error:
+            message = f"events in {moving.held.directory} cannot be given to another endpoint, for now"
+            LOGGER.error("%s: %s", message, cause_of(error), extra=trouble("takeover"))
+            return False
+        moving.old.pass_account(moving.waiting, moving.heir)
+        if not moving.heir.take_over(log):
+            moving.heir.leave(moving.waiting)
+            self._holdings.retire(log.held)
+        return True
