@@ -4,8 +4,8 @@ The recorder in the plugin server's place asked for other PDK calls than our plu
 replay sends, for each call of ours, the very frame in which Kong answered that call in that phase. The ids of
 instances and events in it must be those of today: the frame is decoded without touching its strings, the id is
 replaced, and it is encoded again as Kong's library does; that this changes nothing but the id is itself tested.
-`kong.ctx.shared` was filled by the recorder, and is kept for real instead. nginx's variables, which it did not ask for,
-are worked out from what it did.
+`kong.ctx.shared` was filled by the recorder, and is kept for real instead. nginx's variables and the request's URI in
+Kong's context, which it did not ask for, are worked out from what it did.
 """
 
 from __future__ import annotations
@@ -134,6 +134,9 @@ class RecordedRequest(KongRequest):
             return Result(self.record["request"]["id"])
         if (phase, method) == ("access", "kong.nginx.get_var"):
             return Result(self._variable(arguments[0].removeprefix("http_").encode()))
+        if (phase, method, arguments[0]) == ("log", "kong.nginx.get_ctx", "request_uri"):
+            # What Kong's record is made of as well.
+            return Result(self.record["request"]["uri"])
         raise LookupError(f"the transcript does not tell what {method}{tuple(arguments)} gave in {phase}")
 
     @property
