@@ -145,9 +145,10 @@ class EventQueue:
         That is done when no request is under way any more, and not at all if one of them has shown that the endpoint
         accepts events.
         """
-        if self._moved_to is None:
-            self._succession = succession
-            self._call()
+        with self._counting:
+            if self._moved_to is None:
+                self._succession = succession
+        self._call()
 
     def stay(self) -> bool:
         """Go on, if what waits was to be handed over; False when that is done already."""
@@ -258,22 +259,18 @@ class EventQueue:
         finally:
             with self._counting:
                 self._steps -= 1
-            if self._succession is not None:
-                self._couriers.wake(self, self._clock.monotonic())
+            self._go_on_leaving()
+
+    def _go_on_leaving(self) -> None:
+        if self._succession is not None:
+            self._couriers.wake(self, self._clock.monotonic())
 
     def _move(self) -> None:
         """Hand over, if that is to be and no request is under way; none begins meanwhile."""
-        succession = self._succession
-        if succession is None or self._steps or self.has_moved:
-            return
-        is_off = succession.is_off()
         with self._counting:
-            if self._succession is not succession or self.has_moved:
-                return
-            if is_off:
-                self._succession = None
-                return
-            self._moved_to = succession.heir
+            succession = None if self._steps or self.has_moved else self._succession
+        if succession is None or not self._has_settled_on(succession, is_off=succession.is_off()):
+            return
         LOGGER.info(
             "queue %s: %s never accepted an event; %d events that wait go to %s",
             self.name,
@@ -282,6 +279,17 @@ class EventQueue:
             printable(without_credentials(succession.heir.origin)),
         )
         succession.carry_out()
+
+    def _has_settled_on(self, succession: Succession, *, is_off: bool) -> bool:
+        """Hand over from now on, or not; False too where that was decided otherwise meanwhile."""
+        with self._counting:
+            if self.has_moved or self._succession is not succession:
+                return False
+            if is_off:
+                self._succession = None
+            else:
+                self._moved_to = succession.heir
+            return not is_off
 
     def _post(self, events: Sequence[bytes]) -> Outcome:
         if self.width > 1 and (self._delivering.lined_up or self._backlog.unread):

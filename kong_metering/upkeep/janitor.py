@@ -12,6 +12,7 @@ in the log, and bounded as all others.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading

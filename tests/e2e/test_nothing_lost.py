@@ -109,6 +109,28 @@ def test_a_reload_under_load_loses_nothing(
     finish(gateway, collector, load.answered())
 
 
+@pytest.mark.parametrize("way", ["configure", "restart"])
+def test_a_corrected_url_delivers_what_waited_for_the_wrong_one(
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess, way: str
+) -> None:
+    def sending_to(endpoint: str) -> str:
+        plugin = metering(endpoint, queue=QUEUE) | {"id": PLUGIN_A}
+        return document(service(upstream.url), plugins=[plugin])
+
+    gateway = start_gateway(sending_to(f"{collector.ingest_v1}-wrong"))
+    corrected = sending_to(collector.ingest_v1)
+    with Load(gateway.proxy_port) as load:
+        load.wait_for(100)
+        if way == "configure":
+            gateway.configure(corrected)
+        else:
+            gateway.stop()
+            start_under_load(gateway, load, corrected)
+        load.wait_for(100)
+    finish(gateway, collector, load.answered())
+    assert "never accepted an event" in gateway.error_log
+
+
 @dataclass(frozen=True)
 class Gap:
     """The time from a kill until the next plugin server serves; wall clock."""

@@ -236,8 +236,10 @@ def test_a_newer_configuration_is_said_and_the_same_one_is_not(
 def test_a_changed_endpoint_leaves_what_waits_for_the_old_one_with_the_old_token(
     delivery: Delivery, server: IngestServer, other_server: IngestServer, stats: Stats
 ) -> None:
-    gate = held(server)
     old = delivery.open(ONE, config(server, "token-old"))
+    old.put(b"0")
+    settle(stats)
+    gate = held(server)
     old.put(b"1")
     old.put(b"2")
     new = delivery.open(ONE, config(other_server, "token-new"))
@@ -246,7 +248,7 @@ def test_a_changed_endpoint_leaves_what_waits_for_the_old_one_with_the_old_token
     wait_until(lambda: other_server.requests, "the new endpoint gets its event")
     gate.set()
     settle(stats)
-    assert posted(server) == [("token-old", b"1"), ("token-old", b"2")]
+    assert posted(server) == [("token-old", b"0"), ("token-old", b"1"), ("token-old", b"2")]
     assert posted(other_server) == [("token-new", b"3")]
 
 
@@ -272,8 +274,10 @@ def test_going_back_to_the_old_endpoint_finds_the_old_queue(
 def test_events_never_leave_for_another_endpoint_however_the_right_one_fails(
     delivery: Delivery, server: IngestServer, other_server: IngestServer, stats: Stats, status: int
 ) -> None:
-    server.on_request = answer(status, b"", {"Location": other_server.url})
     first = delivery.open(ONE, config(server, "token-old", max_retry_time=-1))
+    first.put(b"before")
+    settle(stats)
+    server.on_request = answer(status, b"", {"Location": other_server.url})
     second = delivery.open(ONE, config(other_server, "token-new"))
     for number in range(10):
         (first if number % 2 else second).put(b"%d" % number)

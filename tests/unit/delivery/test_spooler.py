@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.spool.options import Sync
 from kong_metering.stats import Snapshot
@@ -235,6 +236,7 @@ def test_events_are_not_taken_over_for_another_entity_or_endpoint(
     it = process().open(down(DOWN))
     it.put(*numbered(5))
     it.process.close()
+    Acceptances(root).note(IDENTITY.key)
     following = process()
     stranger = following.open(identity=other)
     stranger.put(b"other")
