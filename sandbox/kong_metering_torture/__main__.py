@@ -36,10 +36,12 @@ from kong_metering_torture.killing import Lane, Nursery, Setting, killed_by
 from kong_metering_torture.verdict import Evidence, Verdict, judge
 
 _LANES = "ab"
+_LAST = "last"
 _LARGEST_SEED = 10**6
 # How old an event is on disk at the latest, where it waits in the process's own memory until then.
 _GATHERING_SECONDS = 0.010
 _ENDING_SECONDS = 15.0
+_LOOK_SECONDS = 0.2
 _MOST_EXAMPLES = 10
 
 CONSOLE = Console(width=120, highlight=False, soft_wrap=True)
@@ -63,7 +65,9 @@ def _options() -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace, papers: Path) -> int:
-    CONSOLE.print(f"{options.kills} SIGKILLs, {options.rate:g} events/s each, inbox {options.inbox}, seed {options.seed}")
+    CONSOLE.print(
+        f"{options.kills} SIGKILLs, {options.rate:g} events/s each, inbox {options.inbox}, seed {options.seed}"
+    )
     with tempfile.TemporaryDirectory(prefix="torture-") as name:
         directory = Path(name)
         (directory / "told").mkdir()
@@ -114,9 +118,9 @@ def _deliver_the_rest(setting: Setting, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     last = Nursery(setting)
     try:
-        waiting = last.order("deliver last")
-        while (int(waiting) or _left_behind(setting)) and time.monotonic() < deadline:
-            waiting = last.read()
+        last.order(f"deliver {_LAST}")
+        while (int(last.order("waiting")) or _left_behind(setting)) and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
     finally:
         last.end(_ENDING_SECONDS)
 
@@ -138,7 +142,7 @@ def _waiting_in(directory: Path) -> int:
 
 
 def _gathered(setting: Setting, kills: dict[str, float], endpoint: TortureEndpoint) -> Evidence:
-    puts = [put for name in kills for put in read_told(setting.directory / "told" / name)]
+    puts = [put for name in (*kills, _LAST) for put in read_told(setting.directory / "told" / name)]
     letters = DeadLetters(setting.directory / "spool" / DEAD_LETTERS)
     events = [stored.letter.event for stored in letters.letters()]
     return Evidence(

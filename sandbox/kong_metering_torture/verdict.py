@@ -118,9 +118,7 @@ def judge(evidence: Evidence) -> Verdict:
         "  dead letters": len(letters),
         "  missing, which is allowed": len(excused),
         "  the oldest of them, ms before the SIGKILL": round(max(excused.values(), default=0.0) * 1000, 2),
-        "events whose put had not returned, taken or dead letters": len(
-            found - {put.name for put in evidence.puts}
-        ),
+        "events whose put had not returned, taken or dead letters": len(found - {put.name for put in evidence.puts}),
         "events that arrived more than once": sum(len(arrivals) > 1 for arrivals in by_name.values()),
         "events that were taken more than once": sum(count > 1 for count in taken.values()),
         "dead letters that are there twice": sum(count > 1 for count in letters.values()),
