@@ -42,6 +42,7 @@ _LARGEST_SEED = 10**6
 _GATHERING_SECONDS = 0.010
 _ENDING_SECONDS = 15.0
 _LOOK_SECONDS = 0.2
+_QUIET_LOOKS = 15
 _MOST_EXAMPLES = 10
 
 CONSOLE = Console(width=120, highlight=False, soft_wrap=True)
@@ -119,7 +120,11 @@ def _deliver_the_rest(setting: Setting, seconds: float) -> None:
     last = Nursery(setting)
     try:
         last.order(f"deliver {_LAST}")
-        while (int(last.order("waiting")) or _left_behind(setting)) and time.monotonic() < deadline:
+        quiet = 0
+        # What changes hands meanwhile is seen by neither look, so one time is not enough.
+        while quiet < _QUIET_LOOKS and time.monotonic() < deadline:
+            is_quiet = _left_behind(setting) == 0 and int(last.order("waiting")) == 0
+            quiet = quiet + 1 if is_quiet else 0
             time.sleep(_LOOK_SECONDS)
     finally:
         last.end(_ENDING_SECONDS)

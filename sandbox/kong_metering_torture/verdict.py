@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from kong_metering_torture.events import Name, Put
 
-# How long a process that two others share two cores with may take from an answer to the note of it on disk.
-NOTING_SECONDS = 0.25
+# How long a process may take from an answer to the note of it on disk, where many share few cores.
+NOTING_SECONDS = 1.0
 _NEVER = float("inf")
 
 
@@ -57,8 +57,8 @@ class Arrival(NamedTuple):
 class Evidence:
     """Everything that the verdict rests on.
 
-    `contents` has those of the events that were put, `letters` those of dead letters; `kills` the time of each process's
-    SIGKILL; `unordered` the queues that promise no order.
+    `contents` has those of the events that were put, `letters` those of dead letters; `kills` the time of each
+    process's SIGKILL; `unordered` the queues that promise no order.
     """
 
     puts: Sequence[Put]
@@ -184,7 +184,7 @@ class _Settled:
             before.append(max(before[-1] if before else 0.0, _settled_at(by_name[name])))
 
     def waits_before(self, name: Name, time: float) -> bool:
-        """True if an event that stands before this one in its log was not settled at this time."""
+        """Return whether an event that stands before this one in its log was not settled at this time."""
         log = name.process, name.queue
         index = bisect.bisect_left(self._numbers[log], name.number)
         return index > 0 and self._latest[log][index - 1] > time

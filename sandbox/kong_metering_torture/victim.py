@@ -2,8 +2,8 @@
 
     python -m kong_metering_torture.victim DIRECTORY INBOX URL RATE
 
-DIRECTORY/spool is the spool, DIRECTORY/told/NAME the file in which the process NAME tells what it put; INBOX a directory
-for shared memory, or `none`; RATE in events a second. A process's name is its token: so the endpoint knows who sends.
+DIRECTORY/spool is the spool, DIRECTORY/told/NAME the file in which the process NAME tells what it put; INBOX a
+directory for shared memory, or `none`; RATE in events a second. A process's name is its token: so the endpoint knows who sends.
 
 The program itself imports everything, so that who is forked from it meets the spool at once; it has one thread, and no
 spool. It takes orders, a line each, and answers each by a line: `start NAME` forks a process; `kill` kills that one,
