@@ -197,7 +197,7 @@ def _settled_at(arrivals: Sequence[Arrival]) -> float:
 
 def _out_of_order(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) -> Iterator[str]:
     newest: dict[tuple[str, int], int] = {}
-    for name, arrivals in sorted(by_name.items(), key=lambda item: (item[1][0].start, item[1][0].place)):
+    for name in sorted(by_name, key=lambda name: (by_name[name][0].start, by_name[name][0].place)):
         log = name.process, name.queue
         if name.number < newest.get(log, -1) and name.queue not in evidence.unordered:
             yield f"{name.id} arrived after {newest[log]}"

@@ -3,12 +3,13 @@
     python -m kong_metering_torture.victim DIRECTORY INBOX URL RATE
 
 DIRECTORY/spool is the spool, DIRECTORY/told/NAME the file in which the process NAME tells what it put; INBOX a
-directory for shared memory, or `none`; RATE in events a second. A process's name is its token: so the endpoint knows who sends.
+directory for shared memory, or `none`; RATE in events a second. A process's name is its token: so the endpoint knows
+who sends.
 
 The program itself imports everything, so that who is forked from it meets the spool at once; it has one thread, and no
 spool. It takes orders, a line each, and answers each by a line: `start NAME` forks a process; `kill` kills that one,
 reaps it, and tells when (monotonic clock), or `dead` if it had ended by itself; `deliver NAME` makes this process the
-last one, which says how much waits in its queues with each order after that, until there are no more.
+last one, which then says with each further order how much waits in its queues, until there are no more.
 """
 
 from __future__ import annotations
