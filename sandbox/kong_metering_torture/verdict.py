@@ -105,7 +105,7 @@ def judge(evidence: Evidence) -> Verdict:
         "ids with two contents": list(_two_contents(evidence)),
         "events that nobody put": list(_not_put(evidence, by_name, letters)),
         "events in flight by two processes at a time": list(_overlapping(evidence, by_name)),
-        "taken again, though it was noted": [words for words, is_allowed in again if not is_allowed],
+        "taken again, though it was noted": [one.words for one in again if not one.is_allowed],
         "out of order": list(_out_of_order(evidence, by_name)),
         "dead letters that nobody refused": [name.id for name in letters if not name.is_bad],
         "still waiting": [f"{evidence.waiting} events"] if evidence.waiting else [],
@@ -121,6 +121,10 @@ def judge(evidence: Evidence) -> Verdict:
         "events whose put had not returned, taken or dead letters": len(found - {put.name for put in evidence.puts}),
         "events that arrived more than once": sum(len(arrivals) > 1 for arrivals in by_name.values()),
         "events that were taken more than once": sum(count > 1 for count in taken.values()),
+        "  behind one that waited": sum(one.is_behind_another for one in again),
+        "  others, the longest time from answer to SIGKILL, ms": round(
+            max((one.seconds_before_kill for one in again if not one.is_behind_another), default=0.0) * 1000, 1
+        ),
         "dead letters that are there twice": sum(count > 1 for count in letters.values()),
     }
     return Verdict(counts, wrong)
@@ -155,19 +159,31 @@ def _overlapping(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) 
                 break
 
 
-def _again(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) -> Iterator[tuple[str, bool]]:
-    """Find the events that came again after they were taken, and whether they may."""
+class _Again(NamedTuple):
+    """An event that came again after it was taken: how long before its sender's SIGKILL, and what stood before it."""
+
+    words: str
+    seconds_before_kill: float
+    is_behind_another: bool
+    is_by_another: bool
+
+    @property
+    def is_allowed(self) -> bool:
+        return self.is_by_another and (self.is_behind_another or self.seconds_before_kill < NOTING_SECONDS)
+
+
+def _again(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) -> Iterator[_Again]:
     settled = _Settled(by_name)
     for name, arrivals in by_name.items():
         for one, other in itertools.pairwise(arrivals):
-            if one.fate is not Fate.TAKEN:
-                continue
-            killed = evidence.kills.get(one.process, _NEVER)
-            ago = killed - one.end
-            is_allowed = other.process != one.process and (
-                ago < NOTING_SECONDS or settled.waits_before(name, killed - NOTING_SECONDS)
-            )
-            yield f"{name.id}, taken {ago * 1000:.0f} ms before the SIGKILL of {one.process}", is_allowed
+            if one.fate is Fate.TAKEN:
+                killed = evidence.kills.get(one.process, _NEVER)
+                yield _Again(
+                    f"{name.id}, taken {(killed - one.end) * 1000:.0f} ms before the SIGKILL of {one.process}",
+                    killed - one.end,
+                    settled.waits_before(name, killed),
+                    other.process != one.process,
+                )
 
 
 class _Settled:
