@@ -165,11 +165,7 @@ class _Again(NamedTuple):
     words: str
     seconds_before_kill: float
     is_behind_another: bool
-    is_by_another: bool
-
-    @property
-    def is_allowed(self) -> bool:
-        return self.is_by_another and (self.is_behind_another or self.seconds_before_kill < NOTING_SECONDS)
+    is_allowed: bool
 
 
 def _again(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) -> Iterator[_Again]:
@@ -182,7 +178,8 @@ def _again(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) -> Ite
                     f"{name.id}, taken {(killed - one.end) * 1000:.0f} ms before the SIGKILL of {one.process}",
                     killed - one.end,
                     settled.waits_before(name, killed),
-                    other.process != one.process,
+                    other.process != one.process
+                    and (killed - one.end < NOTING_SECONDS or settled.waits_before(name, killed - NOTING_SECONDS)),
                 )
 
 
