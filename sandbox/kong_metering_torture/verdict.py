@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # How long a process may take from an answer to the note of it on disk, where many share few cores.
 NOTING_SECONDS = 1.0
+# How long after a process's first event its logs may still be in the making.
+STARTING_SECONDS = 0.1
 _NEVER = float("inf")
 
 
@@ -95,12 +97,12 @@ def judge(evidence: Evidence) -> Verdict:
     found = taken.keys() | letters.keys()
     missing = {put: _before_kill(put, evidence) for put in evidence.puts if put.name not in found}
     excused = {put: age for put, age in missing.items() if age < evidence.allowance}
+    lost = {put: age for put, age in missing.items() if put not in excused}
+    begun = _begun(evidence.puts)
     again = list(_again(evidence, by_name))
     wrong = {
         "accepted events lost": [
-            f"{put.name.id}, put {age * 1000:.2f} ms before the SIGKILL"
-            for put, age in missing.items()
-            if put not in excused
+            f"{put.name.id}, put {age * 1000:.2f} ms before the SIGKILL" for put, age in lost.items()
         ],
         "ids with two contents": list(_two_contents(evidence)),
         "events that nobody put": list(_not_put(evidence, by_name, letters)),
@@ -118,6 +120,15 @@ def judge(evidence: Evidence) -> Verdict:
         "  dead letters": len(letters),
         "  missing, which is allowed": len(excused),
         "  the oldest of them, ms before the SIGKILL": round(max(excused.values(), default=0.0) * 1000, 2),
+        "  lost, put in the first 100 ms of a process": sum(
+            put.at - begun[put.name.process] < STARTING_SECONDS for put in lost
+        ),
+        "  lost, others": sum(put.at - begun[put.name.process] >= STARTING_SECONDS for put in lost),
+        "  the oldest of these others, ms before the SIGKILL": round(
+            max((age for put, age in lost.items() if put.at - begun[put.name.process] >= STARTING_SECONDS), default=0.0)
+            * 1000,
+            2,
+        ),
         "events whose put had not returned, taken or dead letters": len(found - {put.name for put in evidence.puts}),
         "events that arrived more than once": sum(len(arrivals) > 1 for arrivals in by_name.values()),
         "events that were taken more than once": sum(count > 1 for count in taken.values()),
@@ -133,6 +144,14 @@ def judge(evidence: Evidence) -> Verdict:
 def _before_kill(put: Put, evidence: Evidence) -> float:
     """Tell how long before its process's SIGKILL an event was put; endless if that got none."""
     return evidence.kills.get(put.name.process, _NEVER) - put.at
+
+
+def _begun(puts: Iterable[Put]) -> dict[str, float]:
+    """Tell when each process put its first event."""
+    begun: dict[str, float] = {}
+    for put in puts:
+        begun[put.name.process] = min(put.at, begun.get(put.name.process, _NEVER))
+    return begun
 
 
 def _two_contents(evidence: Evidence) -> Iterator[str]:
