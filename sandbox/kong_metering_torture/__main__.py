@@ -36,10 +36,13 @@ from kong_metering_torture.killing import Lane, Nursery, Setting, killed_by
 from kong_metering_torture.verdict import Evidence, Verdict, judge
 
 _LANES = "ab"
+_LAST = "last"
 _LARGEST_SEED = 10**6
 # How old an event is on disk at the latest, where it waits in the process's own memory until then.
-_GATHERING_SECONDS = 0.010
+_GATHERING_MS = 10.0
 _ENDING_SECONDS = 15.0
+_LOOK_SECONDS = 0.2
+_QUIET_LOOKS = 15
 _MOST_EXAMPLES = 10
 
 CONSOLE = Console(width=120, highlight=False, soft_wrap=True)
@@ -58,6 +61,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1500, help="events/s of each process (default: 1500)")
     parser.add_argument("--seed", type=int, default=random.randrange(_LARGEST_SEED), help="repeats the chances")  # noqa: S311
     parser.add_argument("--inbox", default=str(INBOX_DIRECTORY), help="where shared memory is to be had, or none")
+    parser.add_argument(
+        "--allowance",
+        type=float,
+        default=_GATHERING_MS,
+        help="without an inbox: how many ms before its SIGKILL what a process put may be lost (default: 10)",
+    )
     parser.add_argument("--drain", type=float, default=120, help="seconds that all may take to arrive in the end")
     return parser.parse_args()
 
@@ -77,7 +86,7 @@ def _run(options: argparse.Namespace, papers: Path) -> int:
             endpoint.clear_up()
             _deliver_the_rest(setting, options.drain)
             CONSOLE.print(f"{time.monotonic() - started:8.1f} s  nothing waits any more, or the time for it is over")
-        evidence = _gathered(setting, kills, endpoint)
+        evidence = _gathered(setting, kills, endpoint, options.allowance / 1000)
         verdict = judge(evidence)
         _say(verdict, endpoint)
         if not verdict.holds:
@@ -116,9 +125,13 @@ def _deliver_the_rest(setting: Setting, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     last = Nursery(setting)
     try:
-        waiting = last.order("deliver last")
-        while (int(waiting) or _left_behind(setting)) and time.monotonic() < deadline:
-            waiting = last.read()
+        last.order(f"deliver {_LAST}")
+        quiet = 0
+        # What changes hands meanwhile is seen by neither look, so one time is not enough.
+        while quiet < _QUIET_LOOKS and time.monotonic() < deadline:
+            is_quiet = _left_behind(setting) == 0 and int(last.order("waiting")) == 0
+            quiet = quiet + 1 if is_quiet else 0
+            time.sleep(_LOOK_SECONDS)
     finally:
         last.end(_ENDING_SECONDS)
 
@@ -139,8 +152,8 @@ def _waiting_in(directory: Path) -> int:
         return 0  # it has just been taken over
 
 
-def _gathered(setting: Setting, kills: dict[str, float], endpoint: TortureEndpoint) -> Evidence:
-    puts = [put for name in kills for put in read_told(setting.directory / "told" / name)]
+def _gathered(setting: Setting, kills: dict[str, float], endpoint: TortureEndpoint, allowance: float) -> Evidence:
+    puts = [put for name in (*kills, _LAST) for put in read_told(setting.directory / "told" / name)]
     letters = DeadLetters(setting.directory / "spool" / DEAD_LETTERS)
     events = [stored.letter.event for stored in letters.letters()]
     return Evidence(
@@ -149,7 +162,7 @@ def _gathered(setting: Setting, kills: dict[str, float], endpoint: TortureEndpoi
         arrivals=endpoint.arrivals,
         letters=[(Name.of(orjson.loads(event)["id"]), digest(event)) for event in events],
         kills=kills,
-        allowance=_GATHERING_SECONDS if setting.inbox == "none" else 0.0,
+        allowance=allowance if setting.inbox == "none" else 0.0,
         unordered=frozenset(number for number, queue in enumerate(QUEUES) if not queue.has_order),
         waiting=_left_behind(setting),
         unreadable=endpoint.unreadable,

@@ -1,7 +1,7 @@
 """The events of the torture test: what one is follows from who put it, into which queue, and its number.
 
-A process that is to be killed tells what it put in a file of its own, a record for each event whose `put` returned: what
-was written there outlives it.
+A process that is to be killed tells what it put in a file of its own, a record for each event whose `put` returned:
+what was written there outlives it.
 """
 
 from __future__ import annotations

@@ -49,10 +49,6 @@ class Nursery:
         if self._process.stdin:
             self._process.stdin.write(f"{words}\n")
             self._process.stdin.flush()
-        return self.read()
-
-    def read(self) -> str:
-        """Read the next line that it says. Raises `RuntimeError` at its end."""
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
             raise RuntimeError(f"the program of the processes ended by itself, with {self._process.wait()}")

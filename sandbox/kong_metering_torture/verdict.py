@@ -27,8 +27,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from kong_metering_torture.events import Name, Put
 
-# How long a process that two others share two cores with may take from an answer to the note of it on disk.
-NOTING_SECONDS = 0.25
+# How long a process may take from an answer to the note of it on disk, where many share few cores.
+NOTING_SECONDS = 1.0
+# How long after a process's first event its logs may still be in the making.
+STARTING_SECONDS = 0.1
 _NEVER = float("inf")
 
 
@@ -57,8 +59,8 @@ class Arrival(NamedTuple):
 class Evidence:
     """Everything that the verdict rests on.
 
-    `contents` has those of the events that were put, `letters` those of dead letters; `kills` the time of each process's
-    SIGKILL; `unordered` the queues that promise no order.
+    `contents` has those of the events that were put, `letters` those of dead letters; `kills` the time of each
+    process's SIGKILL; `unordered` the queues that promise no order.
     """
 
     puts: Sequence[Put]
@@ -95,17 +97,17 @@ def judge(evidence: Evidence) -> Verdict:
     found = taken.keys() | letters.keys()
     missing = {put: _before_kill(put, evidence) for put in evidence.puts if put.name not in found}
     excused = {put: age for put, age in missing.items() if age < evidence.allowance}
+    lost = {put: age for put, age in missing.items() if put not in excused}
+    begun = _begun(evidence.puts)
     again = list(_again(evidence, by_name))
     wrong = {
         "accepted events lost": [
-            f"{put.name.id}, put {age * 1000:.2f} ms before the SIGKILL"
-            for put, age in missing.items()
-            if put not in excused
+            f"{put.name.id}, put {age * 1000:.2f} ms before the SIGKILL" for put, age in lost.items()
         ],
         "ids with two contents": list(_two_contents(evidence)),
         "events that nobody put": list(_not_put(evidence, by_name, letters)),
         "events in flight by two processes at a time": list(_overlapping(evidence, by_name)),
-        "taken again, though it was noted": [words for words, is_allowed in again if not is_allowed],
+        "taken again, though it was noted": [one.words for one in again if not one.is_allowed],
         "out of order": list(_out_of_order(evidence, by_name)),
         "dead letters that nobody refused": [name.id for name in letters if not name.is_bad],
         "still waiting": [f"{evidence.waiting} events"] if evidence.waiting else [],
@@ -118,9 +120,25 @@ def judge(evidence: Evidence) -> Verdict:
         "  dead letters": len(letters),
         "  missing, which is allowed": len(excused),
         "  the oldest of them, ms before the SIGKILL": round(max(excused.values(), default=0.0) * 1000, 2),
+<<<<<<< HEAD
+=======
+        "  lost, put in the first 100 ms of a process": sum(
+            put.at - begun[put.name.process] < STARTING_SECONDS for put in lost
+        ),
+        "  lost, others": sum(put.at - begun[put.name.process] >= STARTING_SECONDS for put in lost),
+        "  the oldest of these others, ms before the SIGKILL": round(
+            max((age for put, age in lost.items() if put.at - begun[put.name.process] >= STARTING_SECONDS), default=0.0)
+            * 1000,
+            2,
+        ),
+>>>>>>> torture
         "events whose put had not returned, taken or dead letters": len(found - {put.name for put in evidence.puts}),
         "events that arrived more than once": sum(len(arrivals) > 1 for arrivals in by_name.values()),
         "events that were taken more than once": sum(count > 1 for count in taken.values()),
+        "  behind one that waited": sum(one.is_behind_another for one in again),
+        "  others, the longest time from answer to SIGKILL, ms": round(
+            max((one.seconds_before_kill for one in again if not one.is_behind_another), default=0.0) * 1000, 1
+        ),
         "dead letters that are there twice": sum(count > 1 for count in letters.values()),
     }
     return Verdict(counts, wrong)
@@ -129,6 +147,14 @@ def judge(evidence: Evidence) -> Verdict:
 def _before_kill(put: Put, evidence: Evidence) -> float:
     """Tell how long before its process's SIGKILL an event was put; endless if that got none."""
     return evidence.kills.get(put.name.process, _NEVER) - put.at
+
+
+def _begun(puts: Iterable[Put]) -> dict[str, float]:
+    """Tell when each process put its first event."""
+    begun: dict[str, float] = {}
+    for put in puts:
+        begun[put.name.process] = min(put.at, begun.get(put.name.process, _NEVER))
+    return begun
 
 
 def _two_contents(evidence: Evidence) -> Iterator[str]:
@@ -155,19 +181,28 @@ def _overlapping(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) 
                 break
 
 
-def _again(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) -> Iterator[tuple[str, bool]]:
-    """Find the events that came again after they were taken, and whether they may."""
+class _Again(NamedTuple):
+    """An event that came again after it was taken: how long before its sender's SIGKILL, and what stood before it."""
+
+    words: str
+    seconds_before_kill: float
+    is_behind_another: bool
+    is_allowed: bool
+
+
+def _again(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) -> Iterator[_Again]:
     settled = _Settled(by_name)
     for name, arrivals in by_name.items():
         for one, other in itertools.pairwise(arrivals):
-            if one.fate is not Fate.TAKEN:
-                continue
-            killed = evidence.kills.get(one.process, _NEVER)
-            ago = killed - one.end
-            is_allowed = other.process != one.process and (
-                ago < NOTING_SECONDS or settled.waits_before(name, killed - NOTING_SECONDS)
-            )
-            yield f"{name.id}, taken {ago * 1000:.0f} ms before the SIGKILL of {one.process}", is_allowed
+            if one.fate is Fate.TAKEN:
+                killed = evidence.kills.get(one.process, _NEVER)
+                yield _Again(
+                    f"{name.id}, taken {(killed - one.end) * 1000:.0f} ms before the SIGKILL of {one.process}",
+                    killed - one.end,
+                    settled.waits_before(name, killed),
+                    other.process != one.process
+                    and (killed - one.end < NOTING_SECONDS or settled.waits_before(name, killed - NOTING_SECONDS)),
+                )
 
 
 class _Settled:
@@ -184,7 +219,7 @@ class _Settled:
             before.append(max(before[-1] if before else 0.0, _settled_at(by_name[name])))
 
     def waits_before(self, name: Name, time: float) -> bool:
-        """True if an event that stands before this one in its log was not settled at this time."""
+        """Return whether an event that stands before this one in its log was not settled at this time."""
         log = name.process, name.queue
         index = bisect.bisect_left(self._numbers[log], name.number)
         return index > 0 and self._latest[log][index - 1] > time
@@ -197,7 +232,7 @@ def _settled_at(arrivals: Sequence[Arrival]) -> float:
 
 def _out_of_order(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) -> Iterator[str]:
     newest: dict[tuple[str, int], int] = {}
-    for name, arrivals in sorted(by_name.items(), key=lambda item: (item[1][0].start, item[1][0].place)):
+    for name in sorted(by_name, key=lambda name: (by_name[name][0].start, by_name[name][0].place)):
         log = name.process, name.queue
         if name.number < newest.get(log, -1) and name.queue not in evidence.unordered:
             yield f"{name.id} arrived after {newest[log]}"

@@ -2,13 +2,14 @@
 
     python -m kong_metering_torture.victim DIRECTORY INBOX URL RATE
 
-DIRECTORY/spool is the spool, DIRECTORY/told/NAME the file in which the process NAME tells what it put; INBOX a directory
-for shared memory, or `none`; RATE in events a second. A process's name is its token: so the endpoint knows who sends.
+DIRECTORY/spool is the spool, DIRECTORY/told/NAME the file in which the process NAME tells what it put; INBOX a
+directory for shared memory, or `none`; RATE in events a second. A process's name is its token: so the endpoint knows
+who sends.
 
 The program itself imports everything, so that who is forked from it meets the spool at once; it has one thread, and no
 spool. It takes orders, a line each, and answers each by a line: `start NAME` forks a process; `kill` kills that one,
 reaps it, and tells when (monotonic clock), or `dead` if it had ended by itself; `deliver NAME` makes this process the
-last one, which says how much waits in its queues, again and again, until its standard input ends.
+last one, which then says with each further order how much waits in its queues, until there are no more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import select
 import signal
 import sys
 import time
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kong_metering.delivery.queue import EventQueue
 
 _LARGEST_BURST = 20
-_TELL_SECONDS = 0.1
+_COMPANY = 20
 _CLOSING_SECONDS = 10.0
 # Less than the endpoint hangs.
 _TIMEOUT_MS = 1500
@@ -54,7 +54,7 @@ def main() -> None:
     directory, inbox, url, rate = sys.argv[1:]
     work = Work(Path(directory), None if inbox == "none" else Path(inbox), url, float(rate))
     child = 0
-    for order in sys.stdin:
+    while order := sys.stdin.readline():
         match order.split():
             case ["start", name]:
                 child = _forked(work, name)
@@ -88,9 +88,16 @@ def _killed(child: int) -> str:
 
 
 def _deliver(work: Work, name: str) -> None:
-    runtime, _ = _begun(work, name)
-    while not select.select([sys.stdin], [], [], _TELL_SECONDS)[0]:
-        _say(str(sum(runtime.delivery.waiting().values())))
+    runtime, queues = _begun(work, name)
+    descriptor = _told(work, name)
+    numbers = (number for number in itertools.count() if not Name(name, 0, number).is_bad)
+    _say("begun")
+    while sys.stdin.readline():
+        waiting = sum(runtime.delivery.waiting().values())
+        _say(str(waiting))
+        # An event is to blame only where others get through, so that there have to be others.
+        for queue in range(len(queues)) if waiting else ():
+            _put(name, queues, descriptor, [(queue, next(numbers)) for _ in range(_COMPANY)])
     runtime.delivery.close(_CLOSING_SECONDS)
 
 
@@ -113,16 +120,25 @@ def _opened(runtime: Runtime, number: int, url: str, token: str) -> EventQueue:
 def _put_for_ever(work: Work, name: str) -> None:
     """Put events in bursts, and tell of each whose `put` returned, when."""
     _, queues = _begun(work, name)
-    descriptor = os.open(work.directory / "told" / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = _told(work, name)
     chance = random.Random(name)  # noqa: S311
     shares = [queue.share for queue in QUEUES]
     numbers = itertools.count()
     while True:
         burst = chance.randint(1, _LARGEST_BURST)
-        for queue, number in zip(chance.choices(range(len(queues)), shares, k=burst), numbers):  # noqa: B905 - endless
-            queues[queue].put(event_of(Name(name, queue, number)))
-            os.write(descriptor, told_line(queue, number, time.monotonic()))
+        chosen = chance.choices(range(len(queues)), shares, k=burst)
+        _put(name, queues, descriptor, [(queue, next(numbers)) for queue in chosen])
         time.sleep(burst / work.rate)
+
+
+def _put(name: str, queues: list[EventQueue], told: int, numbered: list[tuple[int, int]]) -> None:
+    for queue, number in numbered:
+        queues[queue].put(event_of(Name(name, queue, number)))
+        os.write(told, told_line(queue, number, time.monotonic()))
+
+
+def _told(work: Work, name: str) -> int:
+    return os.open(work.directory / "told" / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 if __name__ == "__main__":
