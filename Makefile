@@ -8,6 +8,8 @@ PROJECTS := pyproject.toml sandbox/pyproject.toml
 
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 1800
+TORTURE_KILLS ?= 200
+TORTURE ?=
 BENCH ?=
 
 # Leaves no process and no temporary file behind, whatever ends it, and fails if a test has left a process.
@@ -21,7 +23,7 @@ QUICK := tests/unit tests/fuzz $(wildcard tests/wire/test_*transcripts.py) \
   tests/e2e/test_metering.py::test_malformed_requests_are_metered_and_harm_nothing \
   tests/e2e/test_lifecycle.py::test_what_a_stop_does_not_deliver_the_next_start_does
 
-.PHONY: help quick test lint types check demo sandbox bench bench-host bench-spool bench-inbox fuzz soak format clean
+.PHONY: help quick test lint types check demo sandbox bench bench-host bench-spool bench-inbox fuzz soak torture format clean
 
 help:
 	@echo "make quick       lint, types and the fast tests, in under three minutes: what to run while you work"
@@ -31,6 +33,8 @@ help:
 	@echo "make sandbox     the same, kept running, to play with"
 	@echo "make fuzz        feed records, headers, queries and frames for FUZZ_SECONDS (600)"
 	@echo "make soak        faults of every kind for SOAK_SECONDS (1800), and whether an event is missing afterwards"
+	@echo "make torture     TORTURE_KILLS (200) SIGKILLs of two processes over one spool, and whether an event is missing"
+	@echo "                 (TORTURE='--inbox none': without shared memory)"
 	@echo "make bench GATEWAY=kong"
 	@echo "                 what metering costs on the real Kong that is on the PATH, next to Go, Lua and kong-pdk;"
 	@echo "                 BENCH='--all --markdown FILE' for all of it, see bench/gateway.py"
@@ -50,11 +54,11 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# All tests; and those that go through a gateway once more, over the other of Kong's two protocols. The soak runs alone:
-# it tells how long before a SIGKILL an event was answered.
+# All tests; and those that go through a gateway once more, over the other of Kong's two protocols. Soak and torture run
+# alone: they tell how long before a SIGKILL an event was taken.
 check: $(VENV)/.dev
-	$(PYTEST) $(IN_PAIRS) --ignore tests/soak
-	$(PYTEST) tests/soak
+	$(PYTEST) $(IN_PAIRS) --ignore tests/soak --ignore tests/torture
+	$(PYTEST) tests/soak tests/torture
 	$(PYTEST) $(IN_PAIRS) tests/e2e --protocol msgpack
 
 demo: $(VENV)/.sandbox
@@ -80,6 +84,9 @@ fuzz: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m kong_metering_soak --seconds $(SOAK_SECONDS)
+
+torture: $(VENV)/.dev
+	$(BIN)/python -m kong_metering_torture --kills $(TORTURE_KILLS) $(TORTURE)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
