@@ -120,8 +120,6 @@ def judge(evidence: Evidence) -> Verdict:
         "  dead letters": len(letters),
         "  missing, which is allowed": len(excused),
         "  the oldest of them, ms before the SIGKILL": round(max(excused.values(), default=0.0) * 1000, 2),
-<<<<<<< HEAD
-=======
         "  lost, put in the first 100 ms of a process": sum(
             put.at - begun[put.name.process] < STARTING_SECONDS for put in lost
         ),
@@ -131,7 +129,6 @@ def judge(evidence: Evidence) -> Verdict:
             * 1000,
             2,
         ),
->>>>>>> torture
         "events whose put had not returned, taken or dead letters": len(found - {put.name for put in evidence.puts}),
         "events that arrived more than once": sum(len(arrivals) > 1 for arrivals in by_name.values()),
         "events that were taken more than once": sum(count > 1 for count in taken.values()),
@@ -226,8 +223,8 @@ class _Settled:
 
 
 def _settled_at(arrivals: Sequence[Arrival]) -> float:
-    """Tell when an event was first taken; when it was last refused, if it never was."""
-    return next((one.end for one in arrivals if one.fate is Fate.TAKEN), arrivals[-1].end)
+    """Tell when an event was settled: not before it came for the last time, whoever took it before."""
+    return arrivals[-1].end
 
 
 def _out_of_order(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) -> Iterator[str]:

@@ -147,6 +147,12 @@ def test_what_stands_behind_an_event_that_waits_may_come_again() -> None:
     assert not wrong(evidence([*waits, *again]))
 
 
+def test_the_first_that_comes_again_is_found_though_those_behind_it_may() -> None:
+    again = [arrival(number, KILLED_AT + 2 + number, process="b0") for number in range(1, 5)]
+    found = wrong(evidence([*FIVE, *again]))["taken again, though it was noted"]
+    assert found == ["a0.0.1, taken 38900 ms before the SIGKILL of a0"]
+
+
 def test_an_event_that_arrives_first_behind_a_later_one_is_out_of_order() -> None:
     swapped = [*FIVE[:3], arrival(4, 63.0), arrival(3, 64.0)]
     assert wrong(evidence(swapped)) == {"out of order": ["a0.0.3 arrived after 4"]}
