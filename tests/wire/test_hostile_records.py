@@ -187,7 +187,8 @@ def test_a_record_without_a_subject_is_counted(
     client.run_phases(instance, logged(record), "log")
     figures = drain(client)
     assert (figures["accepted"], figures["skipped"]) == (0, {"no_subject": 1})
-    assert hostile_server.complaints() == [hostile_server.wait_for_log(BILLED_TO_NOBODY)]
+    line = hostile_server.wait_for_log(BILLED_TO_NOBODY)
+    assert hostile_server.complaints() == [line]
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "5", "{", '{"a":' * 5000, "[" * 200_000, "\x00", '"{}"'])

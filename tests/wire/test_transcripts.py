@@ -54,7 +54,7 @@ def server(server: PluginServerProcess, endpoint: IngestServer) -> PluginServerP
     client = KongClient(server.path)
     for changes in ({}, *({"subject": _subject(*place)} for place in PLACES)):
         instance = start_instance(client, endpoint, recorded_start(), **changes)
-        first, second = (_request_of_nobody() for _ in range(2))
+        first, second = (KongRequest({"kong.log.serialize": json.dumps(log_record())}) for _ in range(2))
         client.run_phases(instance, first)
         client.run_phases(instance, second)
         (said,) = first.said
@@ -62,11 +62,6 @@ def server(server: PluginServerProcess, endpoint: IngestServer) -> PluginServerP
         assert second.said == []
         client.close_instance(instance)
     return server
-
-
-def _request_of_nobody() -> KongRequest:
-    record = log_record(request={"headers": {}, "uri": "/"}, consumer=None)
-    return KongRequest({"kong.log.serialize": json.dumps(record)})
 
 
 def _subject(place: str, field: str | None) -> dict[str, str]:
@@ -198,7 +193,7 @@ def test_a_record_that_kong_cannot_serialise_is_pieced_together(client: Client, 
     expected = expected_event(request, "acme")
     assert (event["id"], event["subject"], event["source"]) == (expected["id"], "acme", "echo")
     assert event["data"].items() <= expected["data"].items()
-    assert {"response_http_status", "route_id", "service_id"} <= event["data"].keys()
+    assert {"request_uri", "response_http_status", "route_id", "service_id"} <= event["data"].keys()
     assert request.said
     assert all(NO_RECORD in said for said in request.said)
     client.close_instance(instance)
