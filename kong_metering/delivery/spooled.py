@@ -14,6 +14,7 @@ of it is sent meanwhile, however long the disk hangs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -178,6 +179,13 @@ class SpooledBacklog:
             self._note_that_it_works(before)
         # In either case: who looked meanwhile saw nothing of what is in memory.
         self._on_ready()
+
+    def prepare(self) -> None:
+        """Make the log before the first event comes, which would have to wait for it."""
+        if self._own is None and self.disk is Disk.WORKS and not self._is_ended:
+            # What goes wrong is for the first event to find out.
+            with contextlib.suppress(*DISK_ERRORS):
+                self._open_own()
 
     def rest(self) -> None:
         """Hold no file open until the next write."""

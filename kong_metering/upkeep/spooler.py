@@ -101,6 +101,9 @@ class Spooler:
         backlog = SpooledBacklog(identity, settings, self._shared, account, _Intake(self._inbox, number))
         self._number_of[backlog] = number
         self._writer.register(number, backlog)
+        if self._inbox.name is None:
+            # Nothing outlives a kill but what is in the log: its first event must not wait for it.
+            self._writer.order(backlog.prepare)
         return backlog
 
     def look_after(self, backlog: SpooledBacklog) -> None:
