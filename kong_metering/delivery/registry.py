@@ -197,7 +197,8 @@ class Delivery:
             self._acceptances.note(key)
         except OSError as error:
             message = "that an endpoint accepts events cannot be written down, for now: %s"
-            LOGGER.error(message, cause_of(error), extra=trouble("acceptance"))
+            # Whoever writes events there says what is wrong with the disk.
+            LOGGER.info(message, cause_of(error), extra=trouble("acceptance"))
 
     def _all(self) -> list[_Open]:
         return [*self._open.values(), *self._moved]

@@ -9,6 +9,7 @@ ends with the process.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from kong_metering.spool import files
@@ -56,4 +57,6 @@ class Acceptances:
             return
         if files.make_directory(directory):
             files.sync(directory.parent)
-        files.write_file(directory / key, b"", is_lasting=True)
+        # It is empty, so several servers may make it at a time.
+        os.close(files.open_file(directory / key))
+        files.sync(directory)

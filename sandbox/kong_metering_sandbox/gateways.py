@@ -14,8 +14,9 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,8 @@ class Gateway(ABC):
         self._write_declarative(declarative)
         # Its own until the context ends, also while it does not run.
         self._reserved = reserve_port(), reserve_port()
+        # One that is never entered lets go of them too.
+        weakref.finalize(self, _close, self._reserved)
         proxy, admin = map(port_of, self._reserved)
         lines = read_example(bin_directory=Path(sys.executable).parent, prefix=self.prefix)
         lines["pluginserver_metering_start_cmd"] += f" {plugin_server_flags}" if plugin_server_flags else ""
@@ -100,8 +103,7 @@ class Gateway(ABC):
         try:
             self.stop()
         finally:
-            for reserved in self._reserved:
-                reserved.close()
+            _close(self._reserved)
 
     @property
     def proxy_port(self) -> int:
@@ -414,3 +416,8 @@ def _belongs_to(process: Path, prefix: Path) -> bool:
     except OSError:
         return False
     return b"--kong-prefix" in command and str(prefix).encode() in command
+
+
+def _close(sockets: Iterable[socket.socket]) -> None:
+    for each in sockets:
+        each.close()

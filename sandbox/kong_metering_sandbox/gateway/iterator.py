@@ -93,7 +93,7 @@ class PluginsIterator:
 
     def _with_present_secrets(self, config: Table) -> Table:
         """Put what the vaults say now into a configuration, in its place: no number changes, and nobody is told."""
-        if (refreshed := self._refreshed.get(config["__plugin_id"])) is not None:
+        if (refreshed := self._refreshed.get(config.get("__plugin_id", ""))) is not None:
             config.update(refreshed())
         return config
 

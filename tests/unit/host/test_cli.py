@@ -7,7 +7,8 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -267,22 +268,33 @@ def test_the_dump_says_what_will_not_work(prefix: Path) -> None:
     assert "cannot keep files in /proc/version/spool: events wait in memory" in complaint
 
 
+@pytest.fixture
+def open_prefix() -> Iterator[Path]:
+    """Give a directory that everybody can get to, wherever the tests have their own."""
+    with tempfile.TemporaryDirectory(prefix="km-", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_the_dump_of_root_judges_for_the_user_of_kongs_workers(prefix: Path) -> None:
+def test_the_dump_of_root_judges_for_the_user_of_kongs_workers(open_prefix: Path) -> None:
     """It is the one of nginx.conf, which Kong writes before it asks; and Kong's log file has it as well."""
-    (prefix / "logs").mkdir()
-    log = prefix / "logs" / "error.log"
+    (open_prefix / "logs").mkdir()
+    log = open_prefix / "logs" / "error.log"
     log.touch()
-    (prefix / "nginx.conf").write_text("user nobody nogroup;\nerror_log logs/error.log notice;\n", encoding="utf-8")
-    prefix.chmod(0o755)
-    said = dumped("--kong-prefix", str(prefix))
-    assert any(f"user nobody, whom Kong's workers run as, cannot make a socket in {prefix}" in line for line in said)
+    (open_prefix / "nginx.conf").write_text(
+        "user nobody nogroup;\nerror_log logs/error.log notice;\n", encoding="utf-8"
+    )
+    said = dumped("--kong-prefix", str(open_prefix))
+    assert any(
+        f"user nobody, whom Kong's workers run as, cannot make a socket in {open_prefix}" in line for line in said
+    )
     assert any("cannot keep files in" in line for line in said)
     assert [line.partition("[error] ")[2].partition(": ")[2] for line in log.read_text().splitlines()] == [
         line.partition("error: ")[2] for line in said
     ]
-    (prefix / "nginx.conf").write_text("user root root;\n", encoding="utf-8")
-    assert dumped("--kong-prefix", str(prefix)) == []
+    (open_prefix / "nginx.conf").write_text("user root root;\n", encoding="utf-8")
+    assert dumped("--kong-prefix", str(open_prefix)) == []
 
 
 def test_a_prefix_that_is_not_there_is_refused_with_the_reason(prefix: Path) -> None:
