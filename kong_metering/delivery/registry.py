@@ -125,7 +125,9 @@ class Delivery:
                     else _LATE
                 )
                 LOGGER.info("queue %s: %s", opened.queue.name, why)
-            if not is_late:
+            if is_late:
+                self._hand_over_to(self._open.get(self._courses[entity.id].key), opened)
+            else:
                 self._send_to(opened, entity.sequence)
             opened.users += 1
             return opened.queue
@@ -158,13 +160,17 @@ class Delivery:
         if self._spooler is not None and isinstance(opened.backlog, SpooledBacklog):
             self._spooler.look_after(opened.backlog)
         for other in self._open.values():
-            key = other.identity.key
-            if other is opened or other.identity.entity_id != identity.entity_id or self._acceptances.knows(key):
-                continue
-            if other.heir is None:
-                other.heir = opened
-                carry_out = partial(self._carry_out, other, opened)
-                other.queue.hand_over(Succession(opened.queue, partial(self._acceptances.has, key), carry_out))
+            if other.identity.entity_id == identity.entity_id:
+                self._hand_over_to(opened, other)
+
+    def _hand_over_to(self, heir: _Open | None, opened: _Open) -> None:
+        """Have a queue hand over to another one of its entity, if its endpoint never accepted an event."""
+        key = opened.identity.key
+        if heir is None or heir is opened or opened.heir is not None or self._acceptances.knows(key):
+            return
+        opened.heir = heir
+        carry_out = partial(self._carry_out, opened, heir)
+        opened.queue.hand_over(Succession(heir.queue, partial(self._acceptances.has, key), carry_out))
 
     def _carry_out(self, old: _Open, heir: _Open) -> None:
         """Move the events; on a courier's thread."""

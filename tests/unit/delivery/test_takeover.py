@@ -286,6 +286,22 @@ def test_an_old_configuration_that_comes_late_takes_nothing_over(
     assert sorted(events(right)) == list(range(30))
 
 
+def test_a_late_request_whose_queue_has_gone_is_billed_at_the_right_url(
+    served: Served, wrong: IngestServer, right: IngestServer
+) -> None:
+    """Its worker starts an instance of the old configuration once more, after the last one was closed."""
+    old = served.open(wrong, 1)
+    put(old, 0, 10)
+    wait_until(lambda: wrong.requests, "it is tried")
+    served.open(right, 2)
+    served.settle()
+    served.delivery.release(old)
+    served.delivery.sweep()
+    put(served.open(wrong, 1), 10, 11)
+    served.settle()
+    assert sorted(events(right)) == list(range(11))
+
+
 # -- with a spool ------------------------------------------------------------------------------------------------------
 
 
