@@ -184,9 +184,13 @@ class EventQueue:
 
     def end(self, *, is_written: bool = True) -> None:
         """Account for what is left; without `is_written` the disk hangs, and some of it is still in the inbox."""
+        self.dismiss()
+        self._backlog.end(is_written=is_written)
+
+    def dismiss(self) -> None:
+        """Be served no more; nothing waits, and nobody puts anything. Waits for no disk."""
         self._has_ended = True
         self._couriers.forget(self)
-        self._backlog.end(is_written=is_written)
 
     def _go_by(self, settings: Queue) -> None:
         """Use parameters, but for a batch size that the endpoint is known not to take."""

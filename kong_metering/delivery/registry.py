@@ -229,7 +229,8 @@ class Delivery:
             closing = [opened for opened in idle if not any(opened is heir for heir in heirs)]
             self._forget(closing)
         for opened in closing:
-            opened.queue.end()
+            # On the thread that answers Kong: what is on disk is for the janitor to end.
+            opened.queue.dismiss()
             self._let_go(opened)
 
     def _forget(self, closing: list[_Open]) -> None:

@@ -459,7 +459,12 @@ class SpooledBacklog:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def end(self, *, is_written: bool) -> None:
-        """Leave what waits on disk and in the inbox; what is only in memory is dropped. `take_all` comes next."""
+        """Leave what waits on disk and in the inbox; what is only in memory is dropped. `take_all` comes next.
+
+        Again, it does nothing.
+        """
+        if self._is_ended:
+            return
         self._burials.end()
         with self._lock:
             self._is_ended = True

@@ -118,7 +118,7 @@ class Place:
                 try:
                     if _RING.fullmatch(name):
                         yield found
-                    else:
+                    elif _DRAFT.fullmatch(name):
                         found.remove()
                 finally:
                     found.release()

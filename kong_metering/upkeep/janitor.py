@@ -196,7 +196,9 @@ class Janitor:
 
     def _retire_released(self) -> None:
         while self._released:
-            self._retire(self._released.popleft().take_all())
+            backlog = self._released.popleft()
+            backlog.end(is_written=True)
+            self._retire(backlog.take_all())
 
     def _retire_settled(self) -> None:
         backlogs = self.backlogs()

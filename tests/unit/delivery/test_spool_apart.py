@@ -15,9 +15,12 @@ from unittest import mock
 
 import pytest
 
+from kong_metering.config import parse_config, parse_entity
 from kong_metering.delivery.burials import MAX_PENDING
 from kong_metering.delivery.outcome import Delivered, Outcome, Rejected
+from kong_metering.delivery.registry import Delivery
 from kong_metering.delivery.trial import REACH
+from kong_metering.spool.log import EventLog
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
 from tests.unit.delivery.doomed import IDENTITIES
@@ -37,6 +40,7 @@ from tests.unit.delivery.fakes import (
 )
 
 if TYPE_CHECKING:
+    from kong_metering.spool.format import StoredEvent
     from tests.unit.delivery.conftest import ProcessMaker
 
 REPOSITORY = Path(__file__).parents[3]
@@ -86,6 +90,36 @@ def test_dead_letters_that_another_process_keeps_from_being_written_stop_no_writ
         holder.communicate()
     wait_until(lambda: it.account().dead_letters == {"rejected": 2}, "the letter is written")
     assert len(letters(root)) == 2
+
+
+def test_a_queue_that_nobody_uses_ends_without_waiting_for_who_looks_at_its_log(
+    process: ProcessMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the thread that answers Kong which lets go of it."""
+    it = process()
+    delivery = Delivery(
+        clock=it.clock, stats=it.stats, couriers=it.couriers, connections=it.network.connections, spooler=it.spooler
+    )
+    url = it.network.endpoint(FakeEndpoint()).url
+    config = {"ingest_endpoint": url, "api_token": "token", "queue": {"max_coalescing_delay": 0}}
+    queue = delivery.open(parse_entity({"__plugin_id": "one"}), parse_config(config))
+    queue.put(b"event")
+    it.settle()
+    looks, goes_on, oldest = threading.Event(), threading.Event(), EventLog.oldest
+
+    def slowly(log: EventLog) -> StoredEvent | None:
+        looks.set()
+        goes_on.wait(20)
+        return oldest(log)
+
+    monkeypatch.setattr(EventLog, "oldest", slowly)
+    it.spooler._janitor._bounds_at = 0.0
+    assert looks.wait(20)
+    threading.Timer(10, goes_on.set).start()
+    delivery.release(queue)
+    assert not goes_on.is_set()
+    assert delivery.waiting() == {}
+    goes_on.set()
 
 
 # -- a disk that hangs -------------------------------------------------------------------------------------------------
