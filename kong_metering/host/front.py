@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -98,14 +99,15 @@ class Front:
         """Let connections wait for a moment: the socket stays readable, and the loop would come round for nothing."""
         if error.errno in _EXHAUSTED:
             self._is_exhausted = True
-        LOGGER.error(
-            "connections wait, none can be accepted: %s; see the limit of open files (LimitNOFILE, ulimit -n)",
-            error.strerror,
-            extra=trouble("accept"),
-        )
+        _say_that_none_is_accepted(error.strerror or str(error))
         if self._is_accepting:
             self.stop_accepting()
             self._later = self._loop.call_later(_NO_DESCRIPTOR_SECONDS, self._go_on)
+
+    def note_exhaustion(self) -> None:
+        """Say that there is no free descriptor: for connections that other servers pass on, too."""
+        self._is_exhausted = True
+        _say_that_none_is_accepted(os.strerror(errno.EMFILE))
 
     def _go_on(self) -> None:
         self._later = None
@@ -174,3 +176,11 @@ class Front:
                 self._adopt(accepted)
             else:
                 accepted.close()
+
+
+def _say_that_none_is_accepted(why: str) -> None:
+    LOGGER.error(
+        "connections wait, none can be accepted: %s; see the limit of open files (LimitNOFILE, ulimit -n)",
+        why,
+        extra=trouble("accept"),
+    )

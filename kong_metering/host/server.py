@@ -107,6 +107,7 @@ class _Server:
             else:
                 message.socket.close()
         if self._front is not None and not has_free_descriptor():
+            self._front.note_exhaustion()
             # The channel stays readable, and the loop would come round for nothing.
             loop = asyncio.get_running_loop()
             loop.remove_reader(channel.outlet.fileno())
