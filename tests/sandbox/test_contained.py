@@ -60,7 +60,8 @@ def test_a_daemon_that_is_left_behind_is_told_ended_and_a_failure() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_the_command_and_all_that_it_has_started(number: int) -> None:
-    command = [*CONTAINED, sys.executable, "-c", DAEMON + WAITS]
+    # A shell has what it runs in the background ignore some signals, and the tests may be run so.
+    command = ["env", "--default-signal=INT,HUP", *CONTAINED, sys.executable, "-c", DAEMON + WAITS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         directory = Path(process.stdout.readline().strip())

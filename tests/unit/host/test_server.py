@@ -365,7 +365,7 @@ def has_ended(pid: int) -> bool:
     """Whether a process that is nobody's child here is gone, or only waits for its exit status to be read."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

@@ -56,7 +56,7 @@ def has_ended(pid: int) -> bool:
     """Whether a process is gone, or only waits for its exit status to be read."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before the file is opened, or before it is read
         return True
 
 
