@@ -497,11 +497,12 @@ def test_after_the_end_of_a_queue_the_same_configuration_opens_another(
 def test_closing_sends_what_waits_in_all_queues(
     delivery: Delivery, server: IngestServer, other_server: IngestServer, stats: Stats
 ) -> None:
-    for entity in (ONE, OTHER):
-        for endpoint in (server, other_server):
-            queue = delivery.open(entity, config(endpoint, max_batch_size=100, max_coalescing_delay=3600))
-            for number in range(5):
-                queue.put(b"%d" % number)
+    # Of entities of their own: of one entity, the later endpoint would get what waits for an earlier one.
+    for number, endpoint in enumerate((server, other_server, server, other_server)):
+        entity = Entity(f"{number}3333333-entity", f"entity-{number}")
+        queue = delivery.open(entity, config(endpoint, max_batch_size=100, max_coalescing_delay=3600))
+        for event in range(5):
+            queue.put(b"%d" % event)
     delivery.close(20)
     assert stats.snapshot() == Snapshot(accepted=20, delivered=20)
     assert len(server.requests) == len(other_server.requests) == 2
