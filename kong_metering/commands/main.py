@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from kong_metering import __version__
+from kong_metering.commands.check.command import check
 from kong_metering.commands.output import Failure
 from kong_metering.commands.spool import spool
 from kong_metering.errors import KongMeteringError
@@ -49,6 +50,7 @@ def program() -> None:
     """Look after the metering plugin of a Kong Gateway."""
 
 
+program.add_command(check)
 program.add_command(spool)
 
 
