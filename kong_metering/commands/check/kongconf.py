@@ -31,6 +31,7 @@ _PREFIX = "/usr/local/kong"
 _SUFFIXES = ("_socket", "_start_cmd", "_query_cmd")
 _LISTS = ("plugins", "pluginserver_names")
 _ANY = "pluginserver_"
+_LOOKED_AT = ("kong_prefix", "socket_name", "no_spool", "adaptive_batch", "dump")
 # Flags that print something and end.
 _ENDING = ("-h", "--help", "--version", "-version")
 
@@ -124,7 +125,7 @@ def _misspelt(conf: KongConf) -> Iterator[Finding]:
         if name in _LISTS or (name.startswith(_ANY) and name.endswith(_SUFFIXES)):
             continue
         if name.startswith(("plugin", "plugins")):
-            near = nearest(name, [*_LISTS]) or _nearest_suffix(name)
+            near = _nearest_suffix(name) or nearest(name, _LISTS)
             remedy = (
                 f"is it {near}?"
                 if near
@@ -319,11 +320,7 @@ def command_of(setting: Setting) -> Command | None:
     except (click.ClickException, click.exceptions.Exit):
         return None
     with context:
-        options = {
-            option.name: _as_kong_starts_it(context, option)
-            for option in program.params
-            if option.name in context.params
-        }
+        options = {str(one.name): _as_kong_starts_it(context, one) for one in program.params if one.name in _LOOKED_AT}
         return Command(words, options, tuple(complaints_of(context)))
 
 
