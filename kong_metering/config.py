@@ -42,8 +42,8 @@ class Mark:
     """What Kong and the documentation say of a setting besides its type, default and range.
 
     `pattern` is a Lua pattern, for Kong's `match`, and `expected` what is said of a value that does not match it;
-    `refused`, Lua patterns with what is wrong with a value that matches one, for its `match_none`. `referenceable`: a vault reference may stand in its place. `encrypted`: Kong stores it
-    encrypted where a keyring is configured.
+    `refused`, Lua patterns with what is wrong with a value that matches one, for its `match_none`. `referenceable`: a
+    vault reference may stand in its place. `encrypted`: Kong stores it encrypted where a keyring is configured.
     """
 
     unit: str | None = None

@@ -17,6 +17,7 @@ from kong_metering import __version__
 from kong_metering.commands.check.command import check
 from kong_metering.commands.output import Failure
 from kong_metering.commands.spool import spool
+from kong_metering.commands.testevent.command import send_test_event
 from kong_metering.errors import KongMeteringError
 from kong_metering.log import printable
 
@@ -51,6 +52,7 @@ def program() -> None:
 
 
 program.add_command(check)
+program.add_command(send_test_event)
 program.add_command(spool)
 
 

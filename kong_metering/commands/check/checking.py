@@ -71,6 +71,16 @@ def check_text(text: str, environment: Mapping[str, str]) -> Checked:
     return Checked(tuple(found), ours, _tool(read, objects))
 
 
+def plugins_in(text: str, environment: Mapping[str, str]) -> list[Plugin]:
+    """Return the metering plugins of a file, without what is not filled in."""
+    read = documents.read(text, environment)
+    objects = [document for document in read.documents if kubernetes.is_manifest(document.value)]
+    others = [declared for document in read.documents if document not in objects and (declared := _declared(document))]
+    found = [plugin for declared in others for plugin in declared.plugins]
+    found += kubernetes.plugins_of(kubernetes.manifests(objects))
+    return [without_unfilled(plugin)[1] for plugin in _once(found) if plugin.is_ours]
+
+
 def _tool(read: Text, objects: Sequence[Document]) -> str | None:
     if objects:
         return "the Kubernetes ingress controller"

@@ -18,13 +18,12 @@ import click
 from kong_metering.commands import words
 from kong_metering.commands.check import kongconf
 from kong_metering.commands.check.checking import check_text
-from kong_metering.commands.check.documents import MAX_BYTES
+from kong_metering.commands.check.files import name_of, read_file
 from kong_metering.commands.check.findings import Finding, Level
 from kong_metering.commands.options import json_option
 from kong_metering.commands.output import cell, console, say, tell
 
 _STYLES = {Level.ERROR: "bold red", Level.WARNING: "bold yellow", Level.NOTE: "bold cyan"}
-_STDIN = "-"
 
 
 @dataclass
@@ -43,12 +42,6 @@ class _Report:
     def counts(self) -> Counter[Level]:
         """How many there are of each level."""
         return Counter(one.level for _, one in self.findings)
-
-
-class _UnreadableFile(click.ClickException):
-    """A file that cannot be read: as with a wrong call, nothing can be said of the configuration."""
-
-    exit_code = 2
 
 
 @click.command()
@@ -90,35 +83,12 @@ def check(file: str | None, kong_conf: str | None, *, strict: bool, ignore: Sequ
 def _report(file: str | None, kong_conf: str | None, ignored: Sequence[str]) -> _Report:
     report, tool = _Report(), None
     if file is not None:
-        checked = check_text(_read(file), os.environ)
-        report.add(_name(file), checked.findings, ignored)
+        checked = check_text(read_file(file), os.environ)
+        report.add(name_of(file), checked.findings, ignored)
         report.plugins, tool = checked.plugins, checked.tool
     if kong_conf is not None:
-        report.add(_name(kong_conf), kongconf.conf_findings(kongconf.read(_read(kong_conf)), tool), ignored)
+        report.add(name_of(kong_conf), kongconf.conf_findings(kongconf.read(read_file(kong_conf)), tool), ignored)
     return report
-
-
-def _read(file: str) -> str:
-    if file == _STDIN:
-        data = sys.stdin.buffer.read(MAX_BYTES + 1)
-    else:
-        try:
-            with Path(file).open("rb") as stream:
-                data = stream.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise _UnreadableFile(words.shown(f"{file}: {error.strerror or error}")) from error
-    if len(data) > MAX_BYTES:
-        raise _UnreadableFile(f"{words.shown(file)} has more than {words.size(MAX_BYTES)}: is it the right file?")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _UnreadableFile(
-            f"{words.shown(file)} is not in UTF-8, from byte {error.start} on: save it in UTF-8; is it the right file?"
-        ) from error
-
-
-def _name(file: str) -> str:
-    return "stdin" if file == _STDIN else words.shown(file)
 
 
 # ---------------------------------------------------------------------------------------------------------- for people

@@ -17,8 +17,6 @@ import yaml
 from kong_metering.commands.check.findings import Finding, Level, Path
 from kong_metering.log import printable
 
-# Beyond it no configuration is written by hand, and reading takes minutes.
-MAX_BYTES = 20 * 1024 * 1024
 _DECK = re.compile(r"""\$\{\{\s*env\s+["'`]([^"'`\s]*)["'`]\s*((?:\|\s*\w+\s*)*)\}\}""")
 _LEFT = re.compile(r"\$\{\{\s*env\s+(\S*)\s*(?:\|[^}]*)?\}\}")
 # What YAML's own messages quote of the text; a single character is no secret.

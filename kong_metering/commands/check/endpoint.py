@@ -92,7 +92,7 @@ def address(settings: Settings) -> Iterator[Finding]:
 
 def _path_findings(settings: Settings, url: SplitResult) -> Iterator[Finding]:
     path, host = ("ingest_endpoint",), (url.hostname or "").lower()
-    if _KONNECT.fullmatch(host):
+    if is_konnect(host):
         if not _KONNECT_API.fullmatch(host):
             problem = f"{printable(host, 80)} is not Konnect's API for a region"
             remedy = f"write https://us.api.konghq.com{KONNECT_PATH}, with your region in the place of us"
@@ -115,6 +115,11 @@ def own_path_remedy() -> str:
     """Tell the paths of the endpoints that there are."""
     first, second = OWN_PATHS
     return f"an OpenMeter of yours takes events at {first} or {second}, Konnect at {KONNECT_PATH}; no slash at the end"
+
+
+def is_konnect(host: str) -> bool:
+    """Return whether a host is one of Konnect's."""
+    return _KONNECT.fullmatch(host.lower()) is not None
 
 
 def _url(settings: Settings) -> SplitResult | None:
