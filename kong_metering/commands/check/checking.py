@@ -27,6 +27,7 @@ from kong_metering.commands.check.settings import (
     is_nearly_ours,
     name_findings,
     settings_findings,
+    without_refused,
 )
 from kong_metering.commands.check.violations import fields_of
 
@@ -66,7 +67,7 @@ def check_text(text: str, environment: Mapping[str, str]) -> Checked:
         found += _manifest_findings(kubernetes.manifests(objects), declared)
         plugins += declared.plugins
     ours = sum(plugin.is_ours for plugin in _once(plugins))
-    if not ours and not any(is_nearly_ours(plugin.name) or not plugin.name for plugin in plugins):
+    if not ours and not any(one.level is Level.ERROR for one in found):
         found += _nothing(read, others, plugins)
     return Checked(tuple(found), ours, _tool(read, objects))
 
@@ -177,7 +178,7 @@ def _plugin_findings(plugin: Plugin) -> Iterator[Finding]:
     yield from unfilled
     yield from entity_findings(plugin)
     yield from settings_findings(plugin)
-    yield from meaning_findings(plugin)
+    yield from meaning_findings(without_refused(plugin))
     if not plugin.is_enabled:
         key = "disabled" if plugin.origin is Origin.KUBERNETES else "enabled"
         problem = "the plugin is switched off, and meters nothing"

@@ -103,7 +103,7 @@ def _filled(text: str, environment: Mapping[str, str], wrong: list[Finding], var
             )
         elif name in environment:
             return environment[name]
-        return "${{ env " + name + " " + match[2] + "}}"
+        return "${{ env DECK_" + name.removeprefix("DECK_") + " " + match[2] + "}}"
 
     return _DECK.sub(value, text)
 

@@ -149,7 +149,7 @@ def times(settings: Settings) -> Iterator[Finding]:
                 "milliseconds",
                 (name,),
                 f"{value:g} milliseconds is next to no time",
-                f"it is in milliseconds: are {value:g} seconds meant, {value * 1000:,.0f}?".replace(",", ""),
+                f"it is in milliseconds: are {value:g} seconds meant, {value * 1000:.0f}?",
             )
         elif value is not None and value < 0:
             problem, remedy = f"{value:g} is no length of time", "leave it out for the default"

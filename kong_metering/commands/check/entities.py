@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,7 @@ class Plugin:
 
     `key` is the member that has the plugin's name, `config_at` leads to its configuration. `config` has `UNREADABLE`
     where a value is elsewhere; where a part of it stands in another place of the document, `elsewhere` has its path.
+    `is_partial`: what is not there stays as Kong has it (PATCH).
     """
 
     origin: Origin
@@ -93,6 +94,7 @@ class Plugin:
     elsewhere: Mapping[str, Path] = field(default_factory=dict)
     label: str = ""
     is_enabled: bool = True
+    is_partial: bool = False
 
     @property
     def name(self) -> str:
@@ -137,9 +139,9 @@ def is_declarative(value: Any) -> bool:
 
 def is_body(value: Any) -> bool:
     """Return whether a document is what the Admin API takes or gives for a plugin, or for several."""
-    if isinstance(value, Mapping) and isinstance(value.get("data"), list):
-        value = value["data"]
-    return isinstance(value, Mapping) and not {"name", "config", "instance_name"}.isdisjoint(value)
+    if not isinstance(value, Mapping):
+        return False
+    return isinstance(value.get("data"), list) or not {"name", "config", "instance_name"}.isdisjoint(value)
 
 
 def of_body(document: Document) -> Declared:
@@ -151,8 +153,10 @@ def of_body(document: Document) -> Declared:
     for path, body in items:
         if isinstance(body, Mapping):
             # A PATCH leaves the name out.
-            named = body if "name" in body else {"name": PLUGIN_NAME, **body}
-            declared.plugins.append(_plugin(Origin.ADMIN_API, document, path, named, Scope()))
+            is_partial = "name" not in body
+            named = {"name": PLUGIN_NAME, **body} if is_partial else body
+            plugin = _plugin(Origin.ADMIN_API, document, path, named, Scope())
+            declared.plugins.append(replace(plugin, is_partial=is_partial))
     return declared
 
 

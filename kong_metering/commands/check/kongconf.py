@@ -158,17 +158,16 @@ def _plugins(conf: KongConf) -> Iterator[Finding]:
 
 def _unnamed(conf: KongConf, servers: Sequence[str], names: Setting) -> Iterator[Finding]:
     """Find plugin servers that are described and not named, or none at all."""
-    described = {
-        name.removeprefix(_ANY).removesuffix(suffix): setting
-        for name, setting in conf.settings.items()
-        for suffix in _SUFFIXES
-        if name.startswith(_ANY) and name.endswith(suffix)
-    }
+    described: dict[str, Setting] = {}
+    for name, setting in conf.settings.items():
+        for suffix in _SUFFIXES:
+            if name.startswith(_ANY) and name.endswith(suffix):
+                described.setdefault(name.removeprefix(_ANY).removesuffix(suffix), setting)
     known = [name.replace("-", "_") for name in servers]
     for name, setting in described.items():
         if name not in known:
             near = nearest(name, known)
-            problem = f"{name} is not in pluginserver_names, and Kong passes over this line"
+            problem = f"{name} is not in pluginserver_names, and Kong passes over this line and those like it"
             remedy = f"is it {_ANY}{near}_...?" if near else f"write `pluginserver_names = {name}`"
             yield setting.find(Level.ERROR, "server-not-named", problem, remedy)
     if not servers and not described and PLUGIN_NAME in _setting(conf, "plugins").items:

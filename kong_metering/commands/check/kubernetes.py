@@ -135,6 +135,7 @@ def _plugin(manifest: Manifest) -> Plugin:
         body,
         key="plugin",
         config=_config(body),
+        elsewhere=_patched(manifest),
         label=manifest.label,
         is_enabled=body.get("disabled") is not True,
     )
@@ -158,6 +159,17 @@ def _config(body: Mapping[str, Any]) -> Any:
                 inner = inner[name]
             inner[names[-1]] = UNREADABLE
     return patched
+
+
+def _patched(manifest: Manifest) -> dict[str, Path]:
+    """Tell where the settings are named that come out of Secrets."""
+    patches = manifest.body.get("configPatches")
+    pointers = [_pointer(patch) for patch in patches] if isinstance(patches, list) else []
+    return {
+        names[0]: (*manifest.path, "configPatches", index, "path")
+        for index, names in enumerate(pointers)
+        if len(names) == 1
+    }
 
 
 def _pointer(patch: Any) -> list[str]:

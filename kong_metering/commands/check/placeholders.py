@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from kong_metering.commands.check.documents import left_unfilled
 from kong_metering.commands.check.entities import Origin
 from kong_metering.commands.check.findings import Level
-from kong_metering.commands.check.settings import CONFIG
-from kong_metering.commands.check.violations import UNREADABLE, Spec, fields_of, is_reference
+from kong_metering.commands.check.settings import CONFIG, replaced
+from kong_metering.commands.check.violations import Spec, fields_of, is_reference
 from kong_metering.log import printable
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def without_unfilled(plugin: Plugin) -> tuple[list[Finding], Plugin]:
         if words is not None:
             level, problem, remedy = words
             found.append(plugin.find(level, "not-filled-in", plugin.path_of(path), problem, remedy))
-            config = _with(config, path)
+            config = replaced(config, path)
     return found, replace(plugin, config=config)
 
 
@@ -64,15 +64,6 @@ def _texts(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
     elif len(path) < _DEEPEST and isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _texts(inner, (*path, index))
-
-
-def _with(value: Any, path: Path) -> Any:
-    """Put in the place of a text that its value is not known."""
-    if not path:
-        return UNREADABLE
-    copied = list(value) if isinstance(value, list) else dict(value)
-    copied[path[0]] = _with(value[path[0]], path[1:])  # type: ignore[index]
-    return copied
 
 
 def _of_text(origin: Origin, path: Path, text: str) -> Words | None:

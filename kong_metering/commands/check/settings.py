@@ -6,6 +6,7 @@ All of it follows from the declaration of the settings (`kong_metering/config.py
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from kong_metering import PLUGIN_NAME
 from kong_metering.commands.check.entities import ENTITY_KEYS, Origin, nearest
 from kong_metering.commands.check.findings import Finding, Level, told
 from kong_metering.commands.check.violations import (
+    UNREADABLE,
     Kind,
     Spec,
     Unreadable,
@@ -51,23 +53,34 @@ def settings_findings(plugin: Plugin) -> Iterator[Finding]:
     """Find what is wrong in `config`."""
     if isinstance(plugin.config, Unreadable):
         return
-    refused = list(violations(CONFIG, {} if plugin.config is None else plugin.config))
+    refused = _refused(plugin)
     for found in refused:
-        if found.kind is Kind.MISSING and _is_partial(plugin):
+        if found.kind is Kind.MISSING and plugin.is_partial:
             continue
         yield _finding(plugin, found, plugin.path_of(found.path))
     yield from _by_the_plugin(plugin, [found.path for found in refused])
 
 
-def _is_partial(plugin: Plugin) -> bool:
-    """Return whether it is the body of a PATCH, which has what changes only."""
-    return plugin.origin is Origin.ADMIN_API and "name" not in _at(plugin.document.value, plugin.path)
+def _refused(plugin: Plugin) -> list[Violation]:
+    return list(violations(CONFIG, {} if plugin.config is None else plugin.config))
 
 
-def _at(value: Any, path: Path) -> Any:
-    for part in path:
-        value = value[part]
-    return value
+def without_refused(plugin: Plugin) -> Plugin:
+    """Return the plugin with `UNREADABLE` in the place of what Kong refuses: what it would mean is no matter."""
+    config = plugin.config
+    for found in _refused(plugin):
+        if found.kind in (Kind.TYPE, Kind.VALUE):
+            config = replaced(config, found.path)
+    return replace(plugin, config=config)
+
+
+def replaced(value: Any, path: Path) -> Any:
+    """Return a value with `UNREADABLE` where a path leads to."""
+    if not path:
+        return UNREADABLE
+    copied: Any = list(value) if isinstance(value, list) else dict(value)
+    copied[path[0]] = replaced(value[path[0]], path[1:])
+    return copied
 
 
 def _by_the_plugin(plugin: Plugin, known: list[Path]) -> Iterator[Finding]:
@@ -221,6 +234,8 @@ def _found(value: Any) -> str:
 
 def _set_it(spec: Spec, path: Path) -> str:
     name = next((part for part in reversed(path) if isinstance(part, str)), "config")
+    if path and isinstance(path[-1], int):
+        return f"correct this member of {name}"
     description = printable(str(spec.get("description", "")), 400)
     if spec.get("type") == "record":
         return f"write {name} with {expected(spec)}"

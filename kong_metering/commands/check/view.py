@@ -23,8 +23,9 @@ class Settings:
 
     @classmethod
     def of(cls, plugin: Plugin) -> Settings:
-        """Add the defaults to what an entity says."""
-        return cls(plugin, _filled(CONFIG, plugin.config))
+        """Add the defaults to what an entity says, unless Kong keeps what it has."""
+        given = plugin.config if isinstance(plugin.config, Mapping) else {}
+        return cls(plugin, given if plugin.is_partial else _filled(CONFIG, given))
 
     def text(self, *path: str | int) -> str | None:
         """Return a setting that is a text, and known here."""

@@ -90,8 +90,8 @@ def advice_for(answer: Answer, url: str) -> Advice:
     if not answer.kind:
         return Advice(
             "no-acceptance",
-            "The endpoint answered with success, but not as one that takes events does: a page for people, perhaps. The "
-            "plugin would take its events for delivered, and they would be lost.",
+            "The endpoint answered with success, but not as one that takes events does: a page for people, perhaps. "
+            "The plugin would take its events for delivered, and they would be lost.",
             _right_path(url),
         )
     if answer.kind in _BY_KIND:
