@@ -229,7 +229,7 @@ def test_each_file_is_one_of_a_test() -> None:
     assert {path.name for path in CASES.iterdir()} == {one.file for one in CASES_OF_ONE} | elsewhere
 
 
-MORE_THAN_ONE = {
+MORE_THAN_ONE: dict[str, list[tuple[str | None, str]]] = {
     "manifest-patch-path.yaml": [
         ("configPatches[0].path", "is it api_token?"),
         ("config.api_token", "is required, and not set"),
