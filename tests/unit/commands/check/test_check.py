@@ -181,3 +181,12 @@ def test_a_pipe_gets_no_colours_and_each_problem_in_a_line() -> None:
     assert problem == "  expected a whole number from 1 to 1,000,000, found 2,000,000"
     assert remedy.startswith("  -> set max_batch_size to a whole number from 1 to 1,000,000: how many events leave")
     assert summary == "1 error in 1 metering plugin."
+
+
+def test_the_page_shows_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (REPOSITORY / "docs" / "commands.md").read_text("utf-8")
+    configuration = page.partition("```yaml\n")[2].partition("```")[0]
+    shown = page.partition("$ kong-metering check kong.yaml\n")[2].partition("```")[0]
+    (tmp_path / "kong.yaml").write_text(configuration, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert run("kong.yaml").output == shown
