@@ -142,14 +142,23 @@ def _yaml(text: str, wrong: list[Finding]) -> list[Document]:
     loader = _Loader(text)
     try:
         while loader.check_node():
-            node = loader.get_node()
-            value = loader.construct_document(node)
+            node: yaml.Node = loader.get_node()
+            value = _constructed(loader, node)
             if value is not None:
                 documents.append(Document(value, node))
     finally:
         loader.dispose()
     wrong += [_doubled(name, line) for name, line in loader.doubled]
     return documents
+
+
+def _constructed(loader: _Loader, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_document(node)
+    except (ValueError, TypeError, LookupError, ArithmeticError):
+        # Such as `!!int x`; PyYAML lets through what Python says of it, which quotes the value.
+        problem = "a value is not of the type that its tag says"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
 
 class _Loader(yaml.SafeLoader):

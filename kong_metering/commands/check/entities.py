@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 COLLECTIONS = ("services", "routes", "consumers", "consumer_groups")
 _SCOPES = {"services": "service", "routes": "route", "consumers": "consumer", "consumer_groups": "consumer_group"}
+# Services in consumer groups in routes: deeper, nobody nests them, but for an alias of YAML that holds itself.
+_DEEPEST = 6
 # The keys of Kong's plugin entities, and decK's own.
 ENTITY_KEYS = (
     "id",
@@ -176,7 +178,7 @@ def of_declarative(document: Document) -> Declared:
 def _walk(document: Document, parent: Mapping[str, Any], path: Path, scope: Scope, declared: Declared) -> None:
     for inner, body in _items(parent, "plugins", path, declared):
         declared.plugins.append(_plugin(Origin.DECLARATIVE, document, inner, body, scope))
-    for collection in COLLECTIONS:
+    for collection in COLLECTIONS if len(path) < _DEEPEST else ():
         for inner, body in _items(parent, collection, path, declared):
             name = _name_of(body) or f"at {'.'.join(map(str, inner))}"
             around = dict(scope.names).get("service") or _reference(body.get("service"))

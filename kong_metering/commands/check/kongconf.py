@@ -316,7 +316,8 @@ def command_of(setting: Setting) -> Command | None:
         return None
     try:
         context = program.make_context(_PROGRAMS[0], [word for word in words[first + 1 :] if word not in _ENDING])
-    except (click.ClickException, click.exceptions.Exit):
+    except (click.ClickException, click.exceptions.Exit, ValueError):
+        # A zero byte in a path is a ValueError.
         return None
     with context:
         options = {str(one.name): _as_kong_starts_it(context, one) for one in program.params if one.name in _LOOKED_AT}

@@ -30,7 +30,7 @@ _NO_TOKEN = re.compile(
     r"(?i)(?:your|my)[-_ ]?(?:api[-_ ]?)?(?:token|key)|change[-_ ]?me|x{3,}|todo|\.{3,}|token|secret"
 )
 _VAULT_LIKE = re.compile(r"[{<$]*vault(?::/|\b).*", re.IGNORECASE)
-# Deeper, no setting is; a mapping of YAML may hold itself.
+# Deeper, no setting is.
 _DEEPEST = 8
 _FILLED_IN_BY = {
     Origin.DECLARATIVE: 'with decK write ${{{{ env "DECK_{0}" }}}}; without it the value, or for a token '
@@ -46,7 +46,7 @@ def without_unfilled(plugin: Plugin) -> tuple[list[Finding], Plugin]:
     """Find such texts in a plugin's configuration; give the plugin with `UNREADABLE` in their places."""
     found: list[Finding] = []
     config = plugin.config
-    for path, text in list(_texts(config, ())):
+    for path, text in list(_texts(config, (), set())):
         words = _of_text(plugin.origin, path, text)
         if words is not None:
             level, problem, remedy = words
@@ -55,15 +55,14 @@ def without_unfilled(plugin: Plugin) -> tuple[list[Finding], Plugin]:
     return found, replace(plugin, config=config)
 
 
-def _texts(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+def _texts(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, str]]:
+    """Find all texts; what an alias of YAML has put in several places, in the first one."""
     if isinstance(value, str):
         yield path, value
-    elif len(path) < _DEEPEST and isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _texts(inner, (*path, name))
-    elif len(path) < _DEEPEST and isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _texts(inner, (*path, index))
+    elif isinstance(value, (Mapping, list)) and len(path) < _DEEPEST and id(value) not in seen:
+        seen.add(id(value))
+        for part, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _texts(inner, (*path, part), seen)
 
 
 def _of_text(origin: Origin, path: Path, text: str) -> Words | None:

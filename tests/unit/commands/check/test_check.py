@@ -131,14 +131,33 @@ def test_a_file_that_is_no_text_is_said_to_be_none(tmp_path: Path) -> None:
     assert "is not in UTF-8" in result.output
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "[]", "7", "- a\n- b\n", "{", "&a [*a]", "plugins: &a [*a]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# nothing\n",
+        "[]",
+        "7",
+        "- a\n- b\n",
+        "{",
+        "&a [*a]",
+        "plugins: &a [*a]",
+        "a: !!int s3cr3t",
+        "!!binary s3cr3t: 1",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+    ],
+)
 def test_whatever_is_in_a_file_it_is_told_and_not_raised(text: str) -> None:
-    assert run("-", stdin=text).exit_code == 1
+    result = run("-", stdin=text)
+    assert result.exit_code == 1
+    assert "s3cr3t" not in result.output
 
 
 def test_an_alias_that_holds_itself_ends() -> None:
     text = "_format_version: '3.0'\nplugins:\n- name: metering-and-billing\n  config: &a\n    subject: *a\n"
     assert run("-", stdin=text).exit_code == 1
+    assert run("-", stdin="_format_version: '3.0'\nservices: &s\n- services: *s\n  routes: *s\n").exit_code == 0
 
 
 def test_values_that_could_be_tokens_in_the_wrong_place_are_not_printed() -> None:
