@@ -142,8 +142,8 @@ def _yaml(text: str, wrong: list[Finding]) -> list[Document]:
     loader = _Loader(text)
     try:
         while loader.check_node():
-            node: yaml.Node = loader.get_node()
-            value = _constructed(loader, node)
+            node = loader.get_node()
+            value = None if node is None else _constructed(loader, node)
             if value is not None:
                 documents.append(Document(value, node))
     finally:

@@ -116,12 +116,16 @@ def hang(exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reaction", "outcome"),
-    [(broken_off(b"220 smtp ready\r\n"), "no-http"), (broken_off(b""), "connection"), (hang, "timeout")],
+    ("reaction", "timeout", "outcome"),
+    [
+        (broken_off(b"220 smtp ready\r\n"), "1m", "no-http"),
+        (broken_off(b""), "1m", "connection"),
+        (hang, "0.2s", "timeout"),
+    ],
 )
-def test_no_answer_is_told_by_its_cause(endpoint: IngestServer, reaction: Reaction, outcome: str) -> None:
+def test_no_answer_is_told_by_its_cause(endpoint: IngestServer, reaction: Reaction, timeout: str, outcome: str) -> None:
     endpoint.on_request = reaction
-    found = told(endpoint.url, "--timeout", "0.3s")
+    found = told(endpoint.url, "--timeout", timeout)
     assert (found["outcome"], found["exit"]) == (outcome, 3)
     assert found["remedy"]
 
