@@ -1,4 +1,4 @@
-r"""`kong-metering check`: look at a configuration before Kong has it.
+"""`kong-metering check`: look at a configuration before Kong has it.
 
 Contract: it only reads, asks nobody over the network, and prints no token and no value that could be one.
 """
@@ -51,7 +51,7 @@ class _Report:
 @click.option("--ignore", multiple=True, metavar="RULE", help="Leave out what this rule finds; may be given again.")
 @json_option("one JSON document with all findings")
 def check(file: str | None, kong_conf: str | None, *, strict: bool, ignore: Sequence[str], as_json: bool) -> None:
-    r"""Look for mistakes in a configuration before Kong has it.
+    """Look for mistakes in a configuration before Kong has it.
 
     FILE is a kong.yaml (for decK, or for a Kong without database), a body for POST /plugins in JSON, or manifests of
     Kubernetes; '-' reads it from stdin. decK's variables are filled in where they are set in the environment. With
@@ -66,7 +66,7 @@ def check(file: str | None, kong_conf: str | None, *, strict: bool, ignore: Sequ
       0  no errors
       1  errors; with --strict, warnings too
       2  a wrong call, or a file that cannot be read
-    """
+    """  # noqa: D301 - click's mark for lines that stay as they are
     if file is not None and kong_conf is None and ".conf" in Path(file).name:
         file, kong_conf = None, file
     if file is None and kong_conf is None:

@@ -55,7 +55,7 @@ NOT_REACHED = 3
 @click.option("--timeout", type=Duration(), metavar="TIME", help="How long to wait for the answer; 10s, or as in FILE.")
 @json_option("one JSON document with the answer")
 def send_test_event(*, subject: str, as_json: bool, **options: Any) -> None:
-    r"""Send one test event to the ingest endpoint, and say what came of it.
+    """Send one test event to the ingest endpoint, and say what came of it.
 
     FILE is the configuration that Kong has or is to have, as for `kong-metering check`: endpoint, token, timeout and
     ssl_verify are taken from it. Or name the endpoint with --ingest-endpoint. A token is never an argument: others
@@ -71,7 +71,7 @@ def send_test_event(*, subject: str, as_json: bool, **options: Any) -> None:
       1  the endpoint answered, and did not accept it
       2  a wrong call
       3  the endpoint was not reached: name, network, TLS, time
-    """
+    """  # noqa: D301 - click's mark for lines that stay as they are
     if not subject.strip():
         raise click.UsageError("--subject is empty: OpenMeter refuses an event without one")
     if options["insecure"] and options["ca_bundle"]:

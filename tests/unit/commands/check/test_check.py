@@ -124,6 +124,10 @@ def test_a_wrong_call_and_a_missing_file_end_with_2(arguments: list[str]) -> Non
     assert run(*arguments).exit_code == 2
 
 
+def test_the_help_tells_the_exit_statuses_a_line_each() -> None:
+    assert "  1  errors; with --strict, warnings too\n" in run("--help").output
+
+
 def test_a_file_that_is_no_text_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "kong.yaml").write_bytes(b"\xff\xfe\x00")
     result = run(tmp_path / "kong.yaml")
