@@ -23,24 +23,24 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from kong_metering.delivery import batching
-from kong_metering.delivery.decisions import Pause, Rules, Send
 from kong_metering.delivery.delivering import Delivering
-from kong_metering.delivery.outcome import Failed, Outcome
 from kong_metering.log import LOGGER, cause_of, printable
 from kong_metering.stats import Dropped
+from kong_metering.trial.decisions import Pause, Rules, Send
+from kong_metering.trial.outcome import Failed, Outcome
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
-    from kong_metering.delivery.arrays import Arrays
     from kong_metering.delivery.backlog import Backlog
-    from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.couriers import Couriers
-    from kong_metering.delivery.decisions import Decision
-    from kong_metering.delivery.ingest import Endpoint
     from kong_metering.delivery.source import Entry
+    from kong_metering.ingest.arrays import Arrays
+    from kong_metering.ingest.client import Endpoint
+    from kong_metering.ingest.connections import Connections
+    from kong_metering.trial.decisions import Decision
 
 
 class Succession(NamedTuple):

@@ -18,28 +18,28 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from kong_metering.delivery import outcome as outcomes
 from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.arrays import Arrays
 from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.batching import ADAPTIVE_BATCH
-from kong_metering.delivery.ingest import Endpoint
-from kong_metering.delivery.outcome import Delivered
 from kong_metering.delivery.precedence import Configuration, Precedence
 from kong_metering.delivery.queue import EventQueue, Succession
 from kong_metering.delivery.spooled import SpooledBacklog
+from kong_metering.ingest.arrays import Arrays
+from kong_metering.ingest.client import Endpoint
 from kong_metering.log import LOGGER, cause_of, trouble
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.identity import QueueIdentity
+from kong_metering.trial import outcome as outcomes
+from kong_metering.trial.outcome import Delivered
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Entity, PluginConfig
-    from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.couriers import Couriers
-    from kong_metering.delivery.outcome import Outcome
+    from kong_metering.ingest.connections import Connections
     from kong_metering.stats import Stats
+    from kong_metering.trial.outcome import Outcome
     from kong_metering.upkeep.spooler import Spooler
 
 

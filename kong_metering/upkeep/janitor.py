@@ -30,9 +30,9 @@ from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
 from kong_metering.upkeep.takeovers import Takeovers
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.spooled import Shared, SpooledBacklog
     from kong_metering.inbox.pouring import Pouring
+    from kong_metering.ingest.connections import Connections
     from kong_metering.spool.accepted import Acceptances
     from kong_metering.spool.directory import Adoption, HeldLog
     from kong_metering.spool.identity import QueueIdentity

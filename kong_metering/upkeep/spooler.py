@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
-    from kong_metering.delivery.connections import Connections
+    from kong_metering.ingest.connections import Connections
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.options import SpoolOptions
     from kong_metering.spool.unsynced import Unsynced

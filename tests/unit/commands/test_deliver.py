@@ -37,7 +37,7 @@ from tests.unit.commands.helpers import (
     start,
     waiting,
 )
-from tests.unit.delivery.ingest_server import Exchange, IngestServer, answer
+from tests.unit.ingest.ingest_server import Exchange, IngestServer, answer
 
 if TYPE_CHECKING:
     from kong_metering.commands.holding import IsWanted

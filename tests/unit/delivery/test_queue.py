@@ -18,11 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kong_metering.config import Queue
 from kong_metering.delivery.batching import MAX_EVENT_BYTES
-from kong_metering.delivery.decisions import UNLIMITED_IN_FLIGHT
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
-from kong_metering.delivery.trial import REACH
 from kong_metering.stats import Snapshot
+from kong_metering.trial.decisions import UNLIMITED_IN_FLIGHT
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.trial.trial import REACH
 from tests.support.clock import FakeClock
+from tests.support.loglines import LogLines
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     BUSY,
@@ -32,7 +33,6 @@ from tests.unit.delivery.fakes import (
     UNREACHABLE,
     Choking,
     FakeEndpoint,
-    LogLines,
     Refusing,
     Rig,
     numbered,

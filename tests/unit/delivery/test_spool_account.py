@@ -25,16 +25,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kong_metering.config import Entity, PluginConfig, Queue
 from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.connections import Connections
-from kong_metering.delivery.ingest import IngestClient
 from kong_metering.delivery.logsource import LogSource
-from kong_metering.delivery.outcome import Delivered, Outcome, Rejected
 from kong_metering.delivery.registry import Delivery
 from kong_metering.delivery.spooled import Shared, SpooledBacklog
+from kong_metering.ingest.client import IngestClient
+from kong_metering.ingest.connections import Connections
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.spool.log import EventLog
 from kong_metering.spool.options import SpoolOptions, Sync
 from kong_metering.stats import Buried, Stats
+from kong_metering.trial.outcome import Delivered, Outcome, Rejected
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     BUSY,
@@ -46,7 +46,7 @@ from tests.unit.delivery.fakes import (
     letters,
     on_disk,
 )
-from tests.unit.delivery.ingest_server import Exchange, IngestServer, running
+from tests.unit.ingest.ingest_server import Exchange, IngestServer, running
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock

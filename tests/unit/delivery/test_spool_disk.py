@@ -12,14 +12,13 @@ from unittest import mock
 
 import pytest
 
-from kong_metering.delivery.outcome import Delivered
 from kong_metering.stats import Snapshot
+from kong_metering.trial.outcome import Delivered
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     DOWN,
     REFUSED,
     FakeEndpoint,
-    LogLines,
     Refusing,
     SpooledQueue,
     broken_disk,
@@ -32,6 +31,7 @@ from tests.unit.delivery.fakes import (
 from tests.unit.spool.helpers import mounted
 
 if TYPE_CHECKING:
+    from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
 
 CANNOT = "EVENTS CANNOT BE WRITTEN TO DISK and wait in memory"

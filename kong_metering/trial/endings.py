@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from kong_metering.delivery import notes
-from kong_metering.delivery.outcome import Failed, Rejected, is_about_no_event, words_of
-from kong_metering.delivery.parts import Part, in_order, thirds
 from kong_metering.stats import Dropped
+from kong_metering.trial import notes
+from kong_metering.trial.outcome import Failed, Rejected, is_about_no_event, words_of
+from kong_metering.trial.parts import Part, in_order, thirds
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.decisions import Answered
-    from kong_metering.delivery.hand import Hand
-    from kong_metering.delivery.outcome import Failure
-    from kong_metering.delivery.standing import Standing
+    from kong_metering.trial.decisions import Answered
+    from kong_metering.trial.hand import Hand
+    from kong_metering.trial.outcome import Failure
+    from kong_metering.trial.standing import Standing
 
 T = TypeVar("T")
 

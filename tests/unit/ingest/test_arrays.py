@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kong_metering.delivery.arrays import Arrays, Lesson
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.ingest.arrays import Arrays, Lesson
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 
 URL = "https://ingest.test/events"
 TAKEN = Delivered()

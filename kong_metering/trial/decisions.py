@@ -11,8 +11,8 @@ from kong_metering.delivery.batching import batch_size
 
 if TYPE_CHECKING:
     from kong_metering.config import Queue
-    from kong_metering.delivery.parts import Part
     from kong_metering.stats import Dropped
+    from kong_metering.trial.parts import Part
 
 T = TypeVar("T")
 

@@ -7,11 +7,11 @@ import logging
 import pytest
 
 from kong_metering.config import Queue
-from kong_metering.delivery.decisions import Pause, Rules, Send, Take
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
-from kong_metering.delivery.trial import REACH, Trial
 from kong_metering.stats import Dropped
-from tests.unit.delivery.world import (
+from kong_metering.trial.decisions import Pause, Rules, Send, Take
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.trial.trial import REACH, Trial
+from tests.unit.trial.world import (
     ALL_FAILURES,
     BAD,
     DELIVERED,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
-    from kong_metering.delivery.ingest import Endpoint, IngestClient
+    from kong_metering.ingest.client import Endpoint, IngestClient
 
 _MAX_IDLE = 128
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.decisions import Note
-from kong_metering.delivery.outcome import Failed
 from kong_metering.stats import Dropped
+from kong_metering.trial.decisions import Note
+from kong_metering.trial.outcome import Failed
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.outcome import Failure
+    from kong_metering.trial.outcome import Failure
 
 CLOSED = Note("breaker closed", "the endpoint works again, the circuit breaker closed", logging.INFO)
 OPENED = Note("breaker opened", "too many batches failed in a row, the circuit breaker opened")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kong_metering.delivery.blame import BLAME_CHANCE, Evidence, Seen, Suspicion, chance_of_run
+from kong_metering.trial.blame import BLAME_CHANCE, Evidence, Seen, Suspicion, chance_of_run
 
 
 def suspect(failures: int, refusals: int = 0) -> Suspicion:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.blame import Seen, Suspicion
+    from kong_metering.trial.blame import Seen, Suspicion
 
 T = TypeVar("T")
 

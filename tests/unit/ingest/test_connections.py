@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.delivery.connections import Connections
-from kong_metering.delivery.ingest import Endpoint, IngestClient
-from kong_metering.delivery.outcome import Delivered
+from kong_metering.ingest.client import Endpoint, IngestClient
+from kong_metering.ingest.connections import Connections
+from kong_metering.trial.outcome import Delivered
 from tests.support.waiting import wait_until
-from tests.unit.delivery.ingest_server import IngestServer, answer, running
+from tests.unit.ingest.ingest_server import IngestServer, answer, running
 
 if TYPE_CHECKING:
     from tests.support.clock import FakeClock

@@ -19,18 +19,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from kong_metering.delivery import notes, outcome
-from kong_metering.delivery.blame import Suspicion
-from kong_metering.delivery.decisions import Answered, Decision, Note, Pause, Rules, Send, Take
-from kong_metering.delivery.endings import Endings
-from kong_metering.delivery.hand import Hand
-from kong_metering.delivery.outcome import Delivered, Failure, Outcome, Rejected
-from kong_metering.delivery.parts import Part, thirds
-from kong_metering.delivery.probing import IN_A_ROW
-from kong_metering.delivery.retrying import Breaker, retry_delay
-from kong_metering.delivery.standing import Standing
-from kong_metering.delivery.turns import REACH, Turns
 from kong_metering.stats import Dropped
+from kong_metering.trial import notes, outcome
+from kong_metering.trial.blame import Suspicion
+from kong_metering.trial.decisions import Answered, Decision, Note, Pause, Rules, Send, Take
+from kong_metering.trial.endings import Endings
+from kong_metering.trial.hand import Hand
+from kong_metering.trial.outcome import Delivered, Failure, Outcome, Rejected
+from kong_metering.trial.parts import Part, thirds
+from kong_metering.trial.probing import IN_A_ROW
+from kong_metering.trial.retrying import Breaker, retry_delay
+from kong_metering.trial.standing import Standing
+from kong_metering.trial.turns import REACH, Turns
 
 __all__ = ["REACH", "Answered", "Decision", "Note", "Part", "Pause", "Rules", "Send", "Take", "Trial"]
 

@@ -23,7 +23,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util import wait_for_read
 
-from kong_metering.delivery.answer import Answer, AnswerReader
+from kong_metering.ingest.answer import Answer, AnswerReader
 
 if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from kong_metering.delivery.blame import Evidence
-from kong_metering.delivery.parts import Line, Part, in_order
+from kong_metering.trial.blame import Evidence
+from kong_metering.trial.parts import Line, Part, in_order
 
 T = TypeVar("T")
 

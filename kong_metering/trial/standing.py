@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.blame import OUTAGE_CHANCE
-from kong_metering.delivery.probing import Silence
-from kong_metering.delivery.retrying import Breaker, gives_up, retry_delay
+from kong_metering.trial.blame import OUTAGE_CHANCE
+from kong_metering.trial.probing import Silence
+from kong_metering.trial.retrying import Breaker, gives_up, retry_delay
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.blame import Evidence
-    from kong_metering.delivery.decisions import Rules
+    from kong_metering.trial.blame import Evidence
+    from kong_metering.trial.decisions import Rules
 
 
 class Standing:

@@ -8,7 +8,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kong_metering.delivery.parts import Line, Part, in_order, thirds
+from kong_metering.trial.parts import Line, Part, in_order, thirds
 
 
 def part(*events: int, may_have_arrived: bool = False) -> Part[int]:

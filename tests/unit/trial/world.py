@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.decisions import Answered, Note, Pause, Rules, Send, Take
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
-from kong_metering.delivery.trial import Trial
+from kong_metering.trial.decisions import Answered, Note, Pause, Rules, Send, Take
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.trial.trial import Trial
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.parts import Part
     from kong_metering.stats import Dropped
+    from kong_metering.trial.parts import Part
 
 Endpoint = Callable[[list[int]], Outcome]
 

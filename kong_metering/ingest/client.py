@@ -20,17 +20,17 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from kong_metering import __version__
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
-from kong_metering.delivery.retrying import parse_retry_after
-from kong_metering.delivery.transport import Connection, PostError
+from kong_metering.ingest.transport import Connection, PostError
 from kong_metering.log import printable
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.trial.retrying import parse_retry_after
 from kong_metering.urls import text_without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import PluginConfig
-    from kong_metering.delivery.answer import Answer
-    from kong_metering.delivery.transport import Posted
+    from kong_metering.ingest.answer import Answer
+    from kong_metering.ingest.transport import Posted
 
 SINGLE = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"

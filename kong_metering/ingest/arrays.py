@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.outcome import Delivered, Rejected, is_about_no_event
+from kong_metering.trial.outcome import Delivered, Rejected, is_about_no_event
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.outcome import Outcome
+    from kong_metering.trial.outcome import Outcome
 
 # A refused array is cut up; the smallest ones, whose pieces are single events, are of two or three.
 _SMALL = 3

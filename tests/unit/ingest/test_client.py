@@ -24,14 +24,14 @@ from hypothesis import strategies as st
 
 from kong_metering import __version__
 from kong_metering.config import PluginConfig
-from kong_metering.delivery.ingest import Endpoint, IngestClient
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.ingest.client import Endpoint, IngestClient
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from tests.support.clock import FakeClock
 from tests.support.posts import INGEST_PATH
-from tests.unit.delivery.ingest_server import Exchange, IngestServer, Reaction, answer, broken_off, running
+from tests.unit.ingest.ingest_server import Exchange, IngestServer, Reaction, answer, broken_off, running
 
 if TYPE_CHECKING:
-    from tests.unit.delivery.fakes import LogLines
+    from tests.support.loglines import LogLines
 
 TOKEN = "kpat_s3cr3t-Token"
 SINGLE = "application/cloudevents+json"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kong_metering.delivery.outcome import is_about_no_event
-from tests.unit.delivery.world import (
+from kong_metering.trial.outcome import is_about_no_event
+from tests.unit.trial.world import (
     ALL_FAILURES,
     BAD,
     DELIVERED,
@@ -26,7 +26,7 @@ from tests.unit.delivery.world import (
 )
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.outcome import Failure, Outcome
+    from kong_metering.trial.outcome import Failure, Outcome
 
 
 def at_random(share: float, seed: int, failure: Outcome = DOWN, bad: frozenset[int] = frozenset()) -> Endpoint:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kong_metering.config import Queue
-from kong_metering.delivery import retrying
-from kong_metering.delivery.retrying import Breaker, parse_retry_after
+from kong_metering.trial import retrying
+from kong_metering.trial.retrying import Breaker, parse_retry_after
 
 if TYPE_CHECKING:
     from tests.support.clock import FakeClock
