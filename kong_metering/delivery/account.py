@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from kong_metering.log import LOGGER, trouble
 
 if TYPE_CHECKING:
-    from kong_metering.stats import Buried, Dropped, Stats
+    from kong_metering.reasons import Buried, Dropped
+    from kong_metering.stats import Stats
 
 
 class QueueAccount:

@@ -16,7 +16,7 @@ from kong_metering.delivery import batching
 from kong_metering.delivery.delivering import Stock
 from kong_metering.delivery.sending import Sending
 from kong_metering.delivery.source import Entry, MemorySource
-from kong_metering.stats import Buried, Dropped
+from kong_metering.reasons import Buried, Dropped
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
     from kong_metering.delivery.account import QueueAccount
     from kong_metering.delivery.source import Entry
+    from kong_metering.reasons import Buried
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.letterbox import LetterBox
-    from kong_metering.stats import Buried
 
 MAX_PENDING = 1000
 

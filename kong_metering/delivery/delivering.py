@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from kong_metering.stats import Buried
+from kong_metering.reasons import Buried
 from kong_metering.trial.decisions import Answered, Send, Take
 from kong_metering.trial.outcome import Delivered, Outcome, surely_did_not_arrive
 from kong_metering.trial.trial import Trial
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.delivery.sending import Sending
     from kong_metering.delivery.source import Entry
-    from kong_metering.stats import Dropped
+    from kong_metering.reasons import Dropped
     from kong_metering.trial.decisions import Decision, Rules
     from kong_metering.trial.parts import Part
 

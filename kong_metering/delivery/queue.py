@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kong_metering.delivery import batching
 from kong_metering.delivery.delivering import Delivering
 from kong_metering.log import LOGGER, cause_of, printable
-from kong_metering.stats import Dropped
+from kong_metering.reasons import Dropped
 from kong_metering.trial.decisions import Pause, Rules, Send
 from kong_metering.trial.outcome import Failed, Outcome
 from kong_metering.urls import without_credentials
@@ -198,7 +198,8 @@ class EventQueue:
         self._is_single = self._arrays.are_refused_by(self._endpoint.url)
         self._settings = settings.model_copy(update={"max_batch_size": 1}) if self._is_single else settings
         self._adaptive_batch = 1 if self._is_single else self._most_adaptive
-        self._rules = Rules.of(self._settings, keeps=self._backlog.keeps, adaptive_batch=self._adaptive_batch)
+        batch_size = batching.batch_size(self._settings, self._adaptive_batch)
+        self._rules = Rules.of(self._settings, batch_size=batch_size, keeps=self._backlog.keeps)
 
     def _heed_arrays(self) -> None:
         """Send single events from now on if the endpoint has turned out to take no arrays, here or in another queue."""

@@ -30,7 +30,7 @@ from kong_metering.delivery.sending import Sending, by_source, noted
 from kong_metering.delivery.source import Entry, MemorySource, Source
 from kong_metering.errors import DISK_ERRORS, SpoolError
 from kong_metering.log import cause_of
-from kong_metering.stats import Buried, Dropped
+from kong_metering.reasons import Buried, Dropped
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock

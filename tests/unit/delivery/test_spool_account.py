@@ -30,10 +30,11 @@ from kong_metering.delivery.registry import Delivery
 from kong_metering.delivery.spooled import Shared, SpooledBacklog
 from kong_metering.ingest.client import IngestClient
 from kong_metering.ingest.connections import Connections
+from kong_metering.reasons import Buried
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.spool.log import EventLog
 from kong_metering.spool.options import SpoolOptions, Sync
-from kong_metering.stats import Buried, Stats
+from kong_metering.stats import Stats
 from kong_metering.trial.outcome import Delivered, Outcome, Rejected
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
