@@ -21,8 +21,8 @@ from kong_metering.clock import EpochClock, SystemClock
 from kong_metering.commands.endurance import Endurance
 from kong_metering.commands.words import shown
 from kong_metering.delivery.batching import MAX_EVENT_BYTES
+from kong_metering.delivery.delivering import Sending, by_source, noted
 from kong_metering.delivery.logsource import LogSource
-from kong_metering.delivery.sending import Sending, by_source, noted
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DeadLetter

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.delivery import batching
-from kong_metering.delivery.delivering import Stock
-from kong_metering.delivery.sending import Sending
+from kong_metering.delivery.delivering import Sending, Stock
 from kong_metering.delivery.source import Entry, MemorySource
 from kong_metering.reasons import Buried, Dropped
 

@@ -128,7 +128,7 @@ def test_a_batch_that_was_taken_from_memory_is_written_too_when_the_disk_works_a
         wait_until(lambda: on_disk(root) == numbered(20), "all are on disk")
         it.endpoint.decide = lambda _: Delivered()
         assert it.process.settle() == Snapshot(accepted=20, delivered=20)
-        wait_until(lambda: not it.backlog._memory._moved, "they are forgotten")
+        wait_until(lambda: not it.backlog._sources.memory._moved, "they are forgotten")
     assert it.endpoint.delivered == numbered(20)
     assert on_disk(root) == []
 
