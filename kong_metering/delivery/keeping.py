@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from kong_metering.delivery.account import QueueAccount
     from kong_metering.delivery.burials import Burials
     from kong_metering.delivery.logsource import LogSource
-    from kong_metering.delivery.sources import Sources
+    from kong_metering.delivery.sourcelist import SourceList
     from kong_metering.spool.directory import HeldLog
-    from kong_metering.spool.unsynced import Unsynced
+    from kong_metering.spool.files import Unsynced
 
 
 class Keeping:
     """The keeping of one queue's logs."""
 
-    def __init__(self, sources: Sources, burials: Burials, account: QueueAccount) -> None:
+    def __init__(self, sources: SourceList, burials: Burials, account: QueueAccount) -> None:
         self._sources = sources
         self._burials = burials
         self._account = account

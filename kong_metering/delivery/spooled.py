@@ -17,7 +17,7 @@ from kong_metering.delivery.burials import Burials
 from kong_metering.delivery.delivering import Sending, by_source, noted
 from kong_metering.delivery.keeping import Keeping
 from kong_metering.delivery.logsource import LogSource
-from kong_metering.delivery.sources import Sources
+from kong_metering.delivery.sourcelist import SourceList
 from kong_metering.delivery.writing import Writing
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import cause_of
@@ -84,7 +84,7 @@ class SpooledBacklog:
         self._clock = shared.clock
         self._account = account
         self._intake = intake
-        self._sources = Sources()
+        self._sources = SourceList()
         self._burials = Burials(identity, shared.letters, shared.clock, account, self.settle)
         self.writing = Writing(settings, self._sources, self._open_log, shared.clock, account)
         self.keeping = Keeping(self._sources, self._burials, account)

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.sources import Disk
+from kong_metering.delivery.sourcelist import Disk
 from kong_metering.errors import DISK_ERRORS, SpoolError
 from kong_metering.log import cause_of
 from kong_metering.reasons import Dropped
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
     from kong_metering.delivery.logsource import LogSource
-    from kong_metering.delivery.sources import Sources
+    from kong_metering.delivery.sourcelist import SourceList
 
 _MAX_MEMORY_BYTES = 64 * 1024 * 1024
 # One write for each so many events: a full disk takes what still fits.
@@ -36,7 +36,7 @@ class Writing:
     def __init__(
         self,
         settings: Queue,
-        sources: Sources,
+        sources: SourceList,
         open_log: Callable[[], LogSource],
         clock: EpochClock,
         account: QueueAccount,

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kong_metering.spool import files
+from kong_metering.spool.files import Unsynced
 from kong_metering.spool.format import (
     EVENT,
     SEGMENT_HEADER_BYTES,
@@ -36,7 +37,6 @@ from kong_metering.spool.format import (
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.spool.log import DAMAGED
 from kong_metering.spool.segment import Segment, SegmentWriter
-from kong_metering.spool.unsynced import Unsynced
 
 # The directory's name in the spool's.
 DEAD_LETTERS = "dead-letters"

@@ -22,8 +22,8 @@ from kong_metering.spool.segment import Segment, SegmentReader
 
 if TYPE_CHECKING:
     from kong_metering.spool.appending import Appender
-    from kong_metering.spool.patience import Patience
-    from kong_metering.spool.settled import Settled
+    from kong_metering.spool.damage import Patience
+    from kong_metering.spool.position import Settled
 
 # What `last_older_than` reads at a time: mostly one of the first events decides.
 _SCAN_EVENTS = (1, 20, 100, 500, 500)

@@ -25,11 +25,11 @@ from kong_metering.spool.format import (
     segment_header,
     segment_name,
 )
+from kong_metering.spool.position import Settled
 from kong_metering.spool.segment import Extent, Segment, SegmentWriter
-from kong_metering.spool.settled import Settled
 
 if TYPE_CHECKING:
-    from kong_metering.spool.patience import Patience
+    from kong_metering.spool.damage import Patience
 
 _NO_END = 1 << 63
 

@@ -15,9 +15,9 @@ from unittest import mock
 
 import pytest
 
+from kong_metering.spool.damage import Patience
 from kong_metering.spool.format import SEGMENT_HEADER_BYTES
 from kong_metering.spool.log import DamageKind, EventLog
-from kong_metering.spool.patience import Patience
 from tests.unit.spool.helpers import NOW, filled, overwrite, payload, payloads, read_all, segments, sequences
 
 if TYPE_CHECKING:

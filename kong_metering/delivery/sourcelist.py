@@ -27,7 +27,7 @@ class Disk(Enum):
     REFUSES = "refuses"
 
 
-class Sources:
+class SourceList:
     """The sources of one queue, and the state of the disk below them."""
 
     def __init__(self) -> None:
