@@ -14,8 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from kong_metering.delivery.backlog import MemoryBacklog
-from kong_metering.delivery.queue import Succession
 from kong_metering.delivery.spooled import SpooledBacklog
+from kong_metering.delivery.succession import Succession
 
 if TYPE_CHECKING:
     from kong_metering.config import Entity
