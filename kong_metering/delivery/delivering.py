@@ -15,6 +15,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
+from kong_metering.delivery.batching import MAX_EVENT_BYTES
 from kong_metering.reasons import Buried
 from kong_metering.trial.decisions import Answered, Send, Take
 from kong_metering.trial.outcome import Delivered, Outcome, surely_did_not_arrive
@@ -124,9 +125,14 @@ class Delivering:
 
     def _take(self, limit: int) -> None:
         entries = self._stock.read(limit)
-        if entries:
+        too_large = [entry for entry in entries if len(entry.event) > MAX_EVENT_BYTES]
+        fitting = [entry for entry in entries if entry not in too_large] if too_large else entries
+        if fitting:
             with self._lock:
-                self._trial.take(entries, self._clock.monotonic())
+                self._trial.take(fitting, self._clock.monotonic())
+        for entry in too_large:
+            words = f"an event of {len(entry.event)} bytes is too large to be sent"
+            self._stock.reject([entry], Buried.TOO_LARGE, words)
 
     def _send(self, part: Part[Entry], post: Post) -> None:
         sending = self._stock.begin_send(part.items)

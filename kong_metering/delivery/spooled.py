@@ -126,12 +126,12 @@ class SpooledBacklog:
         return min(times, default=None)
 
     def read(self, limit: int) -> list[Entry]:
-        """Read the oldest events that were not read yet; what is too large to be sent becomes a dead letter."""
+        """Read the oldest events that were not read yet."""
         max_bytes = min(self._settings.max_bytes or batching.MAX_BATCH_BYTES, batching.MAX_BATCH_BYTES)
         for source in self._sources.readable():
             if source.unread:
                 if entries := self._read(source, limit, max_bytes):
-                    return self._without_too_large(entries)
+                    return entries
                 if self._cannot_be_read:
                     return []
         return []
@@ -146,13 +146,6 @@ class SpooledBacklog:
         finally:
             if isinstance(source, LogSource):
                 self._burials.bury_damage(source)
-
-    def _without_too_large(self, entries: list[Entry]) -> list[Entry]:
-        for entry in entries:
-            if len(entry.event) > batching.MAX_EVENT_BYTES:
-                words = f"an event of {len(entry.event)} bytes is too large to be sent"
-                self._burials.bury([entry], Buried.TOO_LARGE, words)
-        return [entry for entry in entries if len(entry.event) <= batching.MAX_EVENT_BYTES]
 
     def begin_send(self, entries: Sequence[Entry]) -> Sending:
         """Note on disk that events are about to go out, whatever kills this process; give those that may."""
