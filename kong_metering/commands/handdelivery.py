@@ -23,9 +23,9 @@ from kong_metering.commands.words import shown
 from kong_metering.delivery.delivering import Sending, by_source, noted
 from kong_metering.delivery.logsource import LogSource
 from kong_metering.errors import DISK_ERRORS
+from kong_metering.eventlog.log import DamageKind
 from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DeadLetter
-from kong_metering.spool.log import DamageKind
 from kong_metering.trial.decisions import Pause, Rules
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from kong_metering.commands.output import Advance
     from kong_metering.delivery.delivering import Delivering, Post
     from kong_metering.delivery.source import Entry, Source
+    from kong_metering.eventlog.log import Damage
     from kong_metering.reasons import Dropped
     from kong_metering.spool.deadletters import DeadLetters
     from kong_metering.spool.directory import HeldLog
     from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.log import Damage
     from kong_metering.trial.outcome import Outcome
 
 _FIRST_PAUSE = 0.5

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from kong_metering.delivery import batching
 from kong_metering.delivery.delivering import Sending, Stock
 from kong_metering.delivery.source import Entry, MemorySource
 from kong_metering.reasons import Buried, Dropped
+from kong_metering.trial import batching
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock

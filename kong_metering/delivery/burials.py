@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from kong_metering.delivery.account import QueueAccount
     from kong_metering.delivery.logsource import LogSource
     from kong_metering.delivery.source import Entry
-    from kong_metering.spool.files import Unsynced
+    from kong_metering.eventlog.files import Unsynced
+    from kong_metering.eventlog.log import Damage
     from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.log import Damage
     from kong_metering.spool.options import SpoolOptions
 
 MAX_PENDING = 1000

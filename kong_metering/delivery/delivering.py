@@ -15,8 +15,8 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
-from kong_metering.delivery.batching import MAX_EVENT_BYTES
 from kong_metering.reasons import Buried
+from kong_metering.trial.batching import MAX_EVENT_BYTES
 from kong_metering.trial.decisions import Answered, Send, Take
 from kong_metering.trial.outcome import Delivered, Outcome, surely_did_not_arrive
 from kong_metering.trial.trial import Trial
@@ -24,8 +24,8 @@ from kong_metering.trial.trial import Trial
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.delivery.source import Entry, Source
+    from kong_metering.eventlog.format import Mark
     from kong_metering.reasons import Dropped
-    from kong_metering.spool.format import Mark
     from kong_metering.trial.decisions import Decision, Rules
     from kong_metering.trial.parts import Part
 

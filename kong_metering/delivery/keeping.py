@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from kong_metering.delivery.burials import Burials
     from kong_metering.delivery.logsource import LogSource
     from kong_metering.delivery.sourcelist import SourceList
+    from kong_metering.eventlog.files import Unsynced
     from kong_metering.spool.directory import HeldLog
-    from kong_metering.spool.files import Unsynced
 
 
 class Keeping:

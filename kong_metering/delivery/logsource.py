@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from kong_metering.delivery.source import Entry
 
 if TYPE_CHECKING:
+    from kong_metering.eventlog.format import Mark
+    from kong_metering.eventlog.log import Damage
     from kong_metering.spool.directory import HeldLog
-    from kong_metering.spool.format import Mark
-    from kong_metering.spool.log import Damage
 
 # What is kept in memory of unread events, at most: as much as Kong's queue keeps by default. To read them back from
 # disk costs 1.4 µs each.

@@ -22,11 +22,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery import batching
 from kong_metering.delivery.delivering import Delivering
 from kong_metering.delivery.succession import StepGate
 from kong_metering.log import LOGGER, cause_of, printable
 from kong_metering.reasons import Dropped
+from kong_metering.trial import batching
 from kong_metering.trial.decisions import Pause, Rules, Send
 from kong_metering.trial.outcome import Failed, Outcome
 from kong_metering.urls import without_credentials

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import MemoryBacklog
-from kong_metering.delivery.batching import ADAPTIVE_BATCH
 from kong_metering.delivery.precedence import Configuration, Precedence
 from kong_metering.delivery.queue import EventQueue
 from kong_metering.delivery.spooled import SpooledBacklog
@@ -29,6 +28,7 @@ from kong_metering.log import LOGGER, cause_of, trouble
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.trial import outcome as outcomes
+from kong_metering.trial.batching import ADAPTIVE_BATCH
 from kong_metering.trial.outcome import Delivered
 from kong_metering.urls import without_credentials
 

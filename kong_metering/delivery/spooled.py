@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from kong_metering.delivery import batching
 from kong_metering.delivery.burials import Burials
 from kong_metering.delivery.delivering import Sending, by_source, noted
 from kong_metering.delivery.keeping import Keeping
@@ -22,6 +21,7 @@ from kong_metering.delivery.writing import Writing
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import cause_of
 from kong_metering.reasons import Buried, Dropped
+from kong_metering.trial import batching
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kong_metering.delivery.account import QueueAccount
     from kong_metering.delivery.burials import LetterBox
     from kong_metering.delivery.source import Entry, MemorySource, Source
-    from kong_metering.spool.format import Mark
+    from kong_metering.eventlog.format import Mark
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.options import SpoolOptions
     from kong_metering.upkeep.holdings import Holdings

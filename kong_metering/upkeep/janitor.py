@@ -31,12 +31,12 @@ from kong_metering.upkeep.takeovers import Takeovers
 
 if TYPE_CHECKING:
     from kong_metering.delivery.spooled import Shared, SpooledBacklog
+    from kong_metering.eventlog.log import Damage
     from kong_metering.inbox.pouring import Pouring
     from kong_metering.ingest.connections import Connections
     from kong_metering.spool.accepted import Acceptances
     from kong_metering.spool.directory import Adoption, HeldLog
     from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.log import Damage
     from kong_metering.stats import Stats
     from kong_metering.upkeep.retention import BoundedLog
     from kong_metering.upkeep.writer import Writer

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
+    from kong_metering.eventlog.files import Unsynced
     from kong_metering.ingest.connections import Connections
-    from kong_metering.spool.files import Unsynced
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.options import SpoolOptions
     from kong_metering.stats import Stats

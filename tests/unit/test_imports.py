@@ -11,7 +11,7 @@ import kong_metering
 ROOT = Path(kong_metering.__file__).parent
 
 # No threads, no I/O and no clock in these: values in, decisions out.
-PURE = ("trial/*.py", "reasons.py", "delivery/batching.py", "delivery/precedence.py", "spool/format.py")
+PURE = ("trial/*.py", "reasons.py", "delivery/precedence.py", "eventlog/format.py")
 # Of `logging` they take the names of the levels.
 HARMLESS = {
     "__future__", "bisect", "collections", "collections.abc", "dataclasses", "enum", "functools", "itertools",

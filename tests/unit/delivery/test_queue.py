@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kong_metering.config import Queue
-from kong_metering.delivery.batching import MAX_EVENT_BYTES
 from kong_metering.stats import Snapshot
+from kong_metering.trial.batching import MAX_EVENT_BYTES
 from kong_metering.trial.decisions import UNLIMITED_IN_FLIGHT
 from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.trial.trial import REACH

@@ -28,11 +28,11 @@ from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.logsource import LogSource
 from kong_metering.delivery.registry import Delivery
 from kong_metering.delivery.spooled import Shared, SpooledBacklog
+from kong_metering.eventlog.log import EventLog
 from kong_metering.ingest.client import IngestClient
 from kong_metering.ingest.connections import Connections
 from kong_metering.reasons import Buried
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
-from kong_metering.spool.log import EventLog
 from kong_metering.spool.options import SpoolOptions, Sync
 from kong_metering.stats import Stats
 from kong_metering.trial.outcome import Delivered, Outcome, Rejected
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from kong_metering.delivery.burials import LetterBox
     from kong_metering.delivery.delivering import Sending
     from kong_metering.delivery.source import Entry
+    from kong_metering.eventlog.format import StoredEvent
     from kong_metering.spool.deadletters import DeadLetter
-    from kong_metering.spool.format import StoredEvent
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.upkeep.holdings import Holdings
     from tests.unit.delivery.conftest import ProcessMaker

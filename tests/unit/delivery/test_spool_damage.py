@@ -15,7 +15,7 @@ from kong_metering.spool.directory import survey
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import IDENTITY, REFUSED, FakeEndpoint, letters, on_disk, take_all
-from tests.unit.spool.helpers import overwrite
+from tests.unit.eventlog.helpers import overwrite
 
 if TYPE_CHECKING:
     from tests.support.loglines import LogLines

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kong_metering.delivery.batching import MAX_EVENT_BYTES
 from kong_metering.stats import Snapshot
+from kong_metering.trial.batching import MAX_EVENT_BYTES
 from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (

@@ -13,8 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from kong_metering.spool import files
-from kong_metering.spool.format import (
+from kong_metering.eventlog import files
+from kong_metering.eventlog.format import (
     MAX_MARKS,
     POSITION_BYTES,
     Mark,
@@ -25,7 +25,7 @@ from kong_metering.spool.format import (
 )
 
 if TYPE_CHECKING:
-    from kong_metering.spool.damage import Patience
+    from kong_metering.eventlog.damage import Patience
 
 
 class Settled(NamedTuple):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kong_metering.config import Queue
-from kong_metering.delivery import batching
-from kong_metering.delivery.batching import MAX_EVENT_BYTES, Thresholds
+from kong_metering.trial import batching
+from kong_metering.trial.batching import MAX_EVENT_BYTES, Thresholds
 
 
 @pytest.mark.parametrize(

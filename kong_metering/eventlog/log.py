@@ -36,13 +36,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kong_metering.spool.appending import Appender
-from kong_metering.spool.damage import DAMAGED, Damage, DamageKeeper, DamageKind, Patience
-from kong_metering.spool.files import Allowance, Unsynced
-from kong_metering.spool.format import Mark, Position, StoredEvent
-from kong_metering.spool.position import Marks, PositionFile
-from kong_metering.spool.reading import Reader
-from kong_metering.spool.recovery import Recovery
+from kong_metering.eventlog.appending import Appender
+from kong_metering.eventlog.damage import DAMAGED, Damage, DamageKeeper, DamageKind, Patience
+from kong_metering.eventlog.files import Allowance, Unsynced
+from kong_metering.eventlog.format import Mark, Position, StoredEvent
+from kong_metering.eventlog.position import Marks, PositionFile
+from kong_metering.eventlog.reading import Reader
+from kong_metering.eventlog.recovery import Recovery
 
 __all__ = ["DAMAGED", "POSITION", "SEGMENT_BYTES", "Damage", "DamageKind", "EventLog"]
 

@@ -16,10 +16,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kong_metering.spool import files
+from kong_metering.eventlog import files
 
 if TYPE_CHECKING:
-    from kong_metering.spool.segment import Segment
+    from kong_metering.eventlog.segment import Segment
 
 DAMAGED = "damaged"
 PATIENCE_SECONDS = 60.0
