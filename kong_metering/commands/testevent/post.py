@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from kong_metering.config import parse_config
-from kong_metering.delivery.ingest import Endpoint, IngestClient
-from kong_metering.delivery.outcome import Delivered, Failed
+from kong_metering.ingest.client import Endpoint, IngestClient
+from kong_metering.trial.outcome import Delivered, Failed
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock

@@ -16,7 +16,7 @@ from kong_metering.commands.main import program
 from kong_metering.commands.testevent.advice import advice_for
 from kong_metering.commands.testevent.post import Answer
 from kong_metering.events import EVENT_FIELDS
-from tests.unit.delivery.ingest_server import Exchange, IngestServer, Reaction, answer, broken_off, running
+from tests.unit.ingest.ingest_server import Exchange, IngestServer, Reaction, answer, broken_off, running
 
 TOKEN = {"KONG_METERING_API_TOKEN": "s3cr3t-t0ken"}
 
