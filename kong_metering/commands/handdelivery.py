@@ -146,6 +146,10 @@ class HeldEvents:
         for source, marks in sending.notes:
             source.unmark(marks)
 
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Never called: what cannot be noted ends it."""
+        raise AssertionError(f"{len(entries)} events given back")
+
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let events go that need not wait any longer; give how many were there still."""
         return sum(source.settle(run) for source, run in by_source(entries))

@@ -43,6 +43,10 @@ class Stock(Protocol):
         """Note that the endpoint surely has none of them."""
         ...
 
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Have events read again that may not be sent yet."""
+        ...
+
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let events go that need not wait any longer; give how many were there still (who ended has the others)."""
         ...
@@ -120,6 +124,10 @@ class Delivering:
             with self._lock:
                 self._trial.withdraw(part, sending.stale)
             self._stock.reject(sending.stale, Buried.AMBIGUOUS, sending.why_stale)
+        if sending.held:
+            with self._lock:
+                self._trial.withdraw(part, sending.held)
+            self._stock.give_back(sending.held)
         if not sending.fresh:
             return
         outcome = post([entry.event for entry in sending.fresh])

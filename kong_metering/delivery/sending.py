@@ -12,17 +12,22 @@ if TYPE_CHECKING:
     from kong_metering.delivery.source import Entry, Source
     from kong_metering.spool.format import Mark
 
-MarkSent = Callable[["Source", list["Entry"]], Sequence["Mark"]]
+# Returns the new marks; None when the source holds its events back.
+MarkSent = Callable[["Source", list["Entry"]], Sequence["Mark"] | None]
 
 
 @dataclass(frozen=True)
 class Sending:
-    """Events that are about to go out: those that may, those that may not any more, and the sources' notes of it."""
+    """Events that are about to go out: those that may, those that may not any more, and the sources' notes of it.
+
+    `held`: those that may not yet, because the disk does not take the note.
+    """
 
     fresh: list[Entry]
     stale: list[Entry]
     why_stale: str = ""
     notes: Sequence[tuple[Source, Sequence[Mark]]] = ()
+    held: Sequence[Entry] = ()
 
 
 def noted(entries: Sequence[Entry], now_ms: int, dedupe_window: float, mark_sent: MarkSent) -> Sending:
@@ -35,7 +40,16 @@ def noted(entries: Sequence[Entry], now_ms: int, dedupe_window: float, mark_sent
     stale = [each for source, run in by_source(entries) for each in source.sent_before(run, too_old_ms)]
     fresh = [entry for entry in entries if entry not in stale] if stale else list(entries)
     why_stale = f"sent more than {dedupe_window / 3600:g} hours ago without an answer, and may have arrived"
-    return Sending(fresh, stale, why_stale, [(source, mark_sent(source, run)) for source, run in by_source(fresh)])
+    notes: list[tuple[Source, Sequence[Mark]]] = []
+    held: list[Entry] = []
+    for source, run in by_source(fresh):
+        marks = mark_sent(source, run)
+        if marks is None:
+            held += run
+        else:
+            notes.append((source, marks))
+    fresh = [entry for entry in fresh if entry not in held] if held else fresh
+    return Sending(fresh, stale, why_stale, notes, held)
 
 
 def by_source(entries: Sequence[Entry]) -> list[tuple[Source, list[Entry]]]:

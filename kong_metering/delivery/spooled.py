@@ -170,6 +170,9 @@ class SpooledBacklog:
             return
         before, self.disk = self.disk, Disk.WRITING
         try:
+            if self._own is not None and self._own.unread_on_disk:
+                # What is held back there comes before what memory has, in a log of its own.
+                self.let_go()
             own = self._own or self._open_own()
             self._memory.spill(own, self._clock.wall_ms(), self._clock.monotonic())
             own.rest_appending()
@@ -213,7 +216,7 @@ class SpooledBacklog:
     def _open_own(self) -> LogSource:
         held = self._holdings.own_log(self.identity)
         self._intake.log_opened(held.directory)
-        self._own = LogSource(held, syncs_each_write=self._options.syncs_each_write)
+        self._own = LogSource(held, self._options)
         return self._own
 
     def _refuse(self, events: Sequence[bytes], error: Exception) -> None:
@@ -240,7 +243,8 @@ class SpooledBacklog:
             return (*self._adopted, self._own) if self._own else self._adopted
 
     def _sources(self) -> tuple[LogSource | MemorySource, ...]:
-        return (*self._logs(), self._memory) if self.disk is Disk.REFUSES else self._logs()
+        logs = tuple(log for log in self._logs() if not log.is_held)
+        return (*logs, self._memory) if self.disk is Disk.REFUSES else logs
 
     @property
     def unread(self) -> int:
@@ -289,12 +293,17 @@ class SpooledBacklog:
             entries, now_ms, self._options.dedupe_window, lambda source, run: self._marked(source, run, now_ms)
         )
 
-    def _marked(self, source: Source, entries: list[Entry], now_ms: int) -> Sequence[Mark]:
+    def _marked(self, source: Source, entries: list[Entry], now_ms: int) -> Sequence[Mark] | None:
         try:
             return source.mark_sent(entries, now_ms)
         except OSError as error:
-            self._say_position(error)
-            return []
+            self._say_held(error)
+            return None
+
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Have events read again that may not be sent yet."""
+        for source, run in by_source(entries):
+            source.give_back(run)
 
     def did_not_arrive(self, sending: Sending) -> None:
         """Take the note of a sending back: the endpoint surely has none of its events."""
@@ -318,6 +327,16 @@ class SpooledBacklog:
     def _say_position(self, error: OSError) -> None:
         # The price is paid by those who come after a crash: events are sent once more, with the same ids.
         self._account.say("position", f"what is delivered cannot be written down: {cause_of(error)}")
+
+    def _say_held(self, error: OSError) -> None:
+        # Whoever found them after a crash would take them for events that nobody has sent, however long ago that was.
+        message = f"{self.held_back} events on disk are not sent, until it can be noted there that they were"
+        self._account.say("held", f"{message}: {cause_of(error)}")
+
+    @property
+    def held_back(self) -> int:
+        """How many events on disk may not be sent now, because the disk does not take the note."""
+        return sum(log.waiting for log in self._logs() if log.is_held)
 
     def reject(self, entries: Sequence[Entry], reason: Buried, words: str) -> None:
         """Make dead letters of events that will not be delivered."""
@@ -450,10 +469,23 @@ class SpooledBacklog:
         return own is None or own.held.directory.is_dir()
 
     def try_again(self) -> None:
-        """Try again to read, and to write dead letters."""
+        """Try again to read, to save positions, and to write dead letters."""
         self._burials.try_again()
+        for log in self._logs():
+            if log.is_unsaved:
+                self._save_again(log)
         if self._cannot_be_read:
             self._cannot_be_read = False
+            self._on_ready()
+
+    def _save_again(self, log: LogSource) -> None:
+        was_held = log.is_held
+        try:
+            log.save_again()
+        except OSError as error:
+            self._say_held(error) if was_held else self._say_position(error)
+            return
+        if was_held:
             self._on_ready()
 
     # -- the end ------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class Janitor:
         self._stats = stats
         self._connections = connections
         self._acceptances = acceptances
-        self._takeovers = Takeovers(shared.holdings, syncs_each_write=shared.options.syncs_each_write)
+        self._takeovers = Takeovers(shared.holdings, shared.options)
         self._round_seconds = round_seconds
         self._lock = threading.Lock()
         self._backlogs: dict[str, SpooledBacklog] = {}
@@ -301,7 +301,7 @@ class Janitor:
         found: list[tuple[float, LogSource]] = []
         for held in held_logs:
             try:
-                log = LogSource(held, syncs_each_write=self._options.syncs_each_write)
+                log = LogSource(held, self._options)
                 found.append((log.oldest_ms() or float("inf"), log))
             except DISK_ERRORS as error:
                 message = f"events in {held.directory} cannot be read, for now: {cause_of(error)}"
