@@ -85,6 +85,9 @@ class Account:
             self._noted.add(kind)
             self._note(shown(message[0].upper() + message[1:]))
 
+    def say_recovery(self, seconds: float) -> None:
+        """Tell nothing: the count goes on."""
+
 
 class HeldEvents:
     """The events of one queue, in the logs that this process holds."""

@@ -6,6 +6,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from kong_metering.delivery.outages import told
 from kong_metering.log import LOGGER, trouble
 
 if TYPE_CHECKING:
@@ -64,6 +65,11 @@ class QueueAccount:
     def say(self, kind: str, message: str, level: int = logging.ERROR) -> None:
         """Log a trouble, or its end; the same kind is summarised when it repeats."""
         LOGGER.log(level, "queue %s: %s", self.name, message, extra=trouble(f"{kind}:{self.name}"))
+
+    def say_recovery(self, seconds: float) -> None:
+        """Say that the endpoint takes events again, after it took none for so long, and how many wait."""
+        message = f"the endpoint works again after {told(seconds)}; {self.waiting:,} events waited"
+        self.say("works again", message, logging.WARNING)
 
     def _count(self, events: int) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.delivery.decisions import Answered, Send, Take
+from kong_metering.delivery.outages import Outage
 from kong_metering.delivery.outcome import Delivered, Outcome, surely_did_not_arrive
 from kong_metering.delivery.trial import Trial
 from kong_metering.stats import Buried
@@ -71,6 +72,10 @@ class Account(Protocol):
         """Say what goes wrong, or that it works again."""
         ...
 
+    def say_recovery(self, seconds: float) -> None:
+        """Say that the endpoint works again, after it took nothing for so long."""
+        ...
+
 
 class Delivering:
     """The delivery of one queue's events to one endpoint."""
@@ -81,6 +86,7 @@ class Delivering:
         self._account = account
         self._lock = threading.Lock()
         self._trial: Trial[Entry] = Trial(rules, clock.monotonic())
+        self._outage = Outage()
 
     @property
     def lined_up(self) -> int:
@@ -135,9 +141,21 @@ class Delivering:
             self._account.say(f"note:{outcome.note}", outcome.note, logging.WARNING)
         if surely_did_not_arrive(outcome):
             self._stock.did_not_arrive(sending)
+        now = self._clock.monotonic()
         with self._lock:
-            answered = self._trial.answer(part, outcome, self._clock.monotonic())
+            lasted = self._outage_over(part, outcome, now)
+            answered = self._trial.answer(part, outcome, now)
+        if lasted is not None:
+            self._account.say_recovery(lasted)
         self._carry_out(answered)
+
+    def _outage_over(self, part: Part[Entry], outcome: Outcome, now: float) -> float | None:
+        """Return for how long nothing got through, if this has; what one event under suspicion does is no sign."""
+        if isinstance(outcome, Delivered):
+            return self._outage.works(now)
+        if part.suspicion is None:
+            self._outage.fails(now)
+        return None
 
     def _carry_out(self, answered: Answered[Entry]) -> None:
         for note in answered.notes:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 from kong_metering.delivery import batching
 from kong_metering.delivery.burials import Burials
 from kong_metering.delivery.logsource import LogSource
+from kong_metering.delivery.outages import Outage, told
 from kong_metering.delivery.sending import Sending, by_source, noted
 from kong_metering.delivery.source import Entry, MemorySource, Source
 from kong_metering.errors import DISK_ERRORS, SpoolError
@@ -118,6 +119,10 @@ class SpooledBacklog:
         self._adopted: tuple[LogSource, ...] = ()
         self._own: LogSource | None = None
         self._memory = MemorySource()
+        # The disk takes no events, and how many went to memory meanwhile; it takes no notes, and so events are held.
+        self._unwritable = Outage()
+        self._remembered = 0
+        self._unnotable = Outage()
         # Whether what dead processes left was looked for: it goes before what is accepted here.
         self.has_begun = False
         self._cannot_be_read = False
@@ -222,10 +227,12 @@ class SpooledBacklog:
     def _refuse(self, events: Sequence[bytes], error: Exception) -> None:
         words = str(error) if isinstance(error, SpoolError) else cause_of(error)
         self._account.say("spool", f"EVENTS CANNOT BE WRITTEN TO DISK and wait in memory, for now: {words}")
+        self._unwritable.fails(self._clock.monotonic())
         self._remember(events)
         self.disk = Disk.REFUSES
 
     def _remember(self, events: Sequence[bytes]) -> None:
+        self._remembered += len(events)
         self._memory.add(events, self._clock.monotonic())
         max_bytes = min(self._settings.max_bytes or _MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES)
         if forgotten := self._memory.forget_oldest(self._settings.max_entries, max_bytes):
@@ -234,7 +241,10 @@ class SpooledBacklog:
     def _note_that_it_works(self, before: Disk) -> None:
         self.disk = Disk.WORKS
         if before is Disk.REFUSES:
-            self._account.say("spool works", "events are written to disk again", logging.WARNING)
+            lasted = self._unwritable.works(self._clock.monotonic()) or 0.0
+            went, self._remembered = self._remembered, 0
+            message = f"events are written to disk again after {told(lasted)}; {went:,} went to memory meanwhile"
+            self._account.say("spool works", message, logging.WARNING)
 
     # -- the couriers' ------------------------------------------------------------------------------------------------
 
@@ -330,7 +340,8 @@ class SpooledBacklog:
 
     def _say_held(self, error: OSError) -> None:
         # Whoever found them after a crash would take them for events that nobody has sent, however long ago that was.
-        message = f"{self.held_back} events on disk are not sent, until it can be noted there that they were"
+        self._unnotable.fails(self._clock.monotonic())
+        message = f"{self.held_back:,} events on disk are not sent, until it can be noted there that they were"
         self._account.say("held", f"{message}: {cause_of(error)}")
 
     @property
@@ -479,13 +490,17 @@ class SpooledBacklog:
             self._on_ready()
 
     def _save_again(self, log: LogSource) -> None:
-        was_held = log.is_held
+        was_held, waiting = log.is_held, log.waiting
         try:
             log.save_again()
         except OSError as error:
             self._say_held(error) if was_held else self._say_position(error)
             return
         if was_held:
+            lasted = self._unnotable.works(self._clock.monotonic())
+            if lasted is not None:
+                message = f"the disk takes notes again after {told(lasted)}; {waiting:,} events waited for that"
+                self._account.say("held over", message, logging.WARNING)
             self._on_ready()
 
     # -- the end ------------------------------------------------------------------------------------------------------

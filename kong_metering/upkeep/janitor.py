@@ -22,6 +22,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from kong_metering.delivery.logsource import LogSource
+from kong_metering.delivery.outages import told
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.upkeep.freelogs import FreeLog, FreeLogsReport
@@ -91,6 +92,8 @@ class Janitor:
         self._bounds_at = self._clock.monotonic()
         self._free_logs_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
         self._report = FreeLogsReport()
+        # The write that hangs: when it began.
+        self._hangs_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="metering janitor", daemon=True)
 
     def start(self) -> None:
@@ -313,8 +316,17 @@ class Janitor:
         self.order_spills()
         for backlog in self.backlogs():
             guarded(backlog.try_again)
+        self._look_at_writer()
+
+    def _look_at_writer(self) -> None:
+        """Say that the disk hangs, and when it goes on."""
         since = self._writer.writing_since
+        if self._hangs_since is not None and since != self._hangs_since:
+            lasted = told(self._clock.monotonic() - self._hangs_since)
+            LOGGER.warning("the disk works again after it hung for %s", lasted, extra=trouble("disk works"))
+            self._hangs_since = None
         if since is not None and self._clock.monotonic() - since > _HANGING_SECONDS:
+            self._hangs_since = since
             LOGGER.error(
                 "the disk hangs: a write has taken %.0f s by now; events wait in memory meanwhile",
                 self._clock.monotonic() - since,

@@ -151,6 +151,7 @@ def test_nothing_is_sent_from_memory_while_a_write_may_still_complete(
         disk.go_on()
         assert it.process.settle() == Snapshot(accepted=201, delivered=201 - full, dropped={"queue_full": full})
     assert it.endpoint.delivered == [b"first", *events[: 200 - full]]
+    wait_until(lambda: log.with_text("the disk works again after it hung for 6 s"), "its end is said")
 
 
 # -- memory is bounded -------------------------------------------------------------------------------------------------

@@ -295,7 +295,9 @@ def test_events_on_disk_that_cannot_be_read_for_a_while_wait(process: ProcessMak
 
 
 @pytest.mark.parametrize("outcome", [DOWN, REFUSED], ids=["503", "refused"])
-def test_a_position_that_a_full_disk_does_not_take_holds_nothing(process: ProcessMaker, log: LogLines, outcome: Any) -> None:
+def test_a_position_that_a_full_disk_does_not_take_holds_nothing(
+    process: ProcessMaker, log: LogLines, outcome: Any
+) -> None:
     it = process().open(max_batch_size=5)
     it.put_on_disk(b"first")
     it.process.settle()

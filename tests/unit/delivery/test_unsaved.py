@@ -64,8 +64,9 @@ def test_what_cannot_be_noted_waits_until_it_can_be(
 def test_on_a_read_only_disk_for_longer_than_the_window_nothing_is_sent_twice_or_lost(
     process: ProcessMaker, root: Path
 ) -> None:
-    patient = {"initial_retry_delay": 1000, "max_retry_delay": 1000, "max_retry_time": -1}
-    it = process(dedupe_window=100.0).open(down(), max_batch_size=10, **patient)
+    it = process(dedupe_window=100.0).open(
+        down(), max_batch_size=10, initial_retry_delay=1000, max_retry_delay=1000, max_retry_time=-1
+    )
     it.put_on_disk(*numbered(200))
     it.endpoint.wait_for_request()
     it.process.wait_for_rest()
@@ -136,7 +137,7 @@ def test_what_is_held_back_is_neither_lost_nor_doubled_when_memory_is_written_be
     assert sorted(it.endpoint.delivered) == sorted([b"first", *numbered(40)])
 
 
-def test_what_is_held_back_at_the_end_is_left_for_the_next_process(process: ProcessMaker, root: Path) -> None:
+def test_what_is_held_back_at_the_end_is_left_for_the_next_process(process: ProcessMaker) -> None:
     it = process().open(max_batch_size=5)
     it.put_on_disk(b"first")
     it.process.settle()
