@@ -33,7 +33,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kong_metering.spool.allowance import Allowance
@@ -279,6 +280,10 @@ class EventLog:
         """Forget marks that `mark_ambiguous` gave: their events did not arrive."""
         for mark in marks:
             self._marks.remove(mark)
+
+    def correct_marks(self, as_now: Callable[[int], int]) -> None:
+        """Have the times of the marks be by the clock as it is set now; on disk with the next position that is."""
+        self._marks = Marks([replace(mark, time_ms=as_now(mark.time_ms)) for mark in self._marks.all()])
 
     @property
     def marks(self) -> tuple[Mark, ...]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from kong_metering.spool.directory import Adoption, HeldLog
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.log import Damage
+    from kong_metering.spool.times import SpoolTimes
     from kong_metering.stats import Stats
     from kong_metering.upkeep.retention import BoundedLog
     from kong_metering.upkeep.writer import Writer
@@ -67,6 +68,7 @@ class Janitor:
         stats: Stats,
         connections: Connections,
         acceptances: Acceptances,
+        times: SpoolTimes,
         round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._root = shared.options.directory
@@ -78,6 +80,7 @@ class Janitor:
         self._stats = stats
         self._connections = connections
         self._acceptances = acceptances
+        self._times = times
         self._takeovers = Takeovers(shared.holdings, shared.options)
         self._round_seconds = round_seconds
         self._lock = threading.Lock()
@@ -351,8 +354,9 @@ class Janitor:
         try:
             ours = [log for backlog in self.backlogs() for log in backlog.bounded_logs()]
             logs: list[BoundedLog] = [*free, *ours]
-            # By the clock that shows less: when it was set, what was accepted between would look older than it is.
-            keep_age(logs, int(min(self._clock.now_ms(), self._clock.wall_ms()) - self._options.max_age * 1000))
+            clock = self._times.look()
+            if clock.is_steady:
+                keep_age(logs, clock.older_than_ms(self._options.max_age))
             keep_bytes(logs, excess)
             if is_due:
                 self._free_logs_at = now + _FREE_LOGS_SECONDS

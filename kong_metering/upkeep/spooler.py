@@ -21,6 +21,7 @@ from kong_metering.inbox.pouring import Pouring
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.letterbox import LetterBox
 from kong_metering.spool.options import Sync
+from kong_metering.spool.times import SpoolTimes
 from kong_metering.upkeep.guard import guarded
 from kong_metering.upkeep.holdings import Holdings
 from kong_metering.upkeep.janitor import ROUND_SECONDS, Janitor
@@ -53,7 +54,8 @@ class Spooler:
         janitor_round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._options = options
-        self._holdings = Holdings(options.directory)
+        times = SpoolTimes(options.directory, clock)
+        self._holdings = Holdings(options.directory, times)
         bell = Bell()
         place = Place(options.inbox_directory, options.directory) if options.inbox_directory else None
         self._inbox = self._opened(place, bell)
@@ -71,6 +73,7 @@ class Spooler:
             stats=stats,
             connections=connections,
             acceptances=self.acceptances,
+            times=times,
             round_seconds=janitor_round_seconds,
         )
         self._syncer = Syncer(self._unsynced)

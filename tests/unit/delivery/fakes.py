@@ -396,6 +396,9 @@ class SteeredClock:
     def monotonic(self) -> float:
         return time.monotonic() + self._passed
 
+    def since_boot(self) -> float:
+        return self.monotonic()
+
     def wall(self) -> float:
         return time.time() + self._passed + self._wall_set_by
 
