@@ -135,7 +135,7 @@ def _say_account(runtime: Runtime) -> None:
     account = runtime.stats.snapshot()
     LOGGER.info(
         "ended: process %d, %d events accepted, %d adopted, %d delivered, %d left on disk, dead letters %s, "
-        "dropped %s; requests without an event %s",
+        "dropped %s; requests without an event %s%s",
         os.getpid(),
         account.accepted,
         account.adopted,
@@ -144,4 +144,5 @@ def _say_account(runtime: Runtime) -> None:
         account.dead_letters or "none",
         account.dropped or "none",
         account.skipped or "none",
+        f"; {account.dead_letters_dropped} dead letters dropped for newer ones" if account.dead_letters_dropped else "",
     )

@@ -92,6 +92,7 @@ class SpoolStatus:
     queues: tuple[QueueStatus, ...]
     dead_letter_bytes: int
     dead_letter_problem: str | None
+    dead_letters_dropped: int
     damaged_files: int
     damaged_bytes: int
 
@@ -138,7 +139,16 @@ def spool_status(place: Place, now_ms: int) -> SpoolStatus:
         problem = str(error)
     damaged = _sizes(damaged_files(root))
     shown = tuple(queue for queue in queues.values() if queue.unwritten or queue.dead_letters or queue.logs)
-    return SpoolStatus(root, now_ms, shown, dead_letters.bytes_on_disk, problem, len(damaged), sum(damaged))
+    return SpoolStatus(
+        root=root,
+        now_ms=now_ms,
+        queues=shown,
+        dead_letter_bytes=dead_letters.bytes_on_disk,
+        dead_letter_problem=problem,
+        dead_letters_dropped=dead_letters.dropped_ever,
+        damaged_files=len(damaged),
+        damaged_bytes=sum(damaged),
+    )
 
 
 def _key(identity: QueueIdentity) -> tuple[str, str]:
@@ -185,6 +195,9 @@ def _print(found: SpoolStatus) -> None:
     out.print()
     if found.dead_letter_problem:
         out.print(cell(f"dead letters cannot be read: {found.dead_letter_problem}", "red"))
+    if found.dead_letters_dropped:
+        told = f"{words.letters(found.dead_letters_dropped)} dropped so far, the oldest, to make room for newer ones"
+        out.print(cell(told, "red"))
     if found.damaged_files:
         told = f"{words.files(found.damaged_files)}, {words.size(found.damaged_bytes)}: bytes that nobody could read"
         out.print(cell(told, "yellow"))
@@ -273,6 +286,7 @@ def _as_json(found: SpoolStatus) -> dict[str, Any]:
             "count": sum(queue.dead_letters.total() for queue in found.queues),
             "bytes": found.dead_letter_bytes,
             "problem": found.dead_letter_problem,
+            "dropped": found.dead_letters_dropped,
         },
         "damaged": {"files": found.damaged_files, "bytes": found.damaged_bytes},
     }

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
     from kong_metering.spool.options import SpoolOptions
     from kong_metering.spool.unsynced import Unsynced
+    from kong_metering.stats import Stats
 
 
 class LetterBox:
     """Where the queues of a process put their dead letters."""
 
-    def __init__(self, options: SpoolOptions, clock: EpochClock) -> None:
+    def __init__(self, options: SpoolOptions, clock: EpochClock, stats: Stats) -> None:
         self._letters = DeadLetters(options.directory / DEAD_LETTERS, max_bytes=options.max_bytes // 4)
         self._syncs_each_write = options.syncs_each_write
         self._clock = clock
+        self._stats = stats
         self._lock = threading.Lock()
 
     def keep(self, letters: Sequence[DeadLetter]) -> None:
@@ -36,6 +38,7 @@ class LetterBox:
                 self._letters.unsynced().sync()
             dropped, self._letters.dropped = self._letters.dropped, 0
         if dropped:
+            self._stats.drop_letters(dropped)
             LOGGER.error(
                 "%d dead letters, the oldest, were dropped to make room for new ones",
                 dropped,

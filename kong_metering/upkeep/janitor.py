@@ -177,6 +177,7 @@ class Janitor:
             self._retire_released,
             self._retire_settled,
             self._pour,
+            self._acceptances.learn,
             self._takeovers.carry_on,
             self._take_over,
             self._try_again,

@@ -62,7 +62,7 @@ class Spooler:
         self._writer = Writer(self._inbox, bell, clock)
         epoch = EpochClock(clock)
         self.acceptances = Acceptances(options.directory)
-        self._shared = Shared(self._holdings, LetterBox(options, epoch), options, epoch)
+        self._shared = Shared(self._holdings, LetterBox(options, epoch, stats), options, epoch)
         self._numbers = itertools.count(1)
         self._number_of: dict[SpooledBacklog, int] = {}
         pouring = Pouring(place, options.directory, epoch.wall_ms) if place else None

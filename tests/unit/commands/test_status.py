@@ -9,6 +9,7 @@ from zlib import crc32
 
 import pytest
 
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import FILES, QueueIdentity
 from tests.unit.commands.helpers import (
@@ -119,6 +120,16 @@ def test_damaged_files_are_counted(root: Path) -> None:
     leave_damaged_file(root)
     assert run_json(root, "status")["damaged"]["files"] == 1
     assert "1 damaged file" in run(root, "status").stdout
+
+
+def test_dead_letters_that_were_dropped_are_told(root: Path) -> None:
+    dead_letters(root, *[letter("rejected", event(n)) for n in range(3)])
+    bounded = DeadLetters(root / DEAD_LETTERS, max_bytes=1, segment_bytes=1)
+    bounded.add([letter("rejected", event(3))], NOW)
+    bounded.add([letter("rejected", event(4))], NOW)
+    assert "4 dead letters dropped so far, the oldest, to make room for newer ones" in run(root, "status").stdout
+    found = run_json(root, "status")["dead_letters"]
+    assert (found["count"], found["dropped"]) == (1, 4)
 
 
 def test_hostile_names_do_not_reach_the_terminal(root: Path) -> None:
