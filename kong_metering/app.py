@@ -127,6 +127,7 @@ def _figures(runtime: Runtime) -> dict[str, Any]:
         **asdict(account),
         "waiting": account.waiting,
         "queues": runtime.delivery.waiting(),
+        "held_back": runtime.delivery.held_back(),
         "waiting_for_instances": runtime.delivery.waiting_for_instances(),
     }
 

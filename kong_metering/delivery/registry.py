@@ -275,6 +275,15 @@ class Delivery:
                 waiting[opened.queue.name] += opened.queue.waiting
         return dict(waiting)
 
+    def held_back(self) -> dict[str, int]:
+        """Tell by queue how many events on disk may not be sent, because the disk does not take the note of it."""
+        held: Counter[str] = Counter()
+        with self._lock:
+            for opened in self._all():
+                if isinstance(opened.backlog, SpooledBacklog):
+                    held[opened.queue.name] += opened.backlog.held_back
+        return dict(+held)
+
     def waiting_for_instances(self) -> dict[str, int]:
         """Tell how many events waited on disk, within the last minute, until an instance opens their queue."""
         return {} if self._spooler is None else self._spooler.waiting_for_instances()
