@@ -34,6 +34,7 @@ from kong_metering.commands.output import confirmed, note, say, tell
 from kong_metering.commands.sharedmemory import pour
 from kong_metering.errors import KongMeteringError
 from kong_metering.quantities import Duration
+from kong_metering.spool.damage import ABOUT
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.log import DAMAGED
 from kong_metering.spool.times import SpoolTimes
@@ -226,6 +227,7 @@ def _remove_files(root: Path, paths: Iterable[Path]) -> int:
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
+            path.with_name(path.name + ABOUT).unlink(missing_ok=True)
             removed += 1
     _remove_remains(root / DAMAGED)
     return removed

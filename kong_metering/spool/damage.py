@@ -1,8 +1,16 @@
-"""What of a log cannot be read: told once, and its bytes kept in `damaged/`, which is made when there are some."""
+"""What of a log cannot be read: told once, and its bytes kept in `damaged/`, which is made when there are some.
+
+LOG/damaged/00...01.seg         a segment that the disk did not give, or without a good event
+LOG/damaged/00...01.seg.json    what was known of it: up to which number its events were settled, and its marks
+LOG/damaged/00...01-OFFSET.bytes   a stretch of a segment
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,9 +19,11 @@ from typing import TYPE_CHECKING
 from kong_metering.spool import files
 
 if TYPE_CHECKING:
+    from kong_metering.spool.format import Mark
     from kong_metering.spool.segment import Segment
 
 DAMAGED = "damaged"
+ABOUT = ".json"
 
 
 class DamageKind(str, Enum):
@@ -46,8 +56,10 @@ class Damage:
 class DamageKeeper:
     """Keeps the damaged bytes of one log, and what is to be told of them; beside a view nothing is kept."""
 
-    def __init__(self, directory: Path, *, is_view: bool) -> None:
+    def __init__(self, directory: Path, marks: Callable[[], tuple[Mark, ...]], *, is_view: bool) -> None:
+        """Keep them in this log's directory; `marks` gives the log's of the moment."""
         self.is_view = is_view
+        self._marks = marks
         self._directory = directory
         self._found: list[Damage] = []
 
@@ -60,8 +72,11 @@ class DamageKeeper:
         taken, self._found = self._found, []
         return taken
 
-    def move(self, segment: Segment) -> Path | None:
-        """Keep a whole file, which leaves the log with that; None when that cannot be."""
+    def move(self, segment: Segment, settled: int) -> Path | None:
+        """Keep a whole file, which leaves the log with that; None when that cannot be.
+
+        Its events up to `settled` are not lost.
+        """
         if self.is_view:
             return None
         target = self._directory / DAMAGED / segment.path.name
@@ -70,7 +85,14 @@ class DamageKeeper:
             segment.path.replace(target)
         except OSError:
             return None
+        # Without it nobody takes the events back in unasked.
+        with contextlib.suppress(OSError):
+            files.write_file(target.with_name(target.name + ABOUT), self._about(settled))
         return target
+
+    def _about(self, settled: int) -> bytes:
+        marks = [[mark.first, mark.last, mark.time_ms] for mark in self._marks()]
+        return json.dumps({"settled": settled, "marks": marks}).encode("ascii")
 
     def copy(self, segment: Segment, offset: int, data: bytes) -> Path | None:
         """Keep these bytes of a segment; None when that cannot be, or there are none."""

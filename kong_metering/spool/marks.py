@@ -5,7 +5,8 @@ Pure. Ranges of sequence numbers that do not overlap, in order, `MAX_MARKS` at m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from kong_metering.spool.format import MAX_MARKS, Mark
@@ -48,6 +49,10 @@ class Marks:
     def remove(self, gone: Mark) -> None:
         """Take the marks off the numbers that this one covers."""
         self._marks = [part for mark in self._marks for part in _without(mark, gone)]
+
+    def correct(self, as_now: Callable[[int], int]) -> None:
+        """Have the times be what this makes of them."""
+        self._marks = [replace(mark, time_ms=as_now(mark.time_ms)) for mark in self._marks]
 
     def forget_up_to(self, sequence: int) -> None:
         """Take the marks off all numbers up to this one."""
