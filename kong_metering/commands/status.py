@@ -20,12 +20,13 @@ from kong_metering.commands.filters import UNKNOWN, Filters, reasons_told
 from kong_metering.commands.logs import SeenLog, damaged_files, seen_logs
 from kong_metering.commands.options import Place, json_option, place_options, taking
 from kong_metering.commands.output import cell, console, say
-from kong_metering.commands.sharedmemory import unwritten
+from kong_metering.commands.sharedmemory import strays, unwritten
 from kong_metering.errors import SpoolFormatError
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
+    from kong_metering.inbox.strays import Stray
     from kong_metering.spool.identity import QueueIdentity
 
 
@@ -95,6 +96,7 @@ class SpoolStatus:
     dead_letters_dropped: int
     damaged_files: int
     damaged_bytes: int
+    strays: tuple[Stray, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,7 @@ def spool_status(place: Place, now_ms: int) -> SpoolStatus:
         dead_letters_dropped=dead_letters.dropped_ever,
         damaged_files=len(damaged),
         damaged_bytes=sum(damaged),
+        strays=tuple(strays(place)),
     )
 
 
@@ -200,6 +203,9 @@ def _print(found: SpoolStatus) -> None:
         out.print(cell(told, "red"))
     if found.damaged_files:
         told = f"{words.files(found.damaged_files)}, {words.size(found.damaged_bytes)}: bytes that nobody could read"
+        out.print(cell(told, "yellow"))
+    for stray in found.strays:
+        told = f"{words.events(stray.events)} of another spool, whose servers do not run, in {stray.directory}"
         out.print(cell(told, "yellow"))
     out.print(cell(_totals(found)))
 
@@ -289,6 +295,7 @@ def _as_json(found: SpoolStatus) -> dict[str, Any]:
             "dropped": found.dead_letters_dropped,
         },
         "damaged": {"files": found.damaged_files, "bytes": found.damaged_bytes},
+        "strays": [{"directory": str(stray.directory), "events": stray.events} for stray in found.strays],
     }
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from kong_metering.delivery.logsource import LogSource
 from kong_metering.delivery.outages import told
 from kong_metering.errors import DISK_ERRORS
-from kong_metering.log import LOGGER, cause_of, printable, trouble
+from kong_metering.log import LOGGER, Once, cause_of, printable, trouble
 from kong_metering.upkeep.freelogs import FreeLog, FreeLogsReport
 from kong_metering.upkeep.guard import guarded
 from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
@@ -95,6 +95,8 @@ class Janitor:
         self._bounds_at = self._clock.monotonic()
         self._free_logs_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
         self._report = FreeLogsReport()
+        self._strays_at = self._clock.monotonic()
+        self._told = Once()
         # The write that hangs: when it began.
         self._hangs_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="metering janitor", daemon=True)
@@ -177,6 +179,7 @@ class Janitor:
             self._retire_released,
             self._retire_settled,
             self._pour,
+            self._tidy_strays,
             self._acceptances.learn,
             self._takeovers.carry_on,
             self._take_over,
@@ -232,6 +235,20 @@ class Janitor:
                 unpoured.reason,
                 extra=trouble(f"unpoured:{unpoured.path}"),
             )
+
+    def _tidy_strays(self) -> None:
+        """Clear up what is left in shared memory of spools that were replaced; say what holds events."""
+        if self._pouring is None or self._clock.monotonic() < self._strays_at:
+            return
+        self._strays_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
+        for stray in self._pouring.strays():
+            if self._told.is_first(str(stray.directory)):
+                LOGGER.warning(
+                    "%s holds %d events of killed servers of another spool, which was replaced or whose servers do not "
+                    "run: they stay there for them (`kong-metering spool status` shows it)",
+                    stray.directory,
+                    stray.events,
+                )
 
     def _take_over(self) -> None:
         with self._lock:

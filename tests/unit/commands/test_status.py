@@ -20,6 +20,7 @@ from tests.unit.commands.helpers import (
     dead_letters,
     event,
     holder,
+    killed_before_it_wrote,
     leave_damaged_file,
     letter,
     run,
@@ -130,6 +131,15 @@ def test_dead_letters_that_were_dropped_are_told(root: Path) -> None:
     assert "4 dead letters dropped so far, the oldest, to make room for newer ones" in run(root, "status").stdout
     found = run_json(root, "status")["dead_letters"]
     assert (found["count"], found["dropped"]) == (1, 4)
+
+
+def test_shared_memory_of_a_spool_that_was_replaced_is_told(root: Path) -> None:
+    killed_before_it_wrote(root, 3)
+    root.rename(root.with_name("before"))
+    SpoolDirectory(root)
+    (found,) = run_json(root, "status")["strays"]
+    assert found["events"] == 3
+    assert "3 events of another spool, whose servers do not run" in " ".join(run(root, "status").stdout.split())
 
 
 def test_hostile_names_do_not_reach_the_terminal(root: Path) -> None:
