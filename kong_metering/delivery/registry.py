@@ -31,6 +31,7 @@ from kong_metering.delivery.spooled import SpooledBacklog
 from kong_metering.log import LOGGER, cause_of, trouble
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.identity import QueueIdentity
+from kong_metering.upkeep.guard import within
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from kong_metering.upkeep.spooler import Spooler
 
 
+# How long the disk may take over the end, besides the time for sending: the supervisor kills after three seconds more.
+_LETTING_GO_SECONDS = 2.5
 _LATE = "an older configuration came late, the newer one goes on"
 
 
@@ -252,20 +255,25 @@ class Delivery:
         deadline = self._clock.monotonic() + timeout
         self.begin_close()
         if self._spooler is not None:
-            self._spooler.flush(timeout)
+            self._spooler.flush(deadline)
         with self._lock:
             closing = self._all()
             self._forget(closing)
         for opened in closing:
             opened.queue.close(deadline)
+        if not within(_LETTING_GO_SECONDS, partial(self._end, closing)):
+            LOGGER.error("the disk hangs: what was not written down of the end is left to the next process")
+        self._couriers.close(max(0.0, deadline - self._clock.monotonic()))
+        self._connections.close()
+
+    def _end(self, closing: list[_Open]) -> None:
+        """Account for what is left, and let go of all that is on disk."""
         is_written = self._spooler is None or self._spooler.end()
         for opened in closing:
             opened.queue.end(is_written=is_written)
             self._let_go(opened)
         if self._spooler is not None:
             self._spooler.close()
-        self._couriers.close(max(0.0, deadline - self._clock.monotonic()))
-        self._connections.close()
 
     def waiting(self) -> dict[str, int]:
         """Tell how many events wait, by the name of their queue: after a change of the endpoint two have the same."""

@@ -18,11 +18,12 @@ from kong_metering.errors import StartupError
 from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.place import Place
 from kong_metering.inbox.pouring import Pouring
+from kong_metering.log import LOGGER
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.letterbox import LetterBox
 from kong_metering.spool.options import Sync
 from kong_metering.spool.times import SpoolTimes
-from kong_metering.upkeep.guard import guarded
+from kong_metering.upkeep.guard import guarded, within
 from kong_metering.upkeep.holdings import Holdings
 from kong_metering.upkeep.janitor import ROUND_SECONDS, Janitor
 from kong_metering.upkeep.syncer import Syncer
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from kong_metering.stats import Stats
 
 _ENDING_SECONDS = 1.0
+# Nobody is served before: a disk that takes longer hangs.
+_OPENING_SECONDS = 5.0
 
 
 class Spooler:
@@ -54,6 +57,7 @@ class Spooler:
         janitor_round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._options = options
+        self._clock = clock
         times = SpoolTimes(options.directory, clock)
         self._holdings = Holdings(options.directory, times)
         bell = Bell()
@@ -82,8 +86,16 @@ class Spooler:
         """Open the inbox in shared memory, which belongs to the spool's directory; else in our own."""
         if place is None:
             return Inbox.in_memory(bell.ring)
-        guarded(self._holdings.make)
-        return Inbox.open(place, bell.ring)
+        opened: list[Inbox] = []
+
+        def open_it() -> None:
+            guarded(self._holdings.make)
+            opened.append(Inbox.open(place, bell.ring))
+
+        if not within(_OPENING_SECONDS, open_it) or not opened:
+            LOGGER.error("the disk hangs: a plugin server that is killed will lose the events of its last moments")
+            return Inbox.in_memory(bell.ring)
+        return opened[0]
 
     def start(self) -> None:
         """Begin to write; raises `StartupError` when that cannot be."""
@@ -131,11 +143,11 @@ class Spooler:
         """Tell how many events waited on disk, within the last minute, for queues that are not open here."""
         return self._janitor.waiting_for_instances()
 
-    def flush(self, timeout: float) -> None:
-        """Have what is in the inbox written, and what dead processes left adopted, `timeout` seconds at most."""
+    def flush(self, deadline: float) -> None:
+        """Have what is in the inbox written, and what dead processes left adopted, until `deadline` (monotonic)."""
         self._janitor.order_spills()
-        self._writer.flush(timeout)
-        self._janitor.look_for_others(timeout)
+        self._writer.flush(max(0.0, deadline - self._clock.monotonic()))
+        self._janitor.look_for_others(max(0.0, deadline - self._clock.monotonic()))
 
     def end(self) -> bool:
         """Write no more; False if the disk hangs, and events are left in the inbox."""

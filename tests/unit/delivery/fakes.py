@@ -477,7 +477,7 @@ class Process:
         deadline = self.clock.monotonic() + seconds
         for it in self.queues:
             it.queue.begin_close()
-        self.spooler.flush(20)
+        self.spooler.flush(self.clock.monotonic() + 20)
         for it in self.queues:
             it.queue.close(deadline)
         has_ended = self.spooler.end()
@@ -540,7 +540,7 @@ class SpooledQueue:
         """Close this queue alone."""
         if not self.is_ended:
             self.queue.begin_close()
-            self.process.spooler.flush(20)
+            self.process.spooler.flush(self.process.clock.monotonic() + 20)
             self.queue.close(self.process.clock.monotonic() + seconds)
             self.end()
 
