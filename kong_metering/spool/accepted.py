@@ -3,8 +3,8 @@
 What waits at an endpoint that never accepted an event of its plugin entity was configured wrong, so that a corrected
 URL may take it over; what waits at one that did stays with it, whoever looks, after a power cut too.
 
-A spool without that directory is one of a version that did not note it: who finds it so notes the queues whose logs
-show that something was settled (`learn`), and makes the directory.
+A spool without `ROOT/accepted/learned` is one of a version that did not note it: who finds it so notes the queues whose
+logs show that something was settled (`learn`), and makes that file.
 
 Contract: any thread may call. `note` waits for the disk, once for each key and process. Without a root, what is noted
 ends with the process.
@@ -24,6 +24,7 @@ from kong_metering.spool.patience import Patience
 from kong_metering.spool.position import PositionFile
 
 ACCEPTED = "accepted"
+_LEARNED = "learned"
 
 
 class Acceptances:
@@ -43,14 +44,14 @@ class Acceptances:
         """
         if self._has_learned or self._root is None or self._directory is None or not self._root.is_dir():
             return
-        if not self._directory.is_dir():
+        if not (self._directory / _LEARNED).exists():
             for found in survey(self._root):
                 if found.identity is not None and _has_settled(found.directory):
                     self._noted.add(found.identity.key)
         with contextlib.suppress(OSError):
             for key in tuple(self._noted):
                 self.note(key)
-            files.make_directory(self._directory)
+            self._write(self._directory, _LEARNED)
             self._has_learned = True
 
     def note(self, key: str) -> None:

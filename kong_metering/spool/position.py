@@ -2,11 +2,12 @@
 
 Contract: one thread at a time. The file's space is taken when it is made, so that it can be written on a full disk. A
 write that is cut short leaves the position of the write before; a file that cannot be made is tried again at each save.
-One that the disk does not give any more counts as lost, and is made anew.
+One that the disk does not give any more counts as lost, and is made anew; so is one that takes no write.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ from kong_metering.spool.format import POSITION_BYTES, Position, decode_position
 
 if TYPE_CHECKING:
     from kong_metering.spool.patience import Patience
+
+
+# What says nothing about this file in particular.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class PositionFile:
@@ -55,11 +60,19 @@ class PositionFile:
         if self._is_lost:
             self.path.unlink(missing_ok=True)
             self._is_lost = False
-        if self._descriptor is None:
-            self._descriptor = _preallocated(self.path)
-            self._was_made = True
         turn = self._turn + 1
-        files.write_at(self._descriptor, encode_slot(position, turn), slot_offset(turn))
+        slot, offset = encode_slot(position, turn), slot_offset(turn)
+        try:
+            if self._descriptor is None:
+                self._descriptor = _preallocated(self.path)
+            files.write_at(self._descriptor, slot, offset)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise
+            # It may be this file alone.
+            self.close()
+            files.write_file(self.path, bytes(offset) + slot.ljust(POSITION_BYTES - offset, b"\0"))
+        self._was_made = True
         self._turn = turn
 
     def close(self) -> None:
