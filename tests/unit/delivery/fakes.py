@@ -568,7 +568,7 @@ def letters(root: Path) -> list[StoredLetter]:
 def crashed(root: Path) -> Path:
     """Give a copy of a spool that is in use: what is left of it when all of its processes die at this moment."""
     copy = root.with_name(f"{root.name}-crashed")
-    shutil.copytree(root, copy)
+    shutil.copytree(root, copy, ignore=shutil.ignore_patterns("*.new"))
     return copy
 
 
