@@ -23,11 +23,9 @@ from kong_metering.commands.logs import damaged_files
 from kong_metering.commands.options import Place, json_option, place_options, taking, yes_option
 from kong_metering.commands.output import confirmed, note, say, tell
 from kong_metering.errors import SpoolFormatError
-from kong_metering.spool import files
-from kong_metering.spool.damage import ABOUT
-from kong_metering.spool.deadletters import DEAD_LETTERS
-from kong_metering.spool.directory import SpoolDirectory
-from kong_metering.spool.format import (
+from kong_metering.eventlog import files
+from kong_metering.eventlog.damage import ABOUT
+from kong_metering.eventlog.format import (
     EVENT,
     SEGMENT_HEADER_BYTES,
     Mark,
@@ -36,6 +34,8 @@ from kong_metering.spool.format import (
     next_record,
     segment_first,
 )
+from kong_metering.spool.deadletters import DEAD_LETTERS
+from kong_metering.spool.directory import SpoolDirectory
 from kong_metering.spool.identity import load_identity
 
 if TYPE_CHECKING:

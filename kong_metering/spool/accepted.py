@@ -17,11 +17,11 @@ import os
 from pathlib import Path
 
 from kong_metering.errors import SpoolFormatError
-from kong_metering.spool import files
+from kong_metering.eventlog import files
+from kong_metering.eventlog.damage import Patience
+from kong_metering.eventlog.log import POSITION
+from kong_metering.eventlog.position import PositionFile
 from kong_metering.spool.directory import survey
-from kong_metering.spool.log import POSITION
-from kong_metering.spool.patience import Patience
-from kong_metering.spool.position import PositionFile
 
 ACCEPTED = "accepted"
 _LEARNED = "learned"

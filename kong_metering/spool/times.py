@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.spool import files, locks
+from kong_metering.eventlog import files
+from kong_metering.spool import locks
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from kong_metering.commands.logs import damaged_files
+from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.directory import SpoolDirectory, survey
-from kong_metering.spool.log import EventLog
 from tests.unit.commands.helpers import NOW, OTHER, QUEUE, damage, event, events_of, run, run_json, waiting
-from tests.unit.spool.helpers import segments
-from tests.unit.spool.test_disk_errors import bad_sector
+from tests.unit.eventlog.helpers import segments
+from tests.unit.eventlog.test_disk_errors import bad_sector
 
 
 def set_aside(root: Path, *, delivered: int = 0, marked: int = 0, when_opened: bool = False) -> Path:

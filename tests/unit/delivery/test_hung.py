@@ -7,23 +7,27 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
 
 from kong_metering.clock import SystemClock
 from kong_metering.config import Entity, PluginConfig
-from kong_metering.delivery.connections import Connections
 from kong_metering.delivery.couriers import Couriers
-from kong_metering.delivery.ingest import IngestClient
 from kong_metering.delivery.registry import Delivery
+from kong_metering.ingest.client import IngestClient
+from kong_metering.ingest.connections import Connections
 from kong_metering.spool.options import SpoolOptions
 from kong_metering.stats import Stats
 from kong_metering.upkeep import spooler as spoolers
 from kong_metering.upkeep.spooler import Spooler
 from tests.support.waiting import wait_until
-from tests.unit.delivery.fakes import LogLines, on_disk
-from tests.unit.delivery.ingest_server import IngestServer, answer
+from tests.unit.delivery.fakes import on_disk
+from tests.unit.ingest.ingest_server import IngestServer, answer
+
+if TYPE_CHECKING:
+    from tests.support.loglines import LogLines
 
 ONE = Entity("11111111-one", "one")
 pytestmark = pytest.mark.usefixtures("log")

@@ -9,9 +9,10 @@ import pytest
 
 from kong_metering.delivery.outages import Outage, told
 from tests.support.waiting import wait_until
-from tests.unit.delivery.fakes import DOWN, Choking, FakeEndpoint, LogLines, broken_disk, down, numbered, take_all
+from tests.unit.delivery.fakes import DOWN, Choking, FakeEndpoint, broken_disk, down, numbered, take_all
 
 if TYPE_CHECKING:
+    from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker, RigMaker
     from tests.unit.delivery.fakes import SteeredClock
 

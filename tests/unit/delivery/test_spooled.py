@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kong_metering.delivery.batching import MAX_EVENT_BYTES
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.stats import Snapshot
+from kong_metering.trial.batching import MAX_EVENT_BYTES
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     BUSY,
@@ -18,7 +18,6 @@ from tests.unit.delivery.fakes import (
     REFUSED,
     UNAUTHORIZED,
     FakeEndpoint,
-    LogLines,
     Refusing,
     letters,
     numbered,
@@ -26,6 +25,7 @@ from tests.unit.delivery.fakes import (
 )
 
 if TYPE_CHECKING:
+    from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
 
 

@@ -12,12 +12,11 @@ from unittest import mock
 
 import pytest
 
-from kong_metering.delivery.outcome import Delivered
 from kong_metering.stats import Snapshot
+from kong_metering.trial.outcome import Delivered
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     DOWN,
-    LogLines,
     broken_disk,
     crashed,
     down,
@@ -28,6 +27,7 @@ from tests.unit.delivery.fakes import (
 )
 
 if TYPE_CHECKING:
+    from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
 
 HELD = "events on disk are not sent, until it can be noted there that they were"
@@ -37,7 +37,7 @@ HELD = "events on disk are not sent, until it can be noted there that they were"
 def unsaved(error: int) -> Iterator[None]:
     """Let no position be saved."""
     broken = OSError(error, os.strerror(error))
-    with mock.patch("kong_metering.spool.position.PositionFile.save", side_effect=broken):
+    with mock.patch("kong_metering.eventlog.position.PositionFile.save", side_effect=broken):
         yield
 
 
