@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from kong_metering.spool.options import SpoolOptions
 
 PHASES = ("access", "log")
+# How long the disk may take over the end of a server: the supervisor kills it three seconds after `stop_timeout`.
+_DISK_TIMEOUT_SECONDS = 2.5
 # Each server counts what waits on disk in the one spool.
 _ALIKE = ("waiting_for_instances",)
 
@@ -108,7 +110,7 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
     try:
         serve(dispatcher, station, hooks)
     finally:
-        runtime.delivery.close(delivery.stop_timeout)
+        runtime.delivery.close(delivery.stop_timeout, _DISK_TIMEOUT_SECONDS)
         dispatcher.close()
         log.repeats.flush()
     _say_account(runtime)

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from kong_metering.upkeep.spooler import Spooler
 
 
-# How long the disk may take over the end, besides the time for sending: the supervisor kills after three seconds more.
-_LETTING_GO_SECONDS = 2.5
 _LATE = "an older configuration came late, the newer one goes on"
 
 
@@ -161,8 +159,11 @@ class Delivery:
         for queue in queues:
             queue.begin_close()
 
-    def close(self, timeout: float) -> None:
-        """Send what waits in all queues, each batch once, for `timeout` seconds at most; account for the rest."""
+    def close(self, timeout: float, disk_timeout: float = 30.0) -> None:
+        """Send what waits in all queues, each batch once, for `timeout` seconds at most; account for the rest.
+
+        A disk that takes longer than `disk_timeout` seconds over that hangs: the next process does it then.
+        """
         deadline = self._clock.monotonic() + timeout
         self.begin_close()
         if self._spooler is not None:
@@ -172,7 +173,7 @@ class Delivery:
             self._queues.forget(closing)
         for opened in closing:
             opened.queue.close(deadline)
-        if not within(_LETTING_GO_SECONDS, partial(self._end, closing)):
+        if not within(disk_timeout, partial(self._end, closing)):
             LOGGER.error("the disk hangs: what was not written down of the end is left to the next process")
         self._couriers.close(max(0.0, deadline - self._clock.monotonic()))
         self._connections.close()

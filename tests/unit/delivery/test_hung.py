@@ -109,7 +109,7 @@ def test_the_end_comes_though_the_disk_hangs_and_the_next_process_has_all(
     assert disk.is_waited_for.wait(20)
     for number in range(100, 200):
         queue.put(b"%d" % number)
-    first.close(0.1)
+    first.close(0.1, 0.5)
     assert log.with_text("the disk hangs: what was not written down of the end is left to the next process")
     disk.go_on()
     wait_until(lambda: not any(each.name == "metering end" for each in threading.enumerate()), "it lets go")
