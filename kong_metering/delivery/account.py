@@ -76,7 +76,8 @@ class QueueAccount:
 
     def say_recovery(self, seconds: float) -> None:
         """Say that the endpoint takes events again, after it took none for so long, and how many wait."""
-        message = f"the endpoint works again after {told(seconds)}; {self.waiting:,} events waited"
+        events = "event" if self.waiting == 1 else "events"
+        message = f"the endpoint works again after {told(seconds)}; {self.waiting:,} {events} waited"
         self.say("works again", message, logging.WARNING)
 
     def _count(self, events: int) -> None:
