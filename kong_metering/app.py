@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kong_metering import PLUGIN_NAME
+from kong_metering import PLUGIN_NAME, __version__
 from kong_metering.host.dispatch import Dispatcher, Limits
 from kong_metering.host.figures import Figures
 from kong_metering.host.instances import PluginDefinition
@@ -82,7 +82,7 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
         spool=delivery.spool,
         adaptive_batch=delivery.adaptive_batch,
     )
-    figures = Figures(station, lambda: _figures(runtime), alike=_ALIKE)
+    figures = Figures(station, lambda: _figures(runtime), lambda: _details(runtime, delivery), alike=_ALIKE)
     definition = _definition(runtime, figures.told)
     dispatcher = Dispatcher(definition, clock=runtime.clock, limits=limits)
     load = Load(runtime.clock)
@@ -118,7 +118,10 @@ def _definition(runtime: Runtime, status: Callable[[], Mapping[str, Any]]) -> Pl
     def create(config: Mapping[str, Any]) -> Plugin:
         return Plugin(config, runtime)
 
-    return PluginDefinition(PLUGIN_NAME, PHASES, create, plugin_information(), status)
+    def observe(phase: str, seconds: float) -> None:
+        runtime.timings.phase(phase).observe(seconds)
+
+    return PluginDefinition(PLUGIN_NAME, PHASES, create, plugin_information(), status, observe)
 
 
 def _figures(runtime: Runtime) -> dict[str, Any]:
@@ -128,6 +131,18 @@ def _figures(runtime: Runtime) -> dict[str, Any]:
         "waiting": account.waiting,
         "queues": runtime.delivery.waiting(),
         "waiting_for_instances": runtime.delivery.waiting_for_instances(),
+    }
+
+
+def _details(runtime: Runtime, delivery: DeliveryOptions) -> dict[str, Any]:
+    """Return what is told of each server by itself: its plugin entities, queues and times."""
+    spool = delivery.spool
+    return {
+        "version": __version__,
+        "plugins": runtime.requests.told(),
+        "queue_details": runtime.delivery.told(),
+        "timings": runtime.timings.told(),
+        "spool": None if spool is None else {"directory": str(spool.directory), "max_bytes": spool.max_bytes},
     }
 
 

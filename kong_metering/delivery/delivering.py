@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kong_metering.stats import Buried
 from kong_metering.trial.decisions import Answered, Send, Take
@@ -76,7 +76,22 @@ class Delivering:
         self._clock = clock
         self._account = account
         self._lock = threading.Lock()
+        # How many requests were for events that had failed before.
+        self._retries = 0
         self._trial: Trial[Entry] = Trial(rules, clock.monotonic())
+
+    def told(self) -> dict[str, Any]:
+        """Return how it stands with the endpoint, and when the oldest event in hand was accepted (epoch, ms)."""
+        with self._lock:
+            now, trial = self._clock.monotonic(), self._trial
+            pause = trial.free_at - now
+            return {
+                "condition": trial.condition.value,
+                "next_try_in_seconds": round(pause, 3) if pause > 0 else 0,
+                "suspects": trial.suspects,
+                "retries": self._retries,
+                "oldest_in_hand_ms": next((entry.accepted_ms for entry in trial.unsettled()), None),
+            }
 
     @property
     def lined_up(self) -> int:
@@ -100,6 +115,8 @@ class Delivering:
         """
         with self._lock:
             decision = self._trial.next(self._clock.monotonic(), ready)
+            if isinstance(decision, Send) and (decision.part.failures or decision.part.is_searched):
+                self._retries += 1
         if isinstance(decision, Send):
             self._send(decision.part, post)
         elif isinstance(decision, Take):

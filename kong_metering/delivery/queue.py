@@ -19,15 +19,18 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kong_metering.delivery import batching
 from kong_metering.delivery.delivering import Delivering
 from kong_metering.log import LOGGER, cause_of, printable
+from kong_metering.measures import Histogram
 from kong_metering.stats import Dropped
+from kong_metering.trial import outcome as outcomes
 from kong_metering.trial.decisions import Pause, Rules, Send
-from kong_metering.trial.outcome import Failed, Outcome
+from kong_metering.trial.outcome import Delivered, Failed, Outcome
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
@@ -66,6 +69,7 @@ class EventQueue:
         connections: Connections,
         arrays: Arrays,
         adaptive_batch: int = 1,
+        post_times: Histogram | None = None,
         on_answer: Callable[[Endpoint, Outcome], None] = lambda _endpoint, _outcome: None,
     ) -> None:
         """Put it together; `on_answer` is called on a courier's thread, without a lock, after each request.
@@ -81,10 +85,16 @@ class EventQueue:
         self._connections = connections
         self._arrays = arrays
         self._most_adaptive = adaptive_batch
+        self._post_times = post_times or Histogram()
         self._on_answer = on_answer
         self._go_by(settings)
         # When its last request was begun.
         self._sent_at = -math.inf
+        # Requests by what came of them; when the last one was answered 2xx, and why the last one failed (wall clock).
+        self._requests: Counter[str] = Counter()
+        self._delivered_at: float | None = None
+        self._failed_at: float | None = None
+        self._failure = ""
         self._delivering = Delivering(self._rules, backlog, clock=clock, account=account)
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
         self._wants_more = True
@@ -103,6 +113,27 @@ class EventQueue:
     def waiting(self) -> int:
         """How many events are in the queue, those on their way included."""
         return self._account.waiting
+
+    def told(self) -> dict[str, Any]:
+        """Return the queue's figures: its account, how it stands with the endpoint, its requests; times are epoch."""
+        delivering = self._delivering.told()
+        in_hand_ms = delivering.pop("oldest_in_hand_ms")
+        oldest_at = self._backlog.oldest_at() if self.waiting else None
+        wall, monotonic = self._clock.wall(), self._clock.monotonic()
+        ages = [wall - in_hand_ms / 1000] if in_hand_ms else []
+        ages += [monotonic - oldest_at] if oldest_at is not None else []
+        with self._counting:
+            failure = {"at": self._failed_at, "reason": self._failure} if self._failure else None
+            return {
+                "endpoint": without_credentials(self._endpoint.url),
+                **self._account.told(),
+                **delivering,
+                "oldest_seconds": round(max(ages), 3) if ages and self.waiting else 0,
+                "requests": dict(self._requests),
+                "delivered_at": self._delivered_at,
+                "last_failure": failure,
+                "disk": self._backlog.disk_state,
+            }
 
     @property
     def origin(self) -> str:
@@ -301,6 +332,8 @@ class EventQueue:
         self._sent_at = self._clock.monotonic()
         endpoint = self._endpoint
         outcome = self._posted(events, endpoint)
+        self._post_times.observe(self._clock.monotonic() - self._sent_at)
+        self._note(outcome)
         if self._arrays.note(endpoint.url, events, outcome):
             LOGGER.warning(
                 "%s takes no arrays, only single events: from now on each event is sent alone",
@@ -308,6 +341,15 @@ class EventQueue:
             )
         self._on_answer(endpoint, outcome)
         return outcome
+
+    def _note(self, outcome: Outcome) -> None:
+        now = self._clock.wall()
+        with self._counting:
+            self._requests[outcomes.kind_of(outcome)] += 1
+            if isinstance(outcome, Delivered):
+                self._delivered_at = now
+            else:
+                self._failed_at, self._failure = now, outcome.reason
 
     def _posted(self, events: Sequence[bytes], endpoint: Endpoint) -> Outcome:
         try:

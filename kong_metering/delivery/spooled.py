@@ -125,6 +125,11 @@ class SpooledBacklog:
         # Whose all is that was here, and what still comes out of the inbox.
         self._heir: SpooledBacklog | None = None
 
+    @property
+    def disk_state(self) -> str:
+        """The state of the disk in a word."""
+        return self.disk.value
+
     def on_ready(self, callback: Callable[[], None]) -> None:
         """Have this called when there is more to read."""
         self._on_ready = callback

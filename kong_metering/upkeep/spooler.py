@@ -18,6 +18,7 @@ from kong_metering.errors import StartupError
 from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.place import Place
 from kong_metering.inbox.pouring import Pouring
+from kong_metering.measures import Timings
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.letterbox import LetterBox
 from kong_metering.spool.options import Sync
@@ -43,21 +44,23 @@ _ENDING_SECONDS = 1.0
 class Spooler:
     """The spool of this process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         options: SpoolOptions,
         *,
         clock: Clock,
         stats: Stats,
         connections: Connections,
+        timings: Timings | None = None,
         janitor_round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._options = options
+        timings = timings or Timings()
         self._holdings = Holdings(options.directory)
         bell = Bell()
         place = Place(options.inbox_directory, options.directory) if options.inbox_directory else None
         self._inbox = self._opened(place, bell)
-        self._writer = Writer(self._inbox, bell, clock)
+        self._writer = Writer(self._inbox, bell, clock, timings.write)
         epoch = EpochClock(clock)
         self.acceptances = Acceptances(options.directory)
         self._shared = Shared(self._holdings, LetterBox(options, epoch), options, epoch)
@@ -73,7 +76,7 @@ class Spooler:
             acceptances=self.acceptances,
             round_seconds=janitor_round_seconds,
         )
-        self._syncer = Syncer(self._unsynced)
+        self._syncer = Syncer(self._unsynced, clock, timings.sync)
 
     def _opened(self, place: Place | None, bell: Bell) -> Inbox:
         """Open the inbox in shared memory, which belongs to the spool's directory; else in our own."""
