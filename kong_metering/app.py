@@ -17,12 +17,15 @@ from kong_metering.log import LOGGER, ProcessLog, Reminder
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
 from kong_metering.schema import plugin_info
+from kong_metering.watching.watcher import watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from kong_metering.host.board import Slot
     from kong_metering.host.opening import Opening
     from kong_metering.host.station import Station
+    from kong_metering.quantities import Listen
     from kong_metering.spool.options import SpoolOptions
 
 PHASES = ("access", "log")
@@ -59,19 +62,31 @@ class DeliveryOptions:
     adaptive_batch: int
 
 
+@dataclass(frozen=True)
+class ServerOptions:
+    """How servers serve and deliver; `metrics`: where those who watch are answered, None: nowhere."""
+
+    limits: Limits
+    delivery: DeliveryOptions
+    metrics: Listen | None = None
+
+
 def run(
     opening: Opening,
     supervisor: SupervisorOptions,
-    limits: Limits,
-    delivery: DeliveryOptions,
+    options: ServerOptions,
     log: ProcessLog,
 ) -> None:
     """Run the plugin server until it is told to end; raises `StartupError` if it cannot start."""
 
     def run_server(station: Station) -> None:
-        _run_server(station, limits, delivery, log)
+        _run_server(station, options.limits, options.delivery, log)
 
-    Supervisor(opening, supervisor, log, run_server).run()
+    def run_watcher(slots: Sequence[Slot], supervisor: int) -> None:
+        if options.metrics is not None:
+            watch(slots, options.metrics, supervisor)
+
+    Supervisor(opening, supervisor, log, run_server, run_watcher if options.metrics else None).run()
 
 
 def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log: ProcessLog) -> None:
@@ -111,6 +126,7 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
         runtime.delivery.close(delivery.stop_timeout)
         dispatcher.close()
         log.repeats.flush()
+        figures.publish()
     _say_account(runtime)
 
 
