@@ -64,7 +64,7 @@ def _opened(listen: Listen, watcher: Watcher) -> Web | None:
         LOGGER.error("metrics cannot be served at %s, for now: %s", listen, cause_of(error), extra=trouble("metrics"))
         return None
     threading.Thread(target=web.serve, name="metering web", daemon=True).start()
-    LOGGER.info("metrics at http://%s/metrics", listen)
+    LOGGER.info("metrics and status page at %s", web.address)
     return web
 
 

@@ -12,7 +12,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -48,12 +48,16 @@ class Web:
 
     def __init__(self, listen: Listen, pages: dict[str, Callable[[str | None], Answer]]) -> None:
         """Listen; raises `OSError` when that cannot be."""
+        self._listen = listen
         self._server = _Server(listen, pages)
 
     @property
-    def port(self) -> int:
-        """The port it listens at."""
-        return int(self._server.server_address[1]) if isinstance(self._server.server_address, tuple) else 0
+    def address(self) -> str:
+        """Where it listens, as a browser takes it where that can be."""
+        listen = self._listen
+        if listen.path is not None:
+            return str(listen)
+        return f"http://{replace(listen, port=self._server.server_port)}/"
 
     def serve(self) -> None:
         """Answer until `end` is called."""

@@ -87,7 +87,7 @@ def watched(*flags: str) -> Iterator[Watched]:
     server = PluginServerProcess(*flags)
     server.command += f" --metrics-listen unix:{server.prefix}/metrics.sock"
     with server:
-        server.wait_for_log("metrics at http://unix:")
+        server.wait_for_log("metrics and status page at unix:")
         yield Watched(server)
 
 
@@ -189,7 +189,7 @@ def test_an_address_that_is_taken_is_tried_again(ingest: IngestServer) -> None:
         KongClient(server.path).run_phases(instance, KongRequest(answers("acme")))
         ingest.wait_for_events(1)
     with server:
-        server.wait_for_log(f"metrics at http://127.0.0.1:{port}/metrics")
+        server.wait_for_log(f"metrics and status page at http://127.0.0.1:{port}/")
 
 
 def test_a_client_that_says_nothing_holds_nobody_up(ingest: IngestServer) -> None:
