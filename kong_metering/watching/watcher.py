@@ -100,7 +100,7 @@ class Watcher:
                     self._beats[index] = pid, beats, now
             if not self._minutes or now - self._minutes[-1][0] >= _MINUTE_SECONDS:
                 self._minutes.append((now, view))
-        if now - self._sized_at >= _SIZES_SECONDS:
+        if view.spool is not None and now - self._sized_at >= _SIZES_SECONDS:
             self._sized_at = now
             self._sizes = _sizes(view.spool)
 
@@ -167,10 +167,8 @@ def _delivered(view: View) -> Counter[str]:
     return delivered
 
 
-def _sizes(spool: Mapping[str, Any] | None) -> tuple[int | None, int | None, int | None]:
-    """Return the bytes of the spool, of its dead letters, and what its file system has left; None where not seen."""
-    if spool is None:
-        return None, None, None
+def _sizes(spool: Mapping[str, Any]) -> tuple[int, int, int | None]:
+    """Return the bytes of the spool, of its dead letters, and what its file system has left, None if it is not there."""
     root = Path(spool["directory"])
     free = None
     with contextlib.suppress(OSError):

@@ -85,8 +85,8 @@ def test_each_alert_is_tested_and_has_a_runbook() -> None:
 
 
 def test_what_alerts_and_dashboard_ask_for_is_there(metrics_port: int) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as response:
-        given = set(re.findall(r"^# TYPE (\S+)", response.read().decode(), re.MULTILINE))
+    wait_until(lambda: "kong_metering_spool_bytes" in given_metrics(metrics_port), "a look at the disk")
+    given = given_metrics(metrics_port)
     asked = {
         name
         for expression in (*queries(), *(rule["expr"] for rule in alerts()))
@@ -94,6 +94,11 @@ def test_what_alerts_and_dashboard_ask_for_is_there(metrics_port: int) -> None:
     } - {"kong_metering_endpoint_condition"}
     missing = {name for name in asked - _FOREIGN if name.removesuffix("_bucket") not in given}
     assert missing == set()
+
+
+def given_metrics(port: int) -> set[str]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        return set(re.findall(r"^# TYPE (\S+)", response.read().decode(), re.MULTILINE))
 
 
 @needs("prometheus")
