@@ -168,7 +168,7 @@ def _delivered(view: View) -> Counter[str]:
 
 
 def _sizes(spool: Mapping[str, Any]) -> tuple[int, int, int | None]:
-    """Return the bytes of the spool, of its dead letters, and what its file system has left, None if it is not there."""
+    """Return the bytes of the spool, of its dead letters, and what its file system has left (None: it is not there)."""
     root = Path(spool["directory"])
     free = None
     with contextlib.suppress(OSError):
