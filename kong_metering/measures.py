@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kong_metering.config import Entity
-    from kong_metering.stats import Skipped
+    from kong_metering.reasons import Skipped
 
 # Upper bounds of the times told apart, in seconds; what takes longer than the last is counted behind it.
 BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

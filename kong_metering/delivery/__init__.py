@@ -1,1 +1,1 @@
-"""The queues: where events wait, whose turn it is, which configuration rules, and who delivers."""
+"""The queues: where events wait, which configuration rules, and who delivers."""

@@ -19,18 +19,18 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from kong_metering.delivery import batching
 from kong_metering.delivery.delivering import Delivering
+from kong_metering.delivery.requests import RequestFigures
+from kong_metering.delivery.succession import StepGate
 from kong_metering.log import LOGGER, cause_of, printable
 from kong_metering.measures import Histogram
-from kong_metering.stats import Dropped
-from kong_metering.trial import outcome as outcomes
+from kong_metering.reasons import Dropped
+from kong_metering.trial import batching
 from kong_metering.trial.decisions import Pause, Rules, Send
-from kong_metering.trial.outcome import Delivered, Failed, Outcome
+from kong_metering.trial.outcome import Failed, Outcome
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
@@ -40,18 +40,11 @@ if TYPE_CHECKING:
     from kong_metering.delivery.backlog import Backlog
     from kong_metering.delivery.couriers import Couriers
     from kong_metering.delivery.source import Entry
+    from kong_metering.delivery.succession import Succession
     from kong_metering.ingest.arrays import Arrays
     from kong_metering.ingest.client import Endpoint
     from kong_metering.ingest.connections import Connections
     from kong_metering.trial.decisions import Decision
-
-
-class Succession(NamedTuple):
-    """How a queue hands over to another one: `is_off` tells whether it may not after all, `carry_out` moves events."""
-
-    heir: EventQueue
-    is_off: Callable[[], bool]
-    carry_out: Callable[[], None]
 
 
 class EventQueue:
@@ -85,27 +78,17 @@ class EventQueue:
         self._connections = connections
         self._arrays = arrays
         self._most_adaptive = adaptive_batch
-        self._post_times = post_times or Histogram()
         self._on_answer = on_answer
         self._go_by(settings)
         # When its last request was begun.
         self._sent_at = -math.inf
-        # Requests by what came of them; when the last one was answered 2xx, and why the last one failed (wall clock).
-        self._requests: Counter[str] = Counter()
-        self._delivered_at: float | None = None
-        self._failed_at: float | None = None
-        self._failure = ""
+        self._requests = RequestFigures(clock, post_times or Histogram())
         self._delivering = Delivering(self._rules, backlog, clock=clock, account=account)
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
         self._wants_more = True
-        # How many couriers are at it.
-        self._steps = 0
-        self._counting = threading.Lock()
+        self._gate = StepGate()
         self._is_closing = False
         self._has_ended = False
-        # Which queue all goes to, once no request is under way; and when it has gone there.
-        self._succession: Succession | None = None
-        self._moved_to: EventQueue | None = None
         self._is_done = threading.Event()
         backlog.on_ready(self.wake)
 
@@ -122,18 +105,14 @@ class EventQueue:
         wall, monotonic = self._clock.wall(), self._clock.monotonic()
         ages = [wall - in_hand_ms / 1000] if in_hand_ms else []
         ages += [monotonic - oldest_at] if oldest_at is not None else []
-        with self._counting:
-            failure = {"at": self._failed_at, "reason": self._failure} if self._failure else None
-            return {
-                "endpoint": without_credentials(self._endpoint.url),
-                **self._account.told(),
-                **delivering,
-                "oldest_seconds": round(max(ages), 3) if ages and self.waiting else 0,
-                "requests": dict(self._requests),
-                "delivered_at": self._delivered_at,
-                "last_failure": failure,
-                "disk": self._backlog.disk_state,
-            }
+        return {
+            "endpoint": without_credentials(self._endpoint.url),
+            **self._account.told(),
+            **delivering,
+            **self._requests.told(),
+            "oldest_seconds": round(max(ages), 3) if ages and self.waiting else 0,
+            "disk": self._backlog.disk_state,
+        }
 
     @property
     def origin(self) -> str:
@@ -147,8 +126,8 @@ class EventQueue:
 
     def put(self, event: bytes) -> None:
         """Take an event for delivery."""
-        if self._moved_to is not None:
-            self._moved_to.put(event)
+        if (heir := self._gate.moved_to) is not None:
+            heir.put(event)
             return
         self._account.accept()
         if self._has_ended:
@@ -176,24 +155,20 @@ class EventQueue:
         That is done when no request is under way any more, and not at all if one of them has shown that the endpoint
         accepts events.
         """
-        with self._counting:
-            if self._moved_to is None:
-                self._succession = succession
+        self._gate.shut(succession)
         self._call()
 
     def stay(self) -> bool:
         """Go on, if what waits was to be handed over; False when that is done already."""
-        with self._counting:
-            if self._moved_to is not None:
-                return False
-            self._succession = None
-        self._call()
-        return True
+        is_here = self._gate.open()
+        if is_here:
+            self._call()
+        return is_here
 
     @property
     def has_moved(self) -> bool:
         """Whether it has handed over to another queue."""
-        return self._moved_to is not None
+        return self._gate.moved_to is not None
 
     def begin_close(self) -> None:
         """Send what waits at once, each batch once."""
@@ -229,7 +204,8 @@ class EventQueue:
         self._is_single = self._arrays.are_refused_by(self._endpoint.url)
         self._settings = settings.model_copy(update={"max_batch_size": 1}) if self._is_single else settings
         self._adaptive_batch = 1 if self._is_single else self._most_adaptive
-        self._rules = Rules.of(self._settings, keeps=self._backlog.keeps, adaptive_batch=self._adaptive_batch)
+        batch_size = batching.batch_size(self._settings, self._adaptive_batch)
+        self._rules = Rules.of(self._settings, batch_size=batch_size, keeps=self._backlog.keeps)
 
     def _heed_arrays(self) -> None:
         """Send single events from now on if the endpoint has turned out to take no arrays, here or in another queue."""
@@ -265,7 +241,7 @@ class EventQueue:
     def step(self) -> float | None:
         """Do what is due, one request at most; tell when to come again (monotonic), None to wait for `wake`."""
         self._move()
-        while not self._has_ended and self._succession is None:
+        while not self._has_ended and not self._gate.is_shut:
             self._heed_arrays()
             self._wants_more = True
             due_in = self._due_in()
@@ -278,33 +254,26 @@ class EventQueue:
                 continue
             self._wants_more = ready == 0
             # The last one to have nothing to do: others may still settle what was answered.
-            if self._is_closing and decision.until is None and not self._steps:
+            if self._is_closing and decision.until is None and self._gate.is_empty:
                 self._is_done.set()
             times = [decision.until, now + due_in if due_in else None]
             return min((time for time in times if time is not None), default=None)
         return None
 
     def _stepped(self, ready: int) -> Decision[Entry]:
-        with self._counting:
-            if self._succession is not None:
-                return Pause(None)
-            self._steps += 1
+        if not self._gate.enter():
+            return Pause(None)
         try:
             return self._delivering.step(ready, self._post)
         finally:
-            with self._counting:
-                self._steps -= 1
-            self._go_on_leaving()
-
-    def _go_on_leaving(self) -> None:
-        if self._succession is not None:
-            self._couriers.wake(self, self._clock.monotonic())
+            self._gate.leave()
+            if self._gate.is_shut:
+                self._couriers.wake(self, self._clock.monotonic())
 
     def _move(self) -> None:
         """Hand over, if that is to be and no request is under way; none begins meanwhile."""
-        with self._counting:
-            succession = None if self._steps or self.has_moved else self._succession
-        if succession is None or not self._has_settled_on(succession, is_off=succession.is_off()):
+        succession = self._gate.due()
+        if succession is None or not self._gate.settle(succession, is_off=succession.is_off()):
             return
         LOGGER.info(
             "queue %s: %s never accepted an event; %d events that wait go to %s",
@@ -315,25 +284,13 @@ class EventQueue:
         )
         succession.carry_out()
 
-    def _has_settled_on(self, succession: Succession, *, is_off: bool) -> bool:
-        """Hand over from now on, or not; False too where that was decided otherwise meanwhile."""
-        with self._counting:
-            if self.has_moved or self._succession is not succession:
-                return False
-            if is_off:
-                self._succession = None
-            else:
-                self._moved_to = succession.heir
-            return not is_off
-
     def _post(self, events: Sequence[bytes]) -> Outcome:
         if self.width > 1 and (self._delivering.lined_up or self._backlog.unread):
             self._couriers.wake(self, self._clock.monotonic())  # another courier sends what comes next meanwhile
-        self._sent_at = self._clock.monotonic()
+        began = self._sent_at = self._clock.monotonic()
         endpoint = self._endpoint
         outcome = self._posted(events, endpoint)
-        self._post_times.observe(self._clock.monotonic() - self._sent_at)
-        self._note(outcome)
+        self._requests.note(outcome, self._clock.monotonic() - began)
         if self._arrays.note(endpoint.url, events, outcome):
             LOGGER.warning(
                 "%s takes no arrays, only single events: from now on each event is sent alone",
@@ -341,15 +298,6 @@ class EventQueue:
             )
         self._on_answer(endpoint, outcome)
         return outcome
-
-    def _note(self, outcome: Outcome) -> None:
-        now = self._clock.wall()
-        with self._counting:
-            self._requests[outcomes.kind_of(outcome)] += 1
-            if isinstance(outcome, Delivered):
-                self._delivered_at = now
-            else:
-                self._failed_at, self._failure = now, outcome.reason
 
     def _posted(self, events: Sequence[bytes], endpoint: Endpoint) -> Outcome:
         try:

@@ -10,8 +10,11 @@ HTTPException before the status is known, and nothing afterwards: then the statu
 from __future__ import annotations
 
 import io
+import math
 import time
 from dataclasses import dataclass
+from datetime import timezone
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, Any
 
@@ -106,3 +109,18 @@ class _Incoming(io.RawIOBase):
 class _Kept(io.BufferedReader):
     def close(self) -> None:
         """Stay open: an HTTPResponse closes what it reads from at its end, and the next one reads on."""
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Return a Retry-After header, in seconds or as a date, as seconds from `now` (wall clock); nonsense is None."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(value)
+        except (ValueError, TypeError, OverflowError):
+            return None
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp() - now
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -20,10 +20,10 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from kong_metering import __version__
+from kong_metering.ingest.answer import parse_retry_after
 from kong_metering.ingest.transport import Connection, PostError
 from kong_metering.log import printable
 from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
-from kong_metering.trial.retrying import parse_retry_after
 from kong_metering.urls import text_without_credentials
 
 if TYPE_CHECKING:

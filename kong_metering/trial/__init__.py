@@ -1,1 +1,1 @@
-"""What is sent next, and whose fault a failure is: pure decisions, over events that may be anything."""
+"""When a batch may leave, what is sent next, and whose fault a failure is: pure decisions, over any events."""

@@ -1,4 +1,4 @@
-"""What a trial is told and what it decides: plain records."""
+"""What a trial is told, what it decides, and what it says in the log: plain records. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from kong_metering.delivery.batching import batch_size
+from kong_metering.trial.outcome import Failed
 
 if TYPE_CHECKING:
     from kong_metering.config import Queue
-    from kong_metering.stats import Dropped
+    from kong_metering.reasons import Dropped
+    from kong_metering.trial.outcome import Failure
     from kong_metering.trial.parts import Part
 
 T = TypeVar("T")
@@ -41,10 +42,10 @@ class Rules:
     expects_more: bool = True
 
     @classmethod
-    def of(cls, settings: Queue, *, keeps: bool, adaptive_batch: int = 1) -> Rules:
-        """Read them from a plugin's configuration."""
+    def of(cls, settings: Queue, *, batch_size: int, keeps: bool) -> Rules:
+        """Read them from a plugin's configuration; `batch_size` is for the batching rule to say."""
         return cls(
-            batch_size=batch_size(settings, adaptive_batch),
+            batch_size=batch_size,
             in_flight=1 if settings.concurrency_limit == 1 else UNLIMITED_IN_FLIGHT,
             initial_retry_delay=settings.initial_retry_delay,
             max_retry_delay=settings.max_retry_delay,
@@ -82,6 +83,28 @@ class Note(NamedTuple):
     kind: str
     text: str
     level: int = logging.ERROR
+
+    @classmethod
+    def failed(cls, events: int, failure: Failure) -> Note:
+        """Say that a request failed."""
+        is_misconfigured = isinstance(failure, Failed) and failure.is_misconfigured
+        kind = failure.kind if isinstance(failure, Failed) else "refused"
+        text = f"could not deliver {events} events, will try again: {failure.reason}"
+        return cls(f"failed:{kind}", text, logging.ERROR if is_misconfigured else logging.WARNING)
+
+    @classmethod
+    def suspected(cls, failure: Failure) -> Note:
+        """Say that an event is set apart, and tried on."""
+        return cls("suspect", f"an event fails while others are delivered: {failure.reason}", logging.WARNING)
+
+    @classmethod
+    def kept(cls, failure: Failure) -> Note:
+        """Say that events have failed for longer than they would be tried for, if they were not kept."""
+        return cls("kept", f"max_retry_time is exceeded, events are kept until it works again: {failure.reason}")
+
+
+BREAKER_CLOSED = Note("breaker closed", "the endpoint works again, the circuit breaker closed", logging.INFO)
+BREAKER_OPENED = Note("breaker opened", "too many batches failed in a row, the circuit breaker opened")
 
 
 @dataclass

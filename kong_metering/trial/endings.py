@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from kong_metering.stats import Dropped
-from kong_metering.trial import notes
+from kong_metering.reasons import Dropped
+from kong_metering.trial.decisions import BREAKER_OPENED, Note
 from kong_metering.trial.outcome import Failed, Rejected, is_about_no_event, words_of
 from kong_metering.trial.parts import Part, in_order, thirds
 
@@ -14,9 +14,15 @@ if TYPE_CHECKING:
     from kong_metering.trial.decisions import Answered
     from kong_metering.trial.hand import Hand
     from kong_metering.trial.outcome import Failure
-    from kong_metering.trial.standing import Standing
+    from kong_metering.trial.retrying import Standing
 
 T = TypeVar("T")
+
+_WHY_LOST = {
+    Dropped.PROCESS_ENDED: "the process ended before they were delivered",
+    Dropped.BREAKER_OPEN: "the circuit breaker is open",
+    Dropped.RETRY_TIME_EXCEEDED: "max_retry_time is exceeded",
+}
 
 
 class Endings(Generic[T]):
@@ -57,11 +63,11 @@ class Endings(Generic[T]):
             return False
         is_refused = isinstance(failure, Rejected) and self._others_got_through_since(part)
         if not is_refused and standing.breaker.failed(standing.rules, now):
-            answered.notes.append(notes.OPENED)
+            answered.notes.append(BREAKER_OPENED)
         if standing.rules.keeps:
             if exceeded:
                 standing.works_since = now
-                answered.notes.append(notes.kept(failure))
+                answered.notes.append(Note.kept(failure))
             return False
         standing.silence.end()
         if is_refused:
@@ -93,4 +99,4 @@ class Endings(Generic[T]):
         self._hand.forget(parts)
         answered.given_up = in_order(parts)
         answered.reason = reason
-        answered.words = notes.lost(len(answered.given_up), reason, failure)
+        answered.words = f"{len(answered.given_up)} events were lost, {_WHY_LOST[reason]}: {failure.reason}"

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import math
-from datetime import timezone
-from email.utils import parsedate_to_datetime
-from typing import Protocol
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from kong_metering.trial.blame import OUTAGE_CHANCE
+from kong_metering.trial.probing import Silence
+
+if TYPE_CHECKING:
+    from kong_metering.trial.blame import Evidence
+    from kong_metering.trial.decisions import Rules
 
 
-class RetryRules(Protocol):
-    """The settings that decide it; all times in seconds."""
-
-    @property
-    def initial_retry_delay(self) -> float:
-        """The first pause."""
-        ...
-
-    @property
-    def max_retry_delay(self) -> float:
-        """The longest pause."""
-        ...
-
-    @property
-    def max_retry_time(self) -> float:
-        """How long a failing batch is tried."""
-        ...
-
-    @property
-    def failure_threshold(self) -> int:
-        """After how many failed batches in a row the breaker opens; 0 means never."""
-        ...
-
-    @property
-    def breaker_cooldown(self) -> float:
-        """How long the open breaker waits before a probe."""
-        ...
-
-
-def retry_delay(rules: RetryRules, failures: int, retry_after: float | None) -> float:
+def retry_delay(rules: Rules, failures: int, retry_after: float | None) -> float:
     """Return the pause in seconds after the `failures`-th failure in a row (the first is 1).
 
     It doubles from `initial_retry_delay` up to `max_retry_delay`. What the endpoint asks for with Retry-After can make
@@ -48,24 +25,9 @@ def retry_delay(rules: RetryRules, failures: int, retry_after: float | None) -> 
     return max(backoff, min(retry_after or 0.0, rules.max_retry_delay))
 
 
-def gives_up(rules: RetryRules, trying_for: float) -> bool:
+def gives_up(rules: Rules, trying_for: float) -> bool:
     """Return whether a batch that just failed, `trying_for` seconds after it was first sent, has had its time."""
     return trying_for > rules.max_retry_time
-
-
-def parse_retry_after(value: str | None, now: float) -> float | None:
-    """Return a Retry-After header, in seconds or as a date, as seconds from `now` (wall clock); nonsense is None."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            moment = parsedate_to_datetime(value)
-        except (ValueError, TypeError, OverflowError):
-            return None
-        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp() - now
-    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 class Breaker:
@@ -80,7 +42,7 @@ class Breaker:
         """True if too many batches in a row have failed; a batch that is sent now is a probe, tried once."""
         return self._opened_at is not None
 
-    def probe_at(self, rules: RetryRules) -> float:
+    def probe_at(self, rules: Rules) -> float:
         """Return when the next try may be made (monotonic); it was at any time while the breaker is closed."""
         return -math.inf if self._opened_at is None else self._opened_at + rules.breaker_cooldown
 
@@ -89,7 +51,7 @@ class Breaker:
         if self._opened_at is not None:
             self._opened_at = now
 
-    def failed(self, rules: RetryRules, now: float) -> bool:
+    def failed(self, rules: Rules, now: float) -> bool:
         """Count a batch that had its time; True when this one opened the breaker."""
         self._failures += 1
         if rules.failure_threshold == 0 or self._failures < rules.failure_threshold:
@@ -103,3 +65,59 @@ class Breaker:
         closed = self._opened_at is not None
         self._failures, self._opened_at = 0, None
         return closed
+
+
+class Condition(str, Enum):
+    """How it stands with an endpoint, for people."""
+
+    WORKS = "works"
+    # Requests fail, and are sent again as they are; others get through, or did a moment ago.
+    FAILS_AT_TIMES = "fails_at_times"
+    # All waits, and the oldest event probes.
+    NOTHING_GETS_THROUGH = "nothing_gets_through"
+    # Without a spool, by Kong's rules: what comes is given up, but for a probe now and then.
+    BREAKER_OPEN = "breaker_open"
+
+
+class Standing:
+    """What a trial knows of the endpoint beside the evidence, and from when on it may be asked again (monotonic).
+
+    `works_since`: when something got through last, a configuration came, or failing for so long was noted last.
+    """
+
+    def __init__(self, rules: Rules, now: float) -> None:
+        self.rules = rules
+        self.silence = Silence()
+        self.breaker = Breaker()
+        self.works_since = now
+
+    @property
+    def condition(self) -> Condition:
+        """How it stands now."""
+        if self.breaker.is_open:
+            return Condition.BREAKER_OPEN
+        if self.silence.is_probing:
+            return Condition.NOTHING_GETS_THROUGH
+        return Condition.FAILS_AT_TIMES if self.silence.failures else Condition.WORKS
+
+    @property
+    def free_at(self) -> float:
+        """From when on something may be sent."""
+        return max(self.silence.until, self.breaker.probe_at(self.rules))
+
+    @property
+    def sheds(self) -> bool:
+        """True if what comes is given up, but for a probe now and then."""
+        return self.breaker.is_open and not self.rules.keeps
+
+    def had_its_time(self, since: float | None, now: float) -> bool:
+        """Return whether what was first sent then has failed for longer than it is tried for."""
+        return gives_up(self.rules, now - max(now if since is None else since, self.works_since))
+
+    def end_round(self, now: float, retry_after: float | None, evidence: Evidence) -> None:
+        """Pause before something is tried again; longer each time once this is more than failing at random."""
+        silence = self.silence
+        if not evidence.is_plausible(silence.failures, OUTAGE_CHANCE):
+            silence.pauses += 1
+        asked = max(retry_after or 0.0, silence.retry_after or 0.0)
+        silence.pause(now + retry_delay(self.rules, max(1, silence.pauses), asked))

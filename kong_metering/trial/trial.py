@@ -19,17 +19,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from kong_metering.stats import Dropped
-from kong_metering.trial import notes, outcome
+from kong_metering.reasons import Dropped
+from kong_metering.trial import outcome
 from kong_metering.trial.blame import Suspicion
-from kong_metering.trial.decisions import Answered, Decision, Note, Pause, Rules, Send, Take
+from kong_metering.trial.decisions import BREAKER_CLOSED, Answered, Decision, Note, Pause, Rules, Send, Take
 from kong_metering.trial.endings import Endings
 from kong_metering.trial.hand import Hand
 from kong_metering.trial.outcome import Delivered, Failure, Outcome, Rejected
 from kong_metering.trial.parts import Part, thirds
 from kong_metering.trial.probing import IN_A_ROW
-from kong_metering.trial.retrying import Breaker, retry_delay
-from kong_metering.trial.standing import Condition, Standing
+from kong_metering.trial.retrying import Breaker, Condition, Standing, retry_delay
 from kong_metering.trial.turns import REACH, Turns
 
 __all__ = ["REACH", "Answered", "Decision", "Note", "Part", "Pause", "Rules", "Send", "Take", "Trial"]
@@ -134,7 +133,7 @@ class Trial(Generic[T]):
         standing.silence.end()
         standing.works_since = now
         if standing.breaker.succeeded():
-            answered.notes.append(notes.CLOSED)
+            answered.notes.append(BREAKER_CLOSED)
         if part.suspicion is None:
             self._count_other()
             self._turns.let_suspects_in()
@@ -152,9 +151,9 @@ class Trial(Generic[T]):
         part.refusals += is_refusal
         part.may_have_arrived |= outcome.may_have_arrived(failure)
         part.seen = part.seen or self._hand.evidence.seen
-        answered.notes.append(notes.failed(len(part.items), failure))
+        answered.notes.append(Note.failed(len(part.items), failure))
         if is_refusal and not self._standing.rules.keeps and self._standing.breaker.succeeded():
-            answered.notes.append(notes.CLOSED)
+            answered.notes.append(BREAKER_CLOSED)
         if part.is_last_try or self._turns.is_closing:
             self._endings.at_the_end(part, failure, answered)
             self._turns.is_over = self._endings.is_over
@@ -246,7 +245,7 @@ class Trial(Generic[T]):
             is_refusal = part.refusals == part.failures
             suspicion.count(is_refusal=is_refusal, passes=evidence.passes, words=outcome.words_of(failure))
         self._standing.silence.end()
-        answered.notes.append(notes.suspected(failure))
+        answered.notes.append(Note.suspected(failure))
         self._judge(part, suspicion, failure, now, answered)
 
     def _suspect_failed(

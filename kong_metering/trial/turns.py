@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from kong_metering.stats import Dropped
+from kong_metering.reasons import Dropped
 from kong_metering.trial.decisions import Answered, Decision, Pause, Send, Take
 from kong_metering.trial.parts import Part, in_order
 
 if TYPE_CHECKING:
     from kong_metering.trial.hand import Hand
-    from kong_metering.trial.standing import Standing
+    from kong_metering.trial.retrying import Standing
 
 T = TypeVar("T")
 

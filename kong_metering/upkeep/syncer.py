@@ -14,8 +14,8 @@ from kong_metering.upkeep.guard import guarded
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
+    from kong_metering.eventlog.files import Unsynced
     from kong_metering.measures import Histogram
-    from kong_metering.spool.unsynced import Unsynced
 
 _SYNC_SECONDS = 1.0
 

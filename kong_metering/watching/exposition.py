@@ -20,7 +20,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from kong_metering.trial.standing import Condition
+from kong_metering.trial.retrying import Condition
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

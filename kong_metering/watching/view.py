@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kong_metering.host.figures import added
-from kong_metering.trial.standing import Condition
+from kong_metering.trial.retrying import Condition
 
 _GRAVITY = {condition.value: index for index, condition in enumerate(Condition)}
 _COUNTS = ("accepted", "adopted", "delivered", "retries", "moved_in", "moved_out", "left")

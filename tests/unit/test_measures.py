@@ -6,7 +6,7 @@ import pytest
 
 from kong_metering.config import Entity
 from kong_metering.measures import BOUNDS, MOST_PLUGINS, Histogram, Requests
-from kong_metering.stats import Skipped
+from kong_metering.reasons import Skipped
 
 
 @pytest.mark.parametrize(

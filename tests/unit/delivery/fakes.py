@@ -22,13 +22,13 @@ from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.couriers import Couriers
 from kong_metering.delivery.queue import EventQueue
+from kong_metering.eventlog.log import EventLog
 from kong_metering.ingest.arrays import Arrays
 from kong_metering.ingest.client import Endpoint
 from kong_metering.ingest.connections import Connections
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
 from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import QueueIdentity
-from kong_metering.spool.log import EventLog
 from kong_metering.spool.options import SpoolOptions
 from kong_metering.stats import Snapshot, Stats
 from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected

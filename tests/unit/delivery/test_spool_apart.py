@@ -18,7 +18,7 @@ import pytest
 from kong_metering.config import parse_config, parse_entity
 from kong_metering.delivery.burials import MAX_PENDING
 from kong_metering.delivery.registry import Delivery
-from kong_metering.spool.log import EventLog
+from kong_metering.eventlog.log import EventLog
 from kong_metering.stats import Snapshot
 from kong_metering.trial.outcome import Delivered, Outcome, Rejected
 from kong_metering.trial.trial import REACH
@@ -39,7 +39,7 @@ from tests.unit.delivery.fakes import (
 )
 
 if TYPE_CHECKING:
-    from kong_metering.spool.format import StoredEvent
+    from kong_metering.eventlog.format import StoredEvent
     from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from kong_metering.config import Queue
-from kong_metering.stats import Dropped
+from kong_metering.reasons import Dropped
 from kong_metering.trial.decisions import Pause, Rules, Send, Take
 from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.trial.trial import REACH, Trial
@@ -46,9 +46,8 @@ class Script:
 
 
 def test_the_rules_are_read_from_the_configuration() -> None:
-    assert Rules.of(Queue(max_batch_size=7), keeps=True) == Rules(7, 1, 0.01, 60, 60, 0, 60, keeps=True)
-    assert Rules.of(Queue(max_batch_size=7, concurrency_limit=-1), keeps=False).in_flight == 32
-    assert Rules.of(Queue(max_batch_size=7, concurrency_limit=-1), keeps=False).batch_size == 1
+    assert Rules.of(Queue(), batch_size=7, keeps=True) == Rules(7, 1, 0.01, 60, 60, 0, 60, keeps=True)
+    assert Rules.of(Queue(concurrency_limit=-1), batch_size=1, keeps=False).in_flight == 32
 
 
 def test_events_are_taken_sent_and_settled_in_batches() -> None:

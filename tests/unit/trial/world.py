@@ -14,7 +14,7 @@ from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.trial.trial import Trial
 
 if TYPE_CHECKING:
-    from kong_metering.stats import Dropped
+    from kong_metering.reasons import Dropped
     from kong_metering.trial.parts import Part
 
 Endpoint = Callable[[list[int]], Outcome]

@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from kong_metering.spool.damage import Damage, DamageKeeper, DamageKind
-from kong_metering.spool.format import MAX_PAYLOAD_BYTES, StoredEvent
-from kong_metering.spool.segment import Segment, SegmentReader
+from kong_metering.eventlog.damage import Damage, DamageKeeper, DamageKind
+from kong_metering.eventlog.format import MAX_PAYLOAD_BYTES, StoredEvent
+from kong_metering.eventlog.segment import Segment, SegmentReader
 
 if TYPE_CHECKING:
-    from kong_metering.spool.appending import Appender
-    from kong_metering.spool.patience import Patience
-    from kong_metering.spool.settled import Settled
+    from kong_metering.eventlog.appending import Appender
+    from kong_metering.eventlog.damage import Patience
+    from kong_metering.eventlog.position import Settled
 
 # What `last_older_than` reads at a time: mostly one of the first events decides.
 _SCAN_EVENTS = (1, 20, 100, 500, 500)

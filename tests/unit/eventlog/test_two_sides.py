@@ -15,10 +15,10 @@ from unittest import mock
 
 import pytest
 
-from kong_metering.spool.format import SEGMENT_HEADER_BYTES
-from kong_metering.spool.log import DamageKind, EventLog
-from kong_metering.spool.patience import Patience
-from tests.unit.spool.helpers import NOW, filled, overwrite, payload, payloads, read_all, segments, sequences
+from kong_metering.eventlog.damage import Patience
+from kong_metering.eventlog.format import SEGMENT_HEADER_BYTES
+from kong_metering.eventlog.log import DamageKind, EventLog
+from tests.unit.eventlog.helpers import NOW, filled, overwrite, payload, payloads, read_all, segments, sequences
 
 if TYPE_CHECKING:
     from typing_extensions import Self

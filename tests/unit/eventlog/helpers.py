@@ -14,10 +14,10 @@ from unittest import mock
 
 import pytest
 
-from kong_metering.spool.log import EventLog
+from kong_metering.eventlog.log import EventLog
 
 if TYPE_CHECKING:
-    from kong_metering.spool.format import StoredEvent
+    from kong_metering.eventlog.format import StoredEvent
 
 NOW = 1_700_000_000_000
 

@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from kong_metering.spool import files
-from kong_metering.spool.format import (
+from kong_metering.eventlog import files
+from kong_metering.eventlog.format import (
     MAX_PAYLOAD_BYTES,
     RECORD_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kong_metering.spool.damage import Damage, DamageKeeper, DamageKind
-from kong_metering.spool.format import (
+from kong_metering.eventlog.damage import Damage, DamageKeeper, DamageKind
+from kong_metering.eventlog.format import (
     SEGMENT_HEADER_BYTES,
     Position,
     is_segment_header,
@@ -25,11 +25,11 @@ from kong_metering.spool.format import (
     segment_header,
     segment_name,
 )
-from kong_metering.spool.segment import Extent, Segment, SegmentWriter
-from kong_metering.spool.settled import Settled
+from kong_metering.eventlog.position import Settled
+from kong_metering.eventlog.segment import Extent, Segment, SegmentWriter
 
 if TYPE_CHECKING:
-    from kong_metering.spool.patience import Patience
+    from kong_metering.eventlog.damage import Patience
 
 _NO_END = 1 << 63
 

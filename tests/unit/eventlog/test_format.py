@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kong_metering.errors import SpoolFormatError
-from kong_metering.spool import format as on_disk
-from kong_metering.spool.format import Mark, Position
-from tests.unit.spool.helpers import NOW, payloads
+from kong_metering.eventlog import format as on_disk
+from kong_metering.eventlog.format import Mark, Position
+from tests.unit.eventlog.helpers import NOW, payloads
 
 HEADER = on_disk.RECORD_HEADER_BYTES
 NO_LIMIT = 1 << 60

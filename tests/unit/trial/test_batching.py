@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kong_metering.config import Queue
-from kong_metering.delivery import batching
-from kong_metering.delivery.batching import MAX_EVENT_BYTES, Thresholds
+from kong_metering.trial import batching
+from kong_metering.trial.batching import MAX_EVENT_BYTES, Thresholds
 
 
 @pytest.mark.parametrize(
@@ -120,3 +120,17 @@ def test_a_batch_never_waits_longer_than_the_coalescing_delay(delay: float, age:
 )
 def test_an_event_needs_a_closer_look_only_beyond_the_thresholds(changes: dict[str, int], expected: Thresholds) -> None:
     assert batching.thresholds(Queue.model_validate(changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "adaptive_batch", "size"),
+    [
+        ({}, 100, 7),
+        ({"max_batch_size": 1}, 100, 100),
+        ({"max_batch_size": 1}, 1, 1),
+        ({"concurrency_limit": -1}, 100, 1),
+    ],
+)
+def test_a_request_has_so_many_events_at_most(changes: dict[str, int], adaptive_batch: int, size: int) -> None:
+    settings = Queue.model_validate({"max_batch_size": 7} | changes)
+    assert batching.batch_size(settings, adaptive_batch) == size

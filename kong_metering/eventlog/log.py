@@ -13,7 +13,7 @@ Events are opaque bytes; each has a sequence number that goes up by one and is n
 - `append` is all or nothing. When it raises, the log is as it was before and can be used.
 - `read` gives events in order, each as it was accepted or not at all: what is damaged is passed over, its bytes are
   kept in `damaged/`, and `take_damage` tells of it. A flipped bit costs one event at most, a file that the disk does
-  not give (see `patience.py`) its own events at most.
+  not give (see `Patience`) its own events at most.
 - `done` frees space by unlinking segments, which also a full disk allows. What was done after the last
   `save_position` is done again after a crash: save it before a batch is sent, with the mark of that batch, and no
   event is sent twice without being known as one that may have arrived.
@@ -23,7 +23,7 @@ What the two threads share, and why that is safe, the interpreter making each st
 - the appender's segment: `appending.py`, by handing over its writer; its extent is one value, set after the bytes
 - the list of segments: one adds at the end, the other one takes out; each is one step
 - the next number: set last, so that all below it can be read
-- what is to be synced: noted after it was written; `unsynced.py`
+- what is to be synced: noted after it was written; `files.Unsynced`
 - what is settled: one value that is replaced, by the reading side alone
 
 Files: segments and `position` as `format.py` describes them, and `damaged/`, made when there is something for it.
@@ -36,16 +36,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kong_metering.spool.allowance import Allowance
-from kong_metering.spool.appending import Appender
-from kong_metering.spool.damage import DAMAGED, Damage, DamageKeeper, DamageKind
-from kong_metering.spool.format import Mark, Position, StoredEvent
-from kong_metering.spool.marks import Marks
-from kong_metering.spool.patience import Patience
-from kong_metering.spool.position import PositionFile
-from kong_metering.spool.reading import Reader
-from kong_metering.spool.recovery import Recovery
-from kong_metering.spool.unsynced import Unsynced
+from kong_metering.eventlog.appending import Appender
+from kong_metering.eventlog.damage import DAMAGED, Damage, DamageKeeper, DamageKind, Patience
+from kong_metering.eventlog.files import Allowance, Unsynced
+from kong_metering.eventlog.format import Mark, Position, StoredEvent
+from kong_metering.eventlog.position import Marks, PositionFile
+from kong_metering.eventlog.reading import Reader
+from kong_metering.eventlog.recovery import Recovery
 
 __all__ = ["DAMAGED", "POSITION", "SEGMENT_BYTES", "Damage", "DamageKind", "EventLog"]
 

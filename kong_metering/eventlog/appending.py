@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kong_metering.spool.format import MAX_PAYLOAD_BYTES, encode_records
-from kong_metering.spool.segment import Segment, SegmentWriter
+from kong_metering.eventlog.format import MAX_PAYLOAD_BYTES, encode_records
+from kong_metering.eventlog.segment import Segment, SegmentWriter
 
 if TYPE_CHECKING:
-    from kong_metering.spool.recovery import Recovery
+    from kong_metering.eventlog.recovery import Recovery
 
 
 class Appender:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kong_metering.spool.log import DamageKind, EventLog
-from tests.unit.spool.helpers import NOW, failing_writes, filled, payload, read_all, segments
+from kong_metering.eventlog.log import DamageKind, EventLog
+from tests.unit.eventlog.helpers import NOW, failing_writes, filled, payload, read_all, segments
 
 pytestmark = pytest.mark.slow
 groups = st.lists(st.binary(max_size=300), min_size=1, max_size=12)

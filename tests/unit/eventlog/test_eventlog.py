@@ -11,10 +11,10 @@ from zlib import crc32
 import pytest
 
 from kong_metering.errors import SpoolFormatError
-from kong_metering.spool import appending
-from kong_metering.spool.format import MAX_MARKS, Mark, segment_header
-from kong_metering.spool.log import DamageKind, EventLog
-from tests.unit.spool.helpers import (
+from kong_metering.eventlog import appending
+from kong_metering.eventlog.format import MAX_MARKS, Mark, segment_header
+from kong_metering.eventlog.log import DamageKind, EventLog
+from tests.unit.eventlog.helpers import (
     NOW,
     failing_writes,
     filled,

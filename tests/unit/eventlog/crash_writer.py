@@ -15,8 +15,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from kong_metering.spool.log import EventLog
-from tests.unit.spool.helpers import payload, payloads
+from kong_metering.eventlog.log import EventLog
+from tests.unit.eventlog.helpers import payload, payloads
 
 _TOLD = struct.Struct("<QQ")
 _SEGMENT_BYTES = 20_000

@@ -11,13 +11,13 @@ from unittest import mock
 
 import pytest
 
-from kong_metering.spool import files
+from kong_metering.eventlog import files
+from kong_metering.eventlog.damage import PATIENCE_SECONDS, Patience
+from kong_metering.eventlog.format import POSITION_BYTES
+from kong_metering.eventlog.log import DamageKind, EventLog
 from kong_metering.spool.directory import SpoolDirectory
-from kong_metering.spool.format import POSITION_BYTES
 from kong_metering.spool.identity import QueueIdentity
-from kong_metering.spool.log import DamageKind, EventLog
-from kong_metering.spool.patience import PATIENCE_SECONDS, Patience
-from tests.unit.spool.helpers import NOW, filled, payloads, read_all, segments, sequences
+from tests.unit.eventlog.helpers import NOW, filled, payloads, read_all, segments, sequences
 
 FINAL = [errno.EUCLEAN, errno.EBADMSG]
 UNKNOWN = [errno.EINVAL, errno.EOPNOTSUPP]

@@ -6,15 +6,19 @@ what says so waits for the disk.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections import deque
 from pathlib import Path
 
 _FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
 # How a file system answers that does not know how to do something.
 _CANNOT = (errno.EINVAL, errno.EOPNOTSUPP)
+# With the files that are read, the positions, and those that are appended to, that is some 400 descriptors.
+_MAX_OPEN_LOGS = 128
 
 
 def create_file(path: Path) -> int:
@@ -126,3 +130,74 @@ def write_file(path: Path, data: bytes, *, is_lasting: bool = False) -> None:
     draft.replace(path)
     if is_lasting:
         sync(path.parent)
+
+
+class Unsynced:
+    """Files and directories to be synced in this order, once; false when there are none.
+
+    `take` and `sync` may run in any thread and hold no lock, while the log is appended to, read, done and closed. A
+    path is noted after it was written, so that whoever takes it syncs what was written. What could not be synced goes
+    back to the log, whose next `unsynced` gives it again.
+    """
+
+    def __init__(self, paths: tuple[Path, ...], failed: deque[Path]) -> None:
+        """Take the paths, and where to put those that could not be synced: a deque, which threads can share."""
+        self._paths = paths
+        self._failed = failed
+
+    @classmethod
+    def take(cls, written: dict[Path, None], failed: deque[Path]) -> Unsynced:
+        """Take all out of both: what failed goes first, since what was written later may be of no use without it."""
+        paths: dict[Path, None] = {}
+        with contextlib.suppress(IndexError):
+            while True:
+                paths[failed.popleft()] = None
+        # Others go on noting: a copy is one step, and a path that is noted again before it is taken out is synced yet.
+        noted = written.copy()
+        for path in noted:
+            written.pop(path, None)
+        return cls(tuple(paths | noted), failed)
+
+    def __bool__(self) -> bool:
+        return bool(self._paths)
+
+    def sync(self) -> None:
+        """Have all of them survive a power cut.
+
+        Raises the system's `OSError` of the first one that could not be synced; the others are synced even so.
+        """
+        errors: list[OSError] = []
+        for path in self._paths:
+            try:
+                # By name: the log may close its descriptors meanwhile.
+                sync(path)
+            except FileNotFoundError:
+                # Whoever unlinked it did not need it any more.
+                continue
+            except OSError as error:
+                errors.append(error)
+                self._failed.append(path)
+        if errors:
+            raise errors[0]
+
+
+class Allowance:
+    """How many logs of a process may keep files open between two uses: its free places, which any thread may take.
+
+    A log that got no place works as well: it opens its files for each use.
+    """
+
+    def __init__(self, limit: int = _MAX_OPEN_LOGS) -> None:
+        # Of a deque, which threads can share.
+        self._free = deque([None] * limit)
+
+    def take(self) -> bool:
+        """Take a place; False when none is free."""
+        with contextlib.suppress(IndexError):
+            self._free.pop()
+            return True
+        return False
+
+    def give_back(self) -> None:
+        """Give a place back that was taken."""
+        self._free.append(None)

@@ -10,11 +10,11 @@ from unittest import mock
 
 import pytest
 
+from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.deadletters import DeadLetter, DeadLetters
 from kong_metering.spool.directory import HeldLog, SpoolDirectory
 from kong_metering.spool.identity import QueueIdentity
-from kong_metering.spool.log import EventLog
-from tests.unit.spool.helpers import NOW, filled, mounted, payloads, read_all, segments
+from tests.unit.eventlog.helpers import NOW, filled, mounted, payloads, read_all, segments
 
 QUEUE = QueueIdentity("7b5c", "metering", "https://ingest.example/events")
 OTHER = QueueIdentity("7b5c", "metering", "https://elsewhere.example/events")
