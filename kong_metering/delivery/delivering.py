@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kong_metering.delivery.outages import Outage
 from kong_metering.reasons import Buried
@@ -105,8 +105,23 @@ class Delivering:
         self._clock = clock
         self._account = account
         self._lock = threading.Lock()
+        # How many requests were for events that had failed before.
+        self._retries = 0
         self._trial: Trial[Entry] = Trial(rules, clock.monotonic())
         self._outage = Outage()
+
+    def told(self) -> dict[str, Any]:
+        """Return how it stands with the endpoint, and when the oldest event in hand was accepted (epoch, ms)."""
+        with self._lock:
+            now, trial = self._clock.monotonic(), self._trial
+            pause = trial.free_at - now
+            return {
+                "condition": trial.condition.value,
+                "next_try_in_seconds": round(pause, 3) if pause > 0 else 0,
+                "suspects": trial.suspects,
+                "retries": self._retries,
+                "oldest_in_hand_ms": next((entry.accepted_ms for entry in trial.unsettled()), None),
+            }
 
     @property
     def lined_up(self) -> int:
@@ -130,6 +145,8 @@ class Delivering:
         """
         with self._lock:
             decision = self._trial.next(self._clock.monotonic(), ready)
+            if isinstance(decision, Send) and (decision.part.failures or decision.part.is_searched):
+                self._retries += 1
         if isinstance(decision, Send):
             self._send(decision.part, post)
         elif isinstance(decision, Take):

@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import MemoryBacklog
@@ -25,6 +25,7 @@ from kong_metering.delivery.takeover import OpenQueue, OpenQueues
 from kong_metering.ingest.arrays import Arrays
 from kong_metering.ingest.client import Endpoint
 from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.measures import Timings
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.trial import outcome as outcomes
@@ -59,6 +60,7 @@ class Delivery:
         ca_bundle: str | None = None,
         adaptive_batch: int = ADAPTIVE_BATCH,
         spooler: Spooler | None = None,
+        timings: Timings | None = None,
     ) -> None:
         """Put it together; without a `spooler` events wait in memory.
 
@@ -71,6 +73,7 @@ class Delivery:
         self._ca_bundle = ca_bundle
         self._adaptive_batch = adaptive_batch
         self._spooler = spooler
+        self._timings = timings or Timings()
         self._arrays = Arrays()
         self._lock = threading.Lock()
         self._acceptances = spooler.acceptances if spooler else Acceptances(None)
@@ -204,6 +207,12 @@ class Delivery:
                     held[opened.queue.name] += opened.backlog.held_back
         return dict(+held)
 
+    def told(self) -> list[dict[str, Any]]:
+        """Return the figures of each queue, with the plugin entity that it belongs to."""
+        with self._lock:
+            opened = self._queues.all()
+        return [{"entity": one.identity.entity_id, "name": one.identity.name, **one.queue.told()} for one in opened]
+
     def waiting_for_instances(self) -> dict[str, int]:
         """Tell how many events waited on disk, within the last minute, until an instance opens their queue."""
         return {} if self._spooler is None else self._spooler.waiting_for_instances()
@@ -229,6 +238,7 @@ class Delivery:
             connections=self._connections,
             arrays=self._arrays,
             adaptive_batch=self._adaptive_batch,
+            post_times=self._timings.post,
             on_answer=partial(self._note_answer, identity.key),
         )
         if self._spooler is not None and isinstance(backlog, SpooledBacklog):

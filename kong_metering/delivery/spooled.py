@@ -96,6 +96,11 @@ class SpooledBacklog:
         self.has_begun = False
         self._cannot_be_read = False
 
+    @property
+    def disk_state(self) -> str:
+        """The state of the disk in a word."""
+        return self._sources.disk.value
+
     def on_ready(self, callback: Callable[[], None]) -> None:
         """Have this called when there is more to read."""
         self._sources.on_ready = callback

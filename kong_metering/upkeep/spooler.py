@@ -20,6 +20,7 @@ from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.place import Place
 from kong_metering.inbox.pouring import Pouring
 from kong_metering.log import LOGGER
+from kong_metering.measures import Timings
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.options import Sync
 from kong_metering.spool.times import SpoolTimes
@@ -47,23 +48,25 @@ _OPENING_SECONDS = 5.0
 class Spooler:
     """The spool of this process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         options: SpoolOptions,
         *,
         clock: Clock,
         stats: Stats,
         connections: Connections,
+        timings: Timings | None = None,
         janitor_round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._options = options
         self._clock = clock
+        timings = timings or Timings()
         times = SpoolTimes(options.directory, clock)
         self._holdings = Holdings(options.directory, times)
         bell = Bell()
         place = Place(options.inbox_directory, options.directory) if options.inbox_directory else None
         self._inbox = self._opened(place, bell)
-        self._writer = Writer(self._inbox, bell, clock)
+        self._writer = Writer(self._inbox, bell, clock, timings.write)
         epoch = EpochClock(clock)
         self.acceptances = Acceptances(options.directory)
         self._shared = Shared(self._holdings, LetterBox(options, epoch, stats), options, epoch)
@@ -80,7 +83,7 @@ class Spooler:
             times=times,
             round_seconds=janitor_round_seconds,
         )
-        self._syncer = Syncer(self._unsynced)
+        self._syncer = Syncer(self._unsynced, clock, timings.sync)
 
     def _opened(self, place: Place | None, bell: Bell) -> Inbox:
         """Open the inbox in shared memory, which belongs to the spool's directory; else in our own."""

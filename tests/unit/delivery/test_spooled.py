@@ -142,7 +142,9 @@ def test_an_outage_longer_than_the_retry_time_costs_nothing(
     it.put(*numbered(100, first=100))
     it.endpoint.decide = lambda _: Delivered()
     assert it.process.settle() == Snapshot(accepted=200, delivered=200)
-    assert it.endpoint.delivered == numbered(200)
+    # While nothing gets through another event probes beside the oldest one: that may be the first to arrive.
+    first, *others = it.endpoint.delivered
+    assert others == [event for event in numbered(200) if event != first]
 
 
 def test_memory_holds_no_more_than_a_batch_whatever_waits(process: ProcessMaker) -> None:
