@@ -253,7 +253,7 @@ class Gateway(ABC):
 
 
 class StandIn(Gateway):
-    """The stand-in gateway of this package, in a process of its own."""
+    """The stand-in gateway of this package, in a process of its own, which gets `environment` added to its own."""
 
     _process: subprocess.Popen[bytes] | None = None
 
@@ -262,7 +262,8 @@ class StandIn(Gateway):
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "kong_metering_sandbox.gateway", "-c", str(self._conf)]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        environment = os.environ | dict(self._environment)
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
 
     def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:

@@ -705,6 +705,28 @@ def test_a_delay_beyond_the_clients_patience_has_stored_the_events(collector: Co
     assert collector.client.stats().duplicates == 1
 
 
+def raw_answers(collector: CollectorProcess, path: str) -> bytes:
+    """Post an event on a connection that ends with its answer, and give all that came."""
+    address = urlsplit(collector.url)
+    body = json.dumps(event()).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {SINGLE}\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection((address.hostname or "", address.port or 0), timeout=10) as connection:
+        connection.sendall(head.encode() + b"Connection: close\r\n\r\n" + body)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def test_interim_answers_come_before_the_answer(collector: CollectorProcess) -> None:
+    collector.client.faults(FaultRule(interim=[102, 103, 103], interim_pause=0.01))
+    lines = re.findall(rb"HTTP/1.1 (\d+)", raw_answers(collector, V1))
+    assert lines == [b"102", b"103", b"103", b"204"]
+    assert collector.client.stats().unique == 1
+
+
+def test_a_rule_with_a_chance_means_some_requests(collector: CollectorProcess) -> None:
+    collector.client.faults(FaultRule(status=503, chance=0.5))
+    assert {post(collector, [event(number)]).status_code for number in range(60)} == {204, 503}
+
+
 def test_a_hanging_request_gets_no_answer_and_does_not_block_others(collector: CollectorProcess) -> None:
     collector.client.faults(FaultRule(hang=60, times=1))
     post_impatiently(collector, [event(0)])
