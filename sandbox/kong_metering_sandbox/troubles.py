@@ -152,9 +152,10 @@ def _of_the_gateway(at: Addresses) -> Iterator[Trouble]:
     )
     yield Trouble(
         _DISK,
-        f"curl -X PUT {at.control}/disk -d full",
-        f"requests go on; `curl {at.control}/log` says it. So with `-d read-only`, `-d broken` (input/output errors) and "
-        "`-d hangs` (said after five seconds)",
+        f"curl -X PUT {at.control}/disk -d broken",
+        f"every call is an input/output error: requests go on, and `curl {at.control}/log` says it. The same with "
+        "`-d read-only`, with `-d full` (seen when a new file is needed, ten seconds after the last event at the "
+        "soonest), and with `-d hangs` (after five seconds)",
         f"curl -X PUT {at.control}/disk -d works",
         "it has recovered by itself: all that was asked for is delivered",
     )

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
+from kong_metering_sandbox.collector.tokens import fingerprint
+from kong_metering_sandbox.troubles import ROTATED
 from tests.support.plugin_server import ROOT
 from tests.support.waiting import wait_until
 
@@ -58,13 +60,13 @@ class Sandbox:
         (self.enabling,) = re.findall(r"^  (curl -X POST \S+/plugins/ .*)$", printed, re.MULTILINE)
         (self.well,) = re.findall(r"^  (curl -X DELETE \S+/troubles)$", printed, re.MULTILINE)
         self.ways: dict[str, list[Way]] = defaultdict(list)
-        for row, block in re.findall(r"^- (.+)\n((?:    ?.*\n)+)", printed, re.MULTILINE):
+        for row, block in re.findall(r"^- (.+)\n((?:  .*\n)+)", printed, re.MULTILINE):
             curls = re.findall(r"^  (\S.*)$", block, re.MULTILINE)
             self.ways[row].append(Way(curls[0], curls[1] if len(curls) > 1 else ""))
 
     def run(self, command: str) -> str:
         """Run a command as it is printed, in a shell."""
-        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=60, check=True)
         return done.stdout
 
     def ask(self, subject: str = "acme") -> int:
@@ -74,6 +76,17 @@ class Sandbox:
         assert requests.get(url, headers={"x-tenant-id": subject}, timeout=30).status_code == 200
         return number
 
+    def ask_until(self, words: str) -> list[int]:
+        """Send requests until the log has these words, which Kong may write with the next one; gives their numbers."""
+        numbers = []
+
+        def are_said() -> bool:
+            numbers.append(self.ask())
+            return words in self.log
+
+        self.wait(are_said, f"the log says {words!r}")
+        return numbers
+
     def get(self, where: str, path: str) -> Any:
         return requests.get(self._urls[where] + path, timeout=30).json()
 
@@ -82,6 +95,10 @@ class Sandbox:
         status: dict[str, Any] = self.get("Sandbox", "/status")
         return status
 
+    def skipped(self, reason: str) -> int:
+        """How many requests gave no event for a reason."""
+        return int(self.status["skipped"].get(reason, 0))
+
     @property
     def log(self) -> str:
         return requests.get(f"{self._urls['Sandbox']}/log", timeout=30).text
@@ -89,8 +106,16 @@ class Sandbox:
     @property
     def arrived(self) -> list[int]:
         """The numbers of the requests whose events are at the collector, in the order in which they came."""
-        uris = [event["data"]["request_uri"] for event in self.get("Collector", "/events?limit=10000")["events"]]
-        return [int(uri.rpartition("/")[2]) for uri in uris]
+        return [self.number_of(event) for event in self.events]
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        events: list[dict[str, Any]] = self.get("Collector", "/events?limit=10000")["events"]
+        return events
+
+    @staticmethod
+    def number_of(event: dict[str, Any]) -> int:
+        return int(event["data"]["request_uri"].rpartition("/")[2])
 
     def usage(self, subject: str) -> int:
         return sum(row["count"] for row in self.get("Collector", "/usage")["usage"] if row["subject"] == subject)
@@ -100,7 +125,7 @@ class Sandbox:
 
     @staticmethod
     def wait(condition: Callable[[], Any], what: str) -> None:
-        wait_until(condition, what, PATIENCE)
+        wait_until(condition, what, PATIENCE, pause=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +192,7 @@ def test_one_event_that_the_endpoint_refuses(sandbox: Sandbox) -> None:
 
     def is_dead_letter() -> bool:
         others.append(sandbox.ask())
-        return sum(sandbox.status["dead_letters"].values()) == 1
+        return bool(sandbox.status["dead_letters"])
 
     sandbox.wait(is_dead_letter, "the event is a dead letter")
     sandbox.wait_for(others)
@@ -184,7 +209,6 @@ def test_an_answer_that_does_not_come(sandbox: Sandbox) -> None:
 def test_a_token_that_is_rotated_in_a_vault(sandbox: Sandbox) -> None:
     sandbox.run(the_way(sandbox, "A token is rotated").curl)
     numbers = [sandbox.ask()]
-    sandbox.wait(lambda: "answered 401" in sandbox.log, "the old token is refused")
 
     def has_arrived() -> bool:
         numbers.append(sandbox.ask())
@@ -192,13 +216,14 @@ def test_a_token_that_is_rotated_in_a_vault(sandbox: Sandbox) -> None:
 
     sandbox.wait(has_arrived, "the new token is used")
     sandbox.wait_for(numbers)
+    tokens = {event["token"] for event in sandbox.events if sandbox.number_of(event) in numbers}
+    assert tokens == {fingerprint(f"Bearer {ROTATED}")}
 
 
 def test_a_wrong_token(sandbox: Sandbox) -> None:
     way = the_way(sandbox, "The token is wrong")
     sandbox.run(way.curl)
-    numbers = [sandbox.ask() for _ in range(3)]
-    sandbox.wait(lambda: "check api_token" in sandbox.log, "the log says what to look at")
+    numbers = sandbox.ask_until("api_token")
     assert not set(numbers) & set(sandbox.arrived)
     sandbox.run(way.ending)
     sandbox.wait_for([*numbers, sandbox.ask()])
@@ -207,8 +232,7 @@ def test_a_wrong_token(sandbox: Sandbox) -> None:
 def test_a_wrong_url(sandbox: Sandbox) -> None:
     way = the_way(sandbox, "The token is wrong", 1)
     sandbox.run(way.curl)
-    numbers = [sandbox.ask() for _ in range(3)]
-    sandbox.wait(lambda: "answered 404" in sandbox.log, "the log says what is wrong")
+    numbers = sandbox.ask_until("answered 404")
     assert not set(numbers) & set(sandbox.arrived)
     sandbox.run(way.ending)
     sandbox.wait_for([*numbers, sandbox.ask()])
@@ -217,10 +241,9 @@ def test_a_wrong_url(sandbox: Sandbox) -> None:
 def test_a_configuration_that_cannot_be_used(sandbox: Sandbox) -> None:
     way = the_way(sandbox, "A configuration cannot be used")
     sandbox.run(way.curl)
-    before = sandbox.status["skipped"].get("unusable_configuration", 0)
-    sandbox.ask()
-    sandbox.wait(lambda: sandbox.status["skipped"].get("unusable_configuration", 0) > before, "it is counted")
-    sandbox.wait(lambda: "api_token" in sandbox.log, "the log says why")
+    before = sandbox.skipped("unusable_configuration")
+    sandbox.ask_until("CANNOT BE USED")
+    sandbox.wait(lambda: sandbox.skipped("unusable_configuration") > before, "it is counted")
     sandbox.run(way.ending)
     sandbox.wait_for([sandbox.ask()])
 
@@ -228,23 +251,32 @@ def test_a_configuration_that_cannot_be_used(sandbox: Sandbox) -> None:
 def test_a_bug(sandbox: Sandbox) -> None:
     way = the_way(sandbox, "The plugin has a bug")
     sandbox.run(way.curl)
-    before = sandbox.status["skipped"].get("error", 0)
+    before = sandbox.skipped("error")
     numbers = []
 
     def are_counted() -> bool:
         numbers.append(sandbox.ask())
-        return int(sandbox.status["skipped"].get("error", 0)) >= before + 3
+        return sandbox.skipped("error") >= before + 3
 
     sandbox.wait(are_counted, "three requests with a bug")
-    sandbox.wait(lambda: "has put a bug in here" in sandbox.log, "the log says it")
+    sandbox.ask_until("has put a bug in here")
     assert sandbox.log.count("has put a bug in here") == 1
     sandbox.run(way.ending)
 
 
-@pytest.mark.parametrize("trouble", ["full", "read-only", "broken", "hangs"])
+@pytest.mark.parametrize("trouble", ["broken", "read-only"])
 def test_a_disk_in_trouble(sandbox: Sandbox, trouble: str) -> None:
     way = the_way(sandbox, "The disk is full")
-    sandbox.run(way.curl.replace("full", trouble))
+    sandbox.run(way.curl.replace("broken", trouble))
+    numbers = sandbox.ask_until("EVENTS CANNOT BE WRITTEN TO DISK")
+    sandbox.run(way.ending)
+    sandbox.wait_for([*numbers, sandbox.ask()])
+
+
+@pytest.mark.parametrize("trouble", ["full", "hangs"])
+def test_a_disk_whose_trouble_is_seen_later(sandbox: Sandbox, trouble: str) -> None:
+    way = the_way(sandbox, "The disk is full")
+    sandbox.run(way.curl.replace("broken", trouble))
     numbers = [sandbox.ask() for _ in range(3)]
     sandbox.run(way.ending)
     sandbox.wait_for([*numbers, sandbox.ask()])
@@ -252,15 +284,13 @@ def test_a_disk_in_trouble(sandbox: Sandbox, trouble: str) -> None:
 
 def test_a_plugin_server_that_is_killed(sandbox: Sandbox) -> None:
     sandbox.run(the_way(sandbox, "The plugin server is killed").curl)
-    sandbox.wait_for([sandbox.ask()])
-    sandbox.wait(lambda: "was ended by SIGKILL" in sandbox.log, "the log tells of it")
+    sandbox.wait_for(sandbox.ask_until("was ended by SIGKILL"))
 
 
-@pytest.mark.parametrize("word", ["restart", "reload"])
-def test_kong_stops_or_reloads_while_events_wait(sandbox: Sandbox, word: str) -> None:
+def test_kong_stops_while_events_wait(sandbox: Sandbox) -> None:
     down = the_way(sandbox, "The endpoint is down")
     sandbox.run(down.curl)
     number = sandbox.ask()
-    sandbox.run(the_way(sandbox, "Kong stops").curl.replace("restart", word))
+    sandbox.run(the_way(sandbox, "Kong stops").curl)
     sandbox.run(down.ending)
     sandbox.wait_for([number, sandbox.ask()])
