@@ -41,7 +41,7 @@ def contained(work: Callable[[], int]) -> int:
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
-    directory = Path(tempfile.mkdtemp(prefix="km-", dir=_base()))
+    directory = Path(tempfile.mkdtemp(prefix="km-", dir=short_base()))
     try:
         status = _wait_for(_start(work, directory))
         if status < 0:
@@ -55,7 +55,8 @@ def contained(work: Callable[[], int]) -> int:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _base() -> str:
+def short_base() -> str:
+    """Give the directory for temporary files, or another one if its name is too long for what is to lie in it."""
     base = tempfile.gettempdir()
     return base if len(base) <= _LONGEST_BASE else "/tmp"  # noqa: S108 - the directory in it is our own
 

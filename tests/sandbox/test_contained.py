@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.plugin_server import children_of
+from tests.support.plugin_server import ROOT, children_of
 from tests.support.waiting import wait_until
 
 CONTAINED = [sys.executable, "-m", "kong_metering_sandbox.contained"]
@@ -155,4 +155,27 @@ def test_the_demo_runs_where_the_temporary_directory_has_a_long_name(tmp_path: P
     directory.mkdir()
     done = run(*DEMO, "--requests", "50", TMPDIR=str(directory))
     assert "It all adds up." in done.stdout, done.stdout + done.stderr
+    assert list(directory.iterdir()) == []
+
+
+NEEDS_A_SOCKET = """
+import socket
+import pytest
+def test_it(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "gateway" / "prefix" / ("s" * 24)))
+@pytest.fixture(autouse=True)
+def prefix(tmp_path):
+    (tmp_path / "gateway" / "prefix").mkdir(parents=True)
+"""
+
+
+def test_the_tests_run_where_the_temporary_directory_has_a_long_name(tmp_path: Path) -> None:
+    directory = tmp_path / ("x" * 150)
+    directory.mkdir()
+    module = tmp_path / "test_it.py"
+    module.write_text(NEEDS_A_SOCKET, encoding="utf-8")
+    pytest_alone = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider"]
+    done = run(*pytest_alone, "--rootdir", str(tmp_path), str(module), TMPDIR=str(directory), PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stdout + done.stderr
     assert list(directory.iterdir()) == []
