@@ -5,7 +5,8 @@
 Contract: the work runs in a child process, with a temporary directory of its own (`TMPDIR`). This process only waits.
 It adopts every process below it whose parent has ended (Linux's "child subreaper"), so that it knows them all, daemons
 too. When the child has ended, by itself or by a signal (SIGTERM, SIGHUP and SIGINT are passed on to it), what still
-runs is told to end, killed after `_PATIENCE_SECONDS`, and the directory removed. Only SIGKILL of this process itself
+runs is told to end, killed after `_PATIENCE_SECONDS`, and the directory removed, with what its spools have in shared
+memory. Only SIGKILL of this process itself
 goes past that.
 """
 
@@ -21,6 +22,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from kong_metering_sandbox.leftovers import remove_shared_memory
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -52,6 +55,7 @@ def contained(work: Callable[[], int]) -> int:
         return status or int(bool(left))
     finally:
         _end_all()
+        remove_shared_memory(directory)
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kong_metering_sandbox.faulty_server import DiskFault, Faults
+from kong_metering_sandbox.leftovers import remove_shared_memory
 
 _MARK = "SOAK_HAS_ITS_OWN_MOUNTS"
 _NAMESPACES = (("--mount",), ("--user", "--map-root-user", "--mount"))
@@ -78,6 +79,7 @@ class TmpfsDisk:
 
     def close(self) -> None:
         """Unmount it."""
+        remove_shared_memory(self.directory)
         subprocess.run(["umount", "--lazy", str(self.directory)], check=True)  # noqa: S607
 
 

@@ -28,6 +28,17 @@ if os.fork() == 0:
 os.wait()
 print(tempfile.mkdtemp(), flush=True)
 """
+LEAVES_A_RING = """
+import os, tempfile
+from pathlib import Path
+from kong_metering.inbox.place import Place
+from kong_metering.spool.options import INBOX_DIRECTORY
+spool = Path(tempfile.mkdtemp())
+place = Place(INBOX_DIRECTORY, spool)
+place.create()
+print(place.path, flush=True)
+os._exit(0)
+"""
 WAITS = "time.sleep(600)"
 SIZES = (1, 2, 4, 6)
 
@@ -55,6 +66,14 @@ def test_a_daemon_that_is_left_behind_is_told_ended_and_a_failure() -> None:
     (pid,) = re.findall(r"^left behind: process (\d+): .*python", done.stderr, re.MULTILINE)
     assert done.returncode == 1
     assert not is_alive(int(pid))
+    assert not Path(done.stdout.strip()).exists()
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no shared memory")  # noqa: S108
+def test_what_a_dead_server_has_in_shared_memory_is_removed_with_its_spool() -> None:
+    done = run(*CONTAINED, sys.executable, "-c", LEAVES_A_RING)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("/dev/shm/kong-metering-")  # noqa: S108
     assert not Path(done.stdout.strip()).exists()
 
 
