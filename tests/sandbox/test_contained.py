@@ -136,7 +136,8 @@ def first_line(process: subprocess.Popen[str]) -> str:
 
 
 def until_it_has(count: int) -> Callable[[int, subprocess.Popen[str]], object]:
-    return lambda pid, _: wait_until(lambda: len(descendants(pid)) >= count, f"{count} processes of the sandbox")
+    what = f"{count} processes of the sandbox"
+    return lambda pid, _: wait_until(lambda: len(descendants(pid)) >= count, what, seconds=60, pause=0.01)
 
 
 def until_it_runs(_: int, process: subprocess.Popen[str]) -> object:
