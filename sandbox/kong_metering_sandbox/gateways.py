@@ -32,7 +32,7 @@ from kong_metering_sandbox.ports import port_of, reserve_port
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.02
 _STATUS_SECONDS = 5.0
@@ -54,7 +54,7 @@ class Gateway(ABC):
     """
 
     protocol: ClassVar[str] = "protobuf"
-    patience: ClassVar[float] = 30.0
+    patience: ClassVar[float] = 60.0
 
     def __init__(
         self,
