@@ -23,8 +23,8 @@ from kong_metering.cli import main
 from kong_metering.clock import SystemClock
 
 if TYPE_CHECKING:
+    from kong_metering.reasons import Skipped
     from kong_metering.request import FinishedRequest
-    from kong_metering.stats import Skipped
 
 _CLOCK = "clock"
 _DISK = "disk"
