@@ -1,6 +1,6 @@
 """When which fault happens in a soak. Pure: a length and a seed in, a plan out.
 
-Contract: the same length and seed give the same plan, and every kind of fault is in it at least once. Two lanes run at
+Contract: the same length and seed give the same plan, and every kind of fault is in it at least once (`kinds_of`). Two lanes run at
 the same time, the endpoint's and the gateway's; in a lane one fault follows the other. While the disk is in trouble the
 endpoint works but for one short outage: what comes meanwhile can be kept in memory only, and that is bounded.
 """
@@ -57,6 +57,7 @@ class Kind(Enum):
 CALM_KINDS = (Kind.FULL_DISK, Kind.READ_ONLY, Kind.BROKEN_DISK, Kind.BORN_AHEAD, Kind.BORN_BEHIND)
 GATEWAY_KINDS = (Kind.KILL, Kind.STOP, Kind.RELOAD, Kind.CLOCK_FORWARD, Kind.CLOCK_BACK, *CALM_KINDS)
 ENDPOINT_KINDS = tuple(kind for kind in Kind if kind not in GATEWAY_KINDS)
+_LONG_RUN_KINDS = (Kind.BORN_AHEAD,)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class Plan:
     gateway: tuple[Planned, ...]
 
 
+def kinds_of(seconds: float) -> tuple[Kind, ...]:
+    """Tell the kinds that a soak of this length has: a short one does without those that need the most calm."""
+    return tuple(kind for kind in Kind if seconds >= _LONG_RUN_SECONDS or kind not in _LONG_RUN_KINDS)
+
+
 def make_plan(seconds: float, seed: int) -> Plan:
     """Plan a soak of at least `SHORTEST_SECONDS`."""
     if seconds < SHORTEST_SECONDS:
@@ -90,7 +96,8 @@ def make_plan(seconds: float, seed: int) -> Plan:
         )
     rng = random.Random(seed)  # noqa: S311 - a plan that can be repeated
     # A kill is what costs most: there are two for each of the others.
-    gateway = tuple(_lane(rng, _whole(seconds), (*GATEWAY_KINDS, Kind.KILL), _GATEWAY_SLOT, long_share=0.0))
+    kinds = (*(kind for kind in GATEWAY_KINDS if kind in kinds_of(seconds)), Kind.KILL)
+    gateway = tuple(_lane(rng, _whole(seconds), kinds, _GATEWAY_SLOT, long_share=0.0))
     busy = [
         (fault.start - _SETTLING_SECONDS, fault.end + _SETTLING_SECONDS)
         for fault in gateway

@@ -11,7 +11,9 @@ from kong_metering_soak.schedule import (
     ENDPOINT_KINDS,
     GATEWAY_KINDS,
     SHORTEST_SECONDS,
+    Kind,
     Planned,
+    kinds_of,
     make_plan,
 )
 
@@ -24,7 +26,7 @@ def test_every_kind_of_fault_happens_and_ends_in_time(seconds: float) -> None:
     for seed in SEEDS:
         plan = make_plan(seconds, seed)
         assert {fault.kind for fault in plan.endpoint} == set(ENDPOINT_KINDS)
-        assert {fault.kind for fault in plan.gateway} == set(GATEWAY_KINDS)
+        assert {fault.kind for fault in plan.gateway} == set(GATEWAY_KINDS) & set(kinds_of(seconds))
         assert all(0 < fault.start < fault.end < seconds for fault in (*plan.endpoint, *plan.gateway))
 
 
@@ -53,6 +55,10 @@ def test_a_seed_repeats_its_plan() -> None:
 
 def test_a_long_soak_has_long_outages() -> None:
     assert max(fault.seconds for fault in make_plan(1800, 1).endpoint) > 40
+
+
+def test_half_an_hour_has_every_kind_of_fault() -> None:
+    assert set(kinds_of(1800)) == set(Kind)
 
 
 def test_a_soak_without_room_for_all_faults_is_refused() -> None:
