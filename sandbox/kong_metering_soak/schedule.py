@@ -1,8 +1,9 @@
 """When which fault happens in a soak. Pure: a length and a seed in, a plan out.
 
 Contract: the same length and seed give the same plan, and every kind of fault is in it at least once (`kinds_of`). Two
-lanes run at the same time, the endpoint's and the gateway's; in a lane one fault follows the other. While the disk is in
-trouble the endpoint works but for one short outage: what comes meanwhile can be kept in memory only, and that is bounded.
+lanes run at the same time, the endpoint's and the gateway's; in a lane one fault follows the other. While the disk is
+in trouble the endpoint works but for one short outage: what comes meanwhile can be kept in memory only, and that is
+bounded.
 """
 
 from __future__ import annotations
