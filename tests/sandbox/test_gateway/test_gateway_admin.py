@@ -201,7 +201,10 @@ def test_information_about_the_gateway(gateway: Gateway) -> None:
     assert root["plugins"]["available_on_server"][NAME] == {"version": "0.1.0", "priority": 850}
     assert call(gateway, "GET", "/status").json()["database"] == {"reachable": True}
     assert NAME in call(gateway, "GET", "/plugins/enabled").json()["enabled_plugins"]
-    assert call(gateway, "GET", f"/schemas/plugins/{NAME}").json()["name"] == NAME
+    assert [name for field in call(gateway, "GET", f"/schemas/plugins/{NAME}").json()["fields"] for name in field] == [
+        "protocols",
+        "config",
+    ]
     assert call(gateway, "POST", "/schemas/plugins/validate", METERING).status_code == 200
     assert call(gateway, "POST", "/config", {"config": ""}).status_code == 400
 
