@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kong_metering import __version__
+from kong_metering import PLUGIN_NAME, __version__
 from kong_metering.jsonschema import json_schema
 from kong_metering.luasource import lua_source
 from kong_metering.schema import plugin_schema
@@ -40,6 +40,13 @@ _FORMATS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     help="'lua': a schema.lua without `require`, for Konnect and for a control plane without kong-metering; 'kong': "
     "the same in JSON, as Kong's query command gives it; 'json': JSON Schema of the plugin entity, for editors.",
 )
-def schema(form: str) -> None:
+@click.option(
+    "--plugin-name",
+    default=PLUGIN_NAME,
+    show_default=True,
+    metavar="NAME",
+    help="What the plugin is called in Kong; Konnect takes no custom plugin with a name of its own plugins.",
+)
+def schema(form: str, plugin_name: str) -> None:
     """Print the schema of the plugin's configuration."""
-    click.echo(_FORMATS[form](plugin_schema()))
+    click.echo(_FORMATS[form]({**plugin_schema(), "name": plugin_name}))

@@ -24,8 +24,8 @@ CONFIG: dict[str, Any] = {
 ATTRIBUTE = {"source": "header", "look_up_value_in": "x-department", "event_property_name": "department"}
 
 
-def printed(form: str) -> str:
-    done = CliRunner().invoke(program, ["schema", "--format", form])
+def printed(form: str, *more: str) -> str:
+    done = CliRunner().invoke(program, ["schema", "--format", form, *more])
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -50,6 +50,12 @@ def test_kongs_form_is_what_the_query_command_gives() -> None:
 
 def test_the_lua_form_says_the_same_to_a_real_lua_without_any_library() -> None:
     assert run_lua(printed("lua")) == plugin_schema()
+
+
+@pytest.mark.parametrize("form", ["kong", "lua", "json"])
+def test_the_plugin_may_have_another_name(form: str) -> None:
+    assert "metering-and-billing" not in printed(form, "--plugin-name", "our-metering")
+    assert printed(form, "--plugin-name", "our-metering").count("our-metering") >= 1
 
 
 def test_the_lua_form_asks_for_nothing() -> None:
