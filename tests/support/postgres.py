@@ -1,6 +1,6 @@
 """A PostgreSQL of the tests' own, with Debian's or any other server that is installed: for gateways with a database.
 
-Contract: one cluster in a temporary directory, one server on a loopback port until the context ends, without durability.
+Contract: one cluster in a temporary directory, one server on a loopback port until the context ends, not durable.
 As root the server runs as the user `postgres`, for it refuses to run as root.
 """
 

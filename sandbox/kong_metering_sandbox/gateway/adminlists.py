@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .values import Table
 
 _DEFAULT_SIZE, _LARGEST_SIZE = 100, 1000
-_INVALID_OFFSET, _INVALID_SIZE = 7, 9
+_INVALID_OFFSET, _INVALID_SIZE, _INVALID_OPTIONS = 7, 9, 11
 
 # Collections that Kong 3.9 has and the stand-in keeps nothing in: whoever lists all that there is finds them empty.
 EMPTY_COLLECTIONS = frozenset(
@@ -41,10 +41,12 @@ class Page:
         """Read a request's arguments.
 
         Raises:
-            EntityError: the size or the offset is none.
+            EntityError: the size or the offset is none, or there are no tags in `tags`.
 
         """
         tags = query.get("tags", "")
+        if "tags" in query and not tags:
+            raise _refused(_INVALID_OPTIONS, "invalid options", "invalid option (tags: cannot be null)")
         names = frozenset(name for name in tags.replace("/", ",").split(",") if name)
         return cls(_size(query.get("size")), _start(query.get("offset")), names, all_tags="/" not in tags)
 
@@ -84,7 +86,7 @@ def _start(text: str | None) -> int:
     except ValueError:
         start = -1
     if type(start) is not int or start < 0:
-        raise _refused(_INVALID_OFFSET, "invalid offset", f"invalid offset: '{text}' is not a valid offset")
+        raise _refused(_INVALID_OFFSET, "invalid offset", f"'{text}' is not a valid offset: bad json encoding")
     return start
 
 
