@@ -39,11 +39,22 @@ def vault() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def database() -> Iterator[Mapping[str, str]]:
     """Give the settings that lead to a database of PostgreSQL's, or skip with a word why."""
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip("there is no PostgreSQL server")
-    with running_postgres(programs) as settings:
+    with running_postgres(_programs()) as settings:
         yield settings
+
+
+@pytest.fixture
+def fresh_database() -> Iterator[Mapping[str, str]]:
+    """Give the same for one test alone."""
+    with running_postgres(_programs()) as settings:
+        yield settings
+
+
+def _programs() -> Path:
+    found = find_postgres()
+    if found is None:
+        pytest.skip("there is no PostgreSQL server")
+    return found
 
 
 @pytest.fixture(scope="module")

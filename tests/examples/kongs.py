@@ -1,11 +1,14 @@
-"""A real Kong as the examples have it: the plugin server runs beside it, and Kong only reads its dump."""
+"""Real Kongs as the examples have them: the plugin server runs beside Kong, which only reads its dump, or nowhere."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import requests
 
 from kong_metering_sandbox.gateways import RealKong, run_kong
 
@@ -38,9 +41,12 @@ class KongBeside(RealKong):
         if self._with_database and not self._has_tables:
             run_kong("migrations", "bootstrap", "-c", str(self._conf), directory=self.prefix)
             self._has_tables = True
+        self._start_server()
+        super()._start()
+
+    def _start_server(self) -> None:
         command = [_SERVER, "--kong-prefix", self.prefix]
         self._server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        super()._start()
 
     def _wait_for_the_end(self) -> None:
         if self._server is not None:
@@ -48,3 +54,28 @@ class KongBeside(RealKong):
             self._server.wait(_STOP_SECONDS)
             self._server = None
         super()._wait_for_the_end()
+
+
+class ControlPlane(KongBeside):
+    """A control plane: it neither proxies nor has a plugin server."""
+
+    def wait_until_ready(self) -> None:
+        """Wait until the Admin API answers."""
+        self._wait_for(self._administers, "the control plane answers")
+
+    def _administers(self) -> bool:
+        try:
+            return requests.get(self.admin_url, timeout=5).ok
+        except requests.RequestException:
+            return False
+
+    def _start_server(self) -> None:
+        """Start none."""
+
+
+class DataPlane(KongBeside):
+    """A data plane: it has no Admin API."""
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.proxy_port)) == 0
