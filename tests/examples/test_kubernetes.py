@@ -1,10 +1,13 @@
 """The Kubernetes examples: what they say holds together, and real tools take them.
 
-Helm is tried with Kong's chart in the directory that `KONG_CHART` names (its folder `charts/kong` of Kong/charts).
+Helm is tried with Kong's chart in the directory that `KONG_CHART` names (its folder `charts/kong` of Kong/charts);
+kubeconform with the custom resource definitions in the directories that `KONG_CRDS` names, with colons between them
+(`config/crd/ingress-controller` of Kong/kubernetes-configuration, `config/crd/standard` of the Gateway API).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -113,3 +116,33 @@ def test_kongs_chart_makes_a_pod_of_them(names: list[str]) -> None:
     assert environment["KONG_PLUGINSERVER_METERING_QUERY_CMD"] == "cat /run/kong-metering/dump.json"
     assert "OM_TOKEN" in environment
     assert {"name": "kong-metering-run", "mountPath": "/run/kong-metering"} in kong["volumeMounts"]
+
+
+@pytest.mark.parametrize("folder", ["kubernetes/plugins", "kic"])
+def test_the_controllers_definitions_take_the_objects(folder: str, tmp_path: Path) -> None:
+    kubeconform = needs("kubeconform")
+    directories = os.environ.get("KONG_CRDS")
+    if not directories:
+        pytest.skip("KONG_CRDS names no directories with custom resource definitions")
+    for directory in directories.split(":"):
+        for path in Path(directory).glob("*.yaml"):
+            for kind, version, schema in defined(path):
+                (tmp_path / f"{kind.lower()}-{version}.json").write_text(json.dumps(schema), encoding="utf-8")
+    location = f"{tmp_path}/{{{{ .ResourceKind }}}}-{{{{ .ResourceAPIVersion }}}}.json"
+    files = sorted((FOLDER.parent / folder).glob("*.yaml"))
+    # Of Kubernetes itself, and not among the definitions.
+    flags = ["-strict", "-summary", "-output", "json", "-skip", "Namespace,Service,Deployment,Ingress"]
+    command = [kubeconform, *flags, "-schema-location", location, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["summary"]["valid"] >= len(files)
+
+
+def defined(path: Path) -> list[tuple[str, str, Any]]:
+    """List kind, version and schema of what a file defines."""
+    definitions = [one["spec"] for one in objects(path) if one["kind"] == "CustomResourceDefinition"]
+    return [
+        (spec["names"]["kind"], version["name"], version["schema"]["openAPIV3Schema"])
+        for spec in definitions
+        for version in spec["versions"]
+    ]
