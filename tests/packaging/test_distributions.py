@@ -20,7 +20,8 @@ import kong_metering
 from tests.support.plugin_server import short_directory
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+# Installs from a package index.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPOSITORY = Path(__file__).parents[2]
 _PATIENCE = 60.0
