@@ -45,7 +45,7 @@ class KongBeside(RealKong):
         super()._start()
 
     def _start_server(self) -> None:
-        command = [_SERVER, "--kong-prefix", self.prefix]
+        command: list[str | Path] = [_SERVER, "--kong-prefix", self.prefix]
         self._server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def _wait_for_the_end(self) -> None:

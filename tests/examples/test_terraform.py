@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -105,7 +105,7 @@ def test_the_example_for_an_admin_api_applies_and_meters(
 ) -> None:
     run = initialised("terraform-on-prem", tmp_path)
     address = urlsplit(upstream.url)
-    variables = {
+    variables: dict[str, Any] = {
         "admin_uri": writable.admin_url,
         "ingest_endpoint": collector.ingest_v3,
         "upstream": {"host": address.hostname, "port": address.port},

@@ -111,7 +111,7 @@ def prefix() -> Iterator[Path]:
 
 
 def test_the_installed_server_serves(programs: Path, prefix: Path) -> None:
-    command = [programs / "kong-metering-plugin-server", "--kong-prefix", prefix]
+    command: list[str | Path] = [programs / "kong-metering-plugin-server", "--kong-prefix", prefix]
     with (prefix / "log").open("wb") as log:
         server = subprocess.Popen(command, cwd=prefix, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={})
     try:

@@ -42,7 +42,7 @@ def running_postgres(programs: Path) -> Iterator[Mapping[str, str]]:
         flags = ["--username=kong", "--auth=trust", "--no-sync", "--encoding=UTF8"]
         _run(user, programs / "initdb", "--pgdata", cluster, *flags)
         settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": "", "fsync": "off"}
-        command = [programs / "postgres", "-D", cluster]
+        command: list[str | Path] = [programs / "postgres", "-D", cluster]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with (directory / "log").open("wb") as log:
             server = subprocess.Popen(command, user=user, stdout=log, stderr=log, cwd=directory)
