@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from jsonschema import FormatChecker  # type: ignore[import-untyped]
+from jsonschema import FormatChecker
 from rfc3339_validator import validate_rfc3339  # type: ignore[import-untyped]
 
 _USERINFO: Final = r"(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*@"

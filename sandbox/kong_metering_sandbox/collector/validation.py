@@ -19,7 +19,7 @@ from kong_metering_sandbox.collector.formats import format_checker, is_date_time
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jsonschema import ValidationError  # type: ignore[import-untyped]
+    from jsonschema import ValidationError
 
 SPEC_VERSION: Final = "1.0"
 _SPEC_VERSIONS: Final = ("0.3", SPEC_VERSION)
