@@ -21,6 +21,7 @@ class QueueAccount:
     def __init__(self, name: str, stats: Stats) -> None:
         self.name = name
         self.waiting = 0
+        self.delivered = 0
         self._stats = stats
         self._lock = threading.Lock()
 
@@ -37,7 +38,9 @@ class QueueAccount:
     def deliver(self, events: int) -> None:
         """Count events that the endpoint took."""
         self._stats.deliver(events)
-        self._count(-events)
+        with self._lock:
+            self.delivered += events
+            self.waiting -= events
 
     def move(self, events: int, other: QueueAccount) -> None:
         """Count events that wait in another queue from now on."""

@@ -85,6 +85,9 @@ class EventQueue:
         self._go_by(settings)
         # When its last request was begun.
         self._sent_at = -math.inf
+        # How many requests were answered or failed, and what became of the last one; for people.
+        self.answers = 0
+        self.last_outcome: Outcome | None = None
         self._delivering = Delivering(self._rules, backlog, clock=clock, account=account)
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
         self._wants_more = True
@@ -114,6 +117,11 @@ class EventQueue:
         """How many couriers may serve it at a time."""
         return self._rules.in_flight
 
+    @property
+    def delivered(self) -> int:
+        """How many events the endpoint has taken."""
+        return self._account.delivered
+
     def put(self, event: bytes) -> None:
         """Take an event for delivery."""
         if self._moved_to is not None:
@@ -137,6 +145,12 @@ class EventQueue:
         self._backlog.reconfigure(settings)
         self._go_by(settings)
         self._delivering.reconfigure(self._rules)
+        self._call()
+
+    def try_now(self) -> None:
+        """Do at once what a pause keeps from being done, with the endpoint and with the disk."""
+        self._delivering.try_now()
+        self._backlog.try_again()
         self._call()
 
     def hand_over(self, succession: Succession) -> None:
@@ -275,13 +289,6 @@ class EventQueue:
             succession = None if self._steps or self.has_moved else self._succession
         if succession is None or not self._has_settled_on(succession, is_off=succession.is_off()):
             return
-        LOGGER.info(
-            "queue %s: %s never accepted an event; %d events that wait go to %s",
-            self.name,
-            printable(without_credentials(self._endpoint.url)),
-            self.waiting,
-            printable(without_credentials(succession.heir.origin)),
-        )
         succession.carry_out()
 
     def _has_settled_on(self, succession: Succession, *, is_off: bool) -> bool:
@@ -301,6 +308,7 @@ class EventQueue:
         self._sent_at = self._clock.monotonic()
         endpoint = self._endpoint
         outcome = self._posted(events, endpoint)
+        self.answers, self.last_outcome = self.answers + 1, outcome
         if self._arrays.note(endpoint.url, events, outcome):
             LOGGER.warning(
                 "%s takes no arrays, only single events: from now on each event is sent alone",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,7 +29,7 @@ from kong_metering.delivery.outcome import Delivered
 from kong_metering.delivery.precedence import Configuration, Precedence
 from kong_metering.delivery.queue import EventQueue, Succession
 from kong_metering.delivery.spooled import SpooledBacklog
-from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.urls import without_credentials
@@ -98,6 +99,8 @@ class Delivery:
         self._moved: list[_Open] = []
         self._courses: dict[str, _Course] = {}
         self._acceptances = spooler.acceptances if spooler else Acceptances(None)
+        if spooler is not None:
+            spooler.answer_for(self)
 
     def open(self, entity: Entity, config: PluginConfig) -> EventQueue:
         """Give the queue for a configuration of a plugin entity; the caller lets go of it with `release`."""
@@ -174,6 +177,13 @@ class Delivery:
 
     def _carry_out(self, old: _Open, heir: _Open) -> None:
         """Move the events; on a courier's thread."""
+        LOGGER.info(
+            "queue %s: %s never accepted an event; %d events that wait go to %s",
+            old.queue.name,
+            printable(old.identity.endpoint),
+            old.queue.waiting,
+            printable(heir.identity.endpoint),
+        )
         if isinstance(old.backlog, SpooledBacklog) and isinstance(heir.backlog, SpooledBacklog):
             if self._spooler is not None:
                 self._spooler.take_over(old.backlog, heir.backlog)
@@ -183,7 +193,39 @@ class Delivery:
     def is_refused(self, queue: EventQueue) -> bool:
         """Return whether the endpoint's last word on the token of a queue that `open` gave was 401 or 403."""
         with self._lock:
-            return any(opened.queue is queue and opened.precedence.is_refused for opened in self._open.values())
+            ruling = [opened.precedence for opened in self._open.values()]
+            return any(
+                opened.queue is queue and opened.precedence.is_refused
+                for opened in self._all()
+                if any(opened.precedence is each for each in ruling)
+            )
+
+    def find(self, key: str) -> EventQueue | None:
+        """Return the queue with this key that new events go into."""
+        with self._lock:
+            opened = self._open.get(key)
+        return opened.queue if opened else None
+
+    def renew(self, key: str, carry_out: Callable[[SpooledBacklog, SpooledBacklog], None]) -> bool:
+        """Have a new queue, for the same endpoint, go on in the place of one; False if that cannot be now.
+
+        `carry_out` is called on a courier's thread, with both places on disk, when the old one has no request under
+        way and will begin none; all that comes from then on is the new one's.
+        """
+        with self._lock:
+            old = self._open.get(key)
+            if old is None or self._spooler is None or not isinstance(old.backlog, SpooledBacklog):
+                return False
+            if old.heir is not None or any(each.heir is old and each.queue.waiting for each in self._all()):
+                return False  # it takes over, or is taken over, just now
+            self._spooler.set_aside(old.backlog)
+            new = self._opened(old.identity, old.precedence.ruling, old.precedence)
+            if not isinstance(new.backlog, SpooledBacklog):
+                raise TypeError("with a spooler each queue is on disk")
+            old.heir = self._open[key] = new
+            self._moved.append(old)
+            old.queue.hand_over(Succession(new.queue, lambda: False, partial(carry_out, old.backlog, new.backlog)))
+        return True
 
     def _note_answer(self, key: str, endpoint: Endpoint, outcome: Outcome) -> None:
         is_refused = outcomes.refuses_the_token(outcome)

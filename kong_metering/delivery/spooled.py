@@ -144,6 +144,9 @@ class SpooledBacklog:
         """Write events to this process's own log; keep them in memory while the disk refuses."""
         if self._heir is not None:
             self.pass_account(len(events), self._heir)
+            # Whoever pours the inbox of this process, should it die, looks there for what it had written.
+            with contextlib.suppress(*DISK_ERRORS):
+                self._intake.log_opened(self._heir.own_directory())
             self._heir.write(events)
             return
         if self.disk is Disk.REFUSES and not self._memory.is_empty:
@@ -209,6 +212,12 @@ class SpooledBacklog:
             if self._own is not None:
                 self._adopted = (*self._adopted, self._own)
                 self._own = None
+
+    def own_directory(self) -> Path:
+        """Give where events are written; the log is made if need be. Raises one of `DISK_ERRORS`."""
+        if self._heir is not None:
+            return self._heir.own_directory()
+        return (self._own or self._open_own()).held.directory
 
     def _open_own(self) -> LogSource:
         held = self._holdings.own_log(self.identity)

@@ -21,9 +21,11 @@ from kong_metering.inbox.pouring import Pouring
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.letterbox import LetterBox
 from kong_metering.spool.options import Sync
+from kong_metering.upkeep.answering import Answering
 from kong_metering.upkeep.guard import guarded
 from kong_metering.upkeep.holdings import Holdings
 from kong_metering.upkeep.janitor import ROUND_SECONDS, Janitor
+from kong_metering.upkeep.redirection import Redirection, Renewal
 from kong_metering.upkeep.syncer import Syncer
 from kong_metering.upkeep.writer import Bell, Writer
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from kong_metering.spool.options import SpoolOptions
     from kong_metering.spool.unsynced import Unsynced
     from kong_metering.stats import Stats
+    from kong_metering.upkeep.answering import Queues
 
 _ENDING_SECONDS = 1.0
 
@@ -118,6 +121,34 @@ class Spooler:
             self._janitor.take_over(old, heir)
 
         self._writer.order(hand_over)
+
+    def answer_for(self, queues: Queues) -> None:
+        """Have what people ask of these queues answered from now on."""
+        answering = Answering(
+            self._options.directory, queues, self._redirect, clock=self._shared.clock, acceptances=self.acceptances
+        )
+        self._janitor.answer_by(answering)
+
+    def set_aside(self, backlog: SpooledBacklog) -> None:
+        """Take note that another backlog of the same queue goes on for one."""
+        self._janitor.set_aside(backlog)
+
+    def _redirect(self, old: SpooledBacklog, new: SpooledBacklog, target: QueueIdentity) -> Redirection:
+        """Have all that waits in a backlog that was set aside, of which nothing is on its way, go somewhere else."""
+        redirection = Redirection(
+            Renewal(old, new),
+            target,
+            self._holdings,
+            self._janitor.backlog_of,
+            syncs_each_write=self._options.syncs_each_write,
+        )
+
+        def hand_over() -> None:
+            old.hand_over(new)
+            self._janitor.redirect(old, redirection)
+
+        self._writer.order(hand_over)
+        return redirection
 
     def release(self, backlog: SpooledBacklog) -> None:
         """Close what a queue that has ended has on disk; what waits there stays."""
