@@ -158,6 +158,10 @@ class SpoolDirectory:
             raise unusable(self.root, error) from error
         for directory, identity in taken:
             try:
+                if load_identity(directory) != identity:
+                    # Somebody made it another queue's after it was found, and before it was locked.
+                    self._release(directory)
+                    continue
                 held = self._opened(directory, identity)
             except (OSError, SpoolFormatError) as error:
                 self._release(directory)

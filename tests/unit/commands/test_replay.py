@@ -195,7 +195,7 @@ def test_two_replays_at_a_time_are_one_too_many(root: Path) -> None:
     result = run(root, "replay", "--all", "--yes")
     os.close(lock)
     assert result.exit_code == 1
-    assert "another replay is under way" in result.stderr
+    assert "another replay or redirect is under way" in result.stderr
     assert events_of(root) == []
 
 
