@@ -25,6 +25,7 @@ from kong_metering.commands.holders import Holder, held_by, waiting_in
 from kong_metering.commands.holding import held_logs
 from kong_metering.commands.interruption import Interrupted, Interruption
 from kong_metering.commands.letters import ChosenLetters, alone, matching_letters
+from kong_metering.commands.logs import marks_of, unanswered_in
 from kong_metering.commands.options import Place, json_option, place_options, taking, yes_option
 from kong_metering.commands.output import confirmed, note, say, tell
 from kong_metering.commands.readdressing import readdress
@@ -201,7 +202,7 @@ def _source(
 def _unanswered_in(directory: Path) -> int:
     """Count the waiting events of a log that were sent without an answer so far."""
     with contextlib.suppress(OSError, KongMeteringError), closing(EventLog.view(directory)) as view:
-        return sum(mark.last - max(mark.first, view.done_up_to + 1) + 1 for mark in view.marks)
+        return unanswered_in(marks_of(view))
     return 0
 
 

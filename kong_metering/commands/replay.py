@@ -20,13 +20,14 @@ import click
 from kong_metering.commands import words
 from kong_metering.commands.access import check_writable
 from kong_metering.commands.filters import Filters, reasons_told
+from kong_metering.commands.holders import waiting_told
 from kong_metering.commands.interruption import Interrupted, Interruption
 from kong_metering.commands.letters import ChosenLetters, alone, groups, matching_letters, nothing_matches
 from kong_metering.commands.options import Chosen, filter_options, json_option, place_options, taking, yes_option
 from kong_metering.commands.output import confirmed, note, progress, say, tell
 from kong_metering.errors import KongMeteringError
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
-from kong_metering.spool.directory import HeldLog, SpoolDirectory
+from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.stats import Buried
 
 if TYPE_CHECKING:
@@ -95,7 +96,14 @@ def replay(options: ReplayOptions) -> None:
             replayed = _replay(options.root, dead_letters, choice.letters.ids)
         elif not choice.found:
             note(nothing_matches(dead_letters))
+            _tell_waiting(options)
     _tell(options, choice, replayed)
+
+
+def _tell_waiting(options: ReplayOptions) -> None:
+    """Tell of events that wait, and so are no dead letters."""
+    for told in waiting_told(log for log in survey(options.root) if options.filters.match_queue(log.identity)):
+        note(f"No dead letters, but {told}")
 
 
 def _check_call(options: ReplayOptions) -> None:

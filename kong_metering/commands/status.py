@@ -17,7 +17,7 @@ from rich.text import Text
 from kong_metering.commands import words
 from kong_metering.commands.access import check_readable
 from kong_metering.commands.filters import UNKNOWN, Filters, reasons_told
-from kong_metering.commands.logs import SeenLog, damaged_files, seen_logs
+from kong_metering.commands.logs import SeenLog, damaged_files, marks_of, seen_logs, unanswered_in
 from kong_metering.commands.options import Place, json_option, place_options, taking
 from kong_metering.commands.output import cell, console, say
 from kong_metering.commands.sharedmemory import unwritten
@@ -26,6 +26,7 @@ from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
+    from kong_metering.spool.format import Mark
     from kong_metering.spool.identity import QueueIdentity
 
 
@@ -40,6 +41,7 @@ class LogStatus:
     oldest_ms: int | None
     held_by: int | None
     problem: str | None
+    unanswered: tuple[Mark, ...] = ()
 
 
 @dataclass
@@ -68,6 +70,11 @@ class QueueStatus:
         return sum(log.may_have_arrived for log in self.logs)
 
     @property
+    def first_sent_ms(self) -> int | None:
+        """When the first of them was sent."""
+        return min((mark.time_ms for log in self.logs for mark in log.unanswered), default=None)
+
+    @property
     def bytes(self) -> int:
         """What it takes on disk."""
         return sum(log.bytes for log in self.logs)
@@ -80,7 +87,16 @@ class QueueStatus:
     @property
     def holders(self) -> list[int]:
         """The processes that hold logs of it."""
-        return sorted({log.held_by for log in self.logs if log.held_by is not None})
+        return sorted(self.held)
+
+    @property
+    def held(self) -> Counter[int]:
+        """How many events each of them holds."""
+        held: Counter[int] = Counter()
+        for log in self.logs:
+            if log.held_by is not None:
+                held[log.held_by] += log.waiting
+        return held
 
 
 @dataclass(frozen=True)
@@ -152,15 +168,16 @@ def _log_status(root: Path, log: SeenLog) -> LogStatus:
         oldest = view.oldest() if view else None
     except (SpoolFormatError, OSError) as error:
         problem = str(error)
-    marked = sum(mark.last - max(mark.first, view.done_up_to + 1) + 1 for mark in view.marks) if view else 0
+    marks = marks_of(view) if view else ()
     return LogStatus(
         directory=str(log.directory.relative_to(root)),
         waiting=log.waiting,
         bytes=view.bytes_on_disk if view else 0,
-        may_have_arrived=min(marked, log.waiting),
+        may_have_arrived=min(unanswered_in(marks), log.waiting),
         oldest_ms=oldest.time_ms if oldest else None,
         held_by=log.holder,
         problem=problem,
+        unanswered=marks,
     )
 
 
@@ -211,7 +228,7 @@ def _queue_table(queue: QueueStatus, now_ms: int) -> Table:
     if queue.oldest_ms is not None:
         grid.add_row("  oldest", cell(_moment(queue.oldest_ms, now_ms)))
     if queue.may_have_arrived:
-        grid.add_row("  unanswered", cell(f"{queue.may_have_arrived:,} of them were sent, and may have arrived"))
+        grid.add_row("  unanswered", cell(_unanswered(queue, now_ms)))
     for log in queue.logs:
         if log.problem:
             grid.add_row("  unreadable", cell(f"{log.directory}: {log.problem}", "red"))
@@ -227,6 +244,11 @@ def _waiting(queue: QueueStatus) -> str:
     return f"{told}, {words.size(queue.bytes)}" if queue.waiting else told
 
 
+def _unanswered(queue: QueueStatus, now_ms: int) -> str:
+    told = f"{queue.may_have_arrived:,} of them were sent, and may have arrived"
+    return told if queue.first_sent_ms is None else f"{told}: the first at {_moment(queue.first_sent_ms, now_ms)}"
+
+
 def _unwritten(count: int) -> str:
     return f"{words.events(count)} that a killed process had not written to disk: the next server does"
 
@@ -236,11 +258,17 @@ def _moment(time_ms: int, now_ms: int) -> str:
 
 
 def _held_by(queue: QueueStatus) -> Text:
-    processes = ", ".join(map(words.process, queue.holders))
+    is_shared = len({log.held_by for log in queue.logs}) > 1
+    processes = ", ".join(_holder(queue, pid, is_shared=is_shared) for pid in queue.holders)
     if all(log.held_by is not None for log in queue.logs):
         return Text(processes)
     told = f"{processes}; {queue.unheld:,} by nobody" if processes else "nobody"
     return Text(f"{told}: {_what_it_waits_for(queue)}", "yellow")
+
+
+def _holder(queue: QueueStatus, pid: int, *, is_shared: bool) -> str:
+    told = words.process(pid)
+    return f"{told} ({words.events(queue.held[pid])})" if is_shared else told
 
 
 def _what_it_waits_for(queue: QueueStatus) -> str:
@@ -290,6 +318,8 @@ def _queue_json(queue: QueueStatus, now_ms: int) -> dict[str, Any]:
         "oldest_age_seconds": None if oldest is None else max(0, now_ms - oldest) / 1000,
         "bytes": queue.bytes,
         "held_by": queue.holders,
+        "holders": [{"process": pid, "waiting": queue.held[pid]} for pid in queue.holders],
+        "first_sent": words.timestamp(queue.first_sent_ms),
         "dead_letters": dict(sorted(queue.dead_letters.items())),
         "logs": [_log_json(log) for log in queue.logs],
     }
@@ -303,5 +333,10 @@ def _log_json(log: LogStatus) -> dict[str, Any]:
         "may_have_arrived": log.may_have_arrived,
         "oldest_accepted": words.timestamp(log.oldest_ms),
         "held_by": log.held_by,
+        "unanswered": [_mark_json(mark) for mark in log.unanswered],
         "problem": log.problem,
     }
+
+
+def _mark_json(mark: Mark) -> dict[str, Any]:
+    return {"events": unanswered_in([mark]), "first": mark.first, "sent": words.timestamp(mark.time_ms)}

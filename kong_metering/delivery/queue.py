@@ -174,6 +174,11 @@ class EventQueue:
         return True
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether it is to hand over to another queue, and has not done so yet."""
+        return self._succession is not None and self._moved_to is None
+
+    @property
     def has_moved(self) -> bool:
         """Whether it has handed over to another queue."""
         return self._moved_to is not None

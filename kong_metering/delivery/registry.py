@@ -59,6 +59,11 @@ class _Open:
     # Which one takes over what waits, unless it turns out that the endpoint accepts events.
     heir: _Open | None = None
 
+    @property
+    def has_moving_events(self) -> bool:
+        """Whether events are on their way to the heir."""
+        return self.queue.has_moved and self.queue.waiting > 0
+
 
 class _Course(NamedTuple):
     """Where an entity sends now: the key of the queue, and the number of the configuration that led there."""
@@ -216,8 +221,10 @@ class Delivery:
             old = self._open.get(key)
             if old is None or self._spooler is None or not isinstance(old.backlog, SpooledBacklog):
                 return False
-            if old.heir is not None or any(each.heir is old and each.queue.waiting for each in self._all()):
-                return False  # it takes over, or is taken over, just now
+            if old.queue.is_leaving or old.queue.has_moved:
+                return False
+            if any(each.heir is old and (each.queue.is_leaving or each.has_moving_events) for each in self._all()):
+                return False
             self._spooler.set_aside(old.backlog)
             new = self._opened(old.identity, old.precedence.ruling, old.precedence)
             if not isinstance(new.backlog, SpooledBacklog):

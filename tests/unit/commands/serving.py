@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from kong_metering.spool.directory import survey
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.spool.log import EventLog
-
 from tests.support.rpc import KongClient, KongRequest
 from tests.support.waiting import wait_until
 from tests.unit.commands.helpers import PLUGIN, PROGRAM, REPOSITORY
@@ -28,9 +27,9 @@ QUEUE = {"max_batch_size": 10, "max_coalescing_delay": 0.05, "initial_retry_dela
 class Gateway:
     """Kong's part: instances of one plugin entity, and requests that are numbered through."""
 
-    def __init__(self, process: PluginServerProcess) -> None:
+    def __init__(self, process: PluginServerProcess, socket_name: str) -> None:
         self.process = process
-        self._client = KongClient(process.path)
+        self._client = KongClient(process.prefix / socket_name)
         self._numbers = itertools.count(1)
         self._sequences = itertools.count(1)
         self._instance = 0

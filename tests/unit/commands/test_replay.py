@@ -216,3 +216,12 @@ def test_nothing_to_replay(root: Path) -> None:
     result = run(root, "replay", "--all")
     assert result.exit_code == 0
     assert "There are no dead letters." in result.stderr
+
+
+def test_events_that_wait_are_told_where_no_dead_letter_matches(root: Path) -> None:
+    waiting(root, [event(n) for n in range(3)])
+    with holder(root) as pid:
+        told = run(root, "replay", "--all", "--plugin-id", PLUGIN, "--yes", width=400).stderr
+    assert "There are no dead letters." in told
+    assert "No dead letters, but 3 events held by nobody: `kong-metering spool deliver` delivers them." in told
+    assert f"held by process {pid}, which delivers them itself: `kong-metering spool deliver` has it try at once" in told
