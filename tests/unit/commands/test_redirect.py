@@ -206,20 +206,50 @@ def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
 def test_a_server_that_is_killed_meanwhile_loses_nothing(
     serve: Callable[..., Gateway], old: IngestServer, new: IngestServer
 ) -> None:
-    """It hangs, so that it does not take the request up; what it held is free then, and moved by the command."""
+    """It has taken the request up, and waits for an answer; what it held is free then, and moved by the command."""
     gateway = serve()
     ids = stuck(gateway, old)
-    pid = gateway.process.server_pid
-    os.kill(gateway.process.pid, signal.SIGSTOP)
-    os.kill(pid, signal.SIGSTOP)
+    old.on_request = Exchange.hang
+    old.requests.clear()
+    wait_until(lambda: old.requests, "a request is under way")
     redirecting = start(gateway.root, "redirect", "--plugin-id", PLUGIN, "--to", new.url, "--yes", "--json")
-    wait_until(lambda: list(gateway.root.glob(f"{REQUESTS}/*.json")), "the request is there")
-    os.kill(pid, signal.SIGKILL)
-    os.kill(gateway.process.pid, signal.SIGKILL)
+    wait_until(lambda: list(gateway.root.glob(f"{REQUESTS}/*.done.json")), "the server has taken it up")
+    os.kill(gateway.process.server_pid, signal.SIGKILL)
     stdout, _ = redirecting.communicate(timeout=60)
-    assert json.loads(stdout)["redirected"] == 30
+    told = json.loads(stdout)
+    assert (redirecting.returncode, told["redirected"], told["left"]) == (0, 30, 0)
     assert gateway.waiting(new.url) == ids
-    assert gateway.waiting(old.url) == []
+
+
+def test_each_event_arrives_once_while_requests_come_and_redirects_go_to_and_fro(
+    serve: Callable[..., Gateway], old: IngestServer, new: IngestServer
+) -> None:
+    """The plugin has the old URL all the time."""
+    gateway = serve()
+    ids, is_over = stuck(gateway, old), threading.Event()
+
+    def go_on() -> None:
+        while not is_over.wait(0.005):
+            ids.extend(gateway.request(1))
+
+    requests = threading.Thread(target=go_on)
+    requests.start()
+    try:
+        for source, target in [(old, new), (new, old)] * 2:
+            arguments = ("--endpoint", source.url, "--to", target.url)
+            redirected = gateway.command("redirect", "--plugin-id", PLUGIN, *arguments, "--yes", "--json")
+            assert redirected.returncode == 0, redirected
+            assert json.loads(redirected.stdout)["redirected"] >= 30
+    finally:
+        is_over.set()
+        requests.join()
+    old.requests.clear()
+    old.on_request = answer(204)
+    wait_until(lambda: len(received(old)) >= len(ids) and not gateway.waiting(old.url), "all are delivered")
+    assert gateway.waiting(new.url) == []
+    assert new.requests == []
+    assert Counter(received(old)) == Counter(ids)
+    assert gateway.process.stop() == 0
 
 
 def test_a_request_whose_asker_is_gone_is_removed(

@@ -19,6 +19,7 @@ from tests.unit.commands.helpers import (
     dead_letters,
     event,
     events_of,
+    holder,
     letter,
     run,
     run_json,
@@ -224,4 +225,6 @@ def test_events_that_wait_are_told_where_no_dead_letter_matches(root: Path) -> N
         told = run(root, "replay", "--all", "--plugin-id", PLUGIN, "--yes", width=400).stderr
     assert "There are no dead letters." in told
     assert "No dead letters, but 3 events held by nobody: `kong-metering spool deliver` delivers them." in told
-    assert f"held by process {pid}, which delivers them itself: `kong-metering spool deliver` has it try at once" in told
+    assert (
+        f"held by process {pid}, which delivers them itself: `kong-metering spool deliver` has it try at once" in told
+    )
