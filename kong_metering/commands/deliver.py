@@ -302,7 +302,7 @@ def _tell_held(rest: Rest) -> None:
         if holder in silent or not asked.answers:
             note(f"{words.events(count)} held by {holder.told}, which delivers them itself.")
     if silent:
-        note("It did not take up the request to try at once: it may be busy, stopped, or of a version that knows none.")
+        note("No answer to the request to try at once: a server may be busy, stopped, or of a version that knows none.")
     if rest.is_left:
         note(
             "Kong's error log says why they do not get through, in lines with 'queue' and the plugin's name. "
