@@ -47,7 +47,8 @@ class Asked:
     @property
     def is_complete(self) -> bool:
         """Whether each server did all that it was asked for."""
-        return not (self.unheard or self.under_way or any(each.left or each.problem for each in self.answers))
+        is_missing = self.unheard or self.under_way or self.was_freed
+        return not (is_missing or any(each.left or each.problem for each in self.answers))
 
 
 def ask(  # noqa: PLR0913 - what is asked, of whom, and for how long

@@ -242,6 +242,9 @@ def _asked(options: DeliverOptions, holding: Holding, ended: Ended) -> Asked:
             return ask(options.root, Kind.TRY, held[0].identity, held, interruption=interruption, seconds=options.wait)
         except Interrupted:
             raise interruption.exit() from None
+        except DISK_ERRORS as error:
+            note(f"Running servers cannot be asked to try at once: {words.shown(str(error))}")
+            return Asked(unheard=tuple(held))
 
 
 # ----------------------------------------------------------------------------------------------------------------- tell

@@ -125,7 +125,7 @@ class EventQueue:
     def put(self, event: bytes) -> None:
         """Take an event for delivery."""
         if self._moved_to is not None:
-            self._moved_to.put(event)
+            self._last_heir().put(event)
             return
         self._account.accept()
         if self._has_ended:
@@ -133,6 +133,12 @@ class EventQueue:
         else:
             self._backlog.put(event)
             self._couriers.try_again()
+
+    def _last_heir(self) -> EventQueue:
+        queue = self
+        while queue._moved_to is not None:
+            queue = queue._moved_to
+        return queue
 
     def wake(self) -> None:
         """Look at the backlog: it has come to hold more."""

@@ -197,6 +197,8 @@ class _Try:
         self._clock = clock
         self._ends_at = clock.monotonic() + _TRYING_SECONDS
         self._wanted, self._delivered, self._answers = queue.waiting, queue.delivered, queue.answers
+        # What was delivered at the last look: as long as that grows a failure is not the end.
+        self._progress = 0
         self._result: Answer | None = None
         queue.try_now()
 
@@ -211,13 +213,15 @@ class _Try:
     def _found(self) -> Answer:
         queue = self._queue
         delivered, last = queue.delivered - self._delivered, queue.last_outcome
-        has_failed = queue.answers > self._answers and last is not None and not isinstance(last, Delivered)
+        words = "" if queue.answers == self._answers or last is None or isinstance(last, Delivered) else last.reason
         is_over = delivered >= self._wanted or not queue.waiting or self._clock.monotonic() > self._ends_at
+        is_stuck = bool(words) and delivered == self._progress
+        self._progress = delivered
         return Answer(
             os.getpid(),
             self._logs,
-            is_done=is_over or has_failed,
+            is_done=is_over or is_stuck,
             events=delivered,
             left=queue.waiting,
-            problem=last.reason if has_failed and last is not None and not isinstance(last, Delivered) else "",
+            problem=words if queue.waiting else "",
         )

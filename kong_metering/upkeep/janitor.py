@@ -340,7 +340,9 @@ class Janitor:
 
     def _answer(self) -> None:
         if self._answering is not None:
-            self._answering.look(self.backlogs())
+            with self._lock:
+                open_here = list(self._backlogs.values())
+            self._answering.look(open_here)
 
     def _try_again(self) -> None:
         self.order_spills()
