@@ -6,6 +6,7 @@ carries out. A log whose holder is gone meanwhile, or that is another queue's by
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,15 +66,58 @@ def ask(  # noqa: PLR0913 - what is asked, of whom, and for how long
 
     Raises `Interrupted`, and one of `DISK_ERRORS`.
     """
-    logs = {str(found.directory.relative_to(root)): found for found in held}
+    request = _request(root, kind, queue, held, seconds=seconds, target=target)
+    (asked,) = _asked(root, [request], [held], interruption, seconds)
+    return asked
+
+
+def ask_about(
+    root: Path, held: Mapping[QueueIdentity, Sequence[Found]], interruption: Interruption
+) -> dict[QueueIdentity, Asked]:
+    """Ask the holders of logs what they know of their queues, all at the same time.
+
+    Raises `Interrupted`, and one of `DISK_ERRORS`.
+    """
+    seconds = TAKING_UP_SECONDS
+    requests = [_request(root, Kind.TELL, queue, logs, seconds=seconds) for queue, logs in held.items()]
+    return dict(zip(held, _asked(root, requests, list(held.values()), interruption, seconds), strict=True))
+
+
+def _request(  # noqa: PLR0913 - as `ask`
+    root: Path,
+    kind: Kind,
+    queue: QueueIdentity,
+    held: Sequence[Found],
+    *,
+    seconds: float,
+    target: QueueIdentity | None = None,
+) -> Request:
     expires_ms = time.time_ns() // 1_000_000 + int(seconds * 1000)
-    request = Request(new_id(), kind, queue, tuple(logs), expires_ms, target)
-    waiting = _Waiting(logs, seconds)
-    with Asking(root, request) as asking:
-        while not waiting.is_over(asking.answers(), _holders(root, queue)):
+    return Request(new_id(), kind, queue, tuple(_names(root, held)), expires_ms, target)
+
+
+def _asked(
+    root: Path,
+    requests: Sequence[Request],
+    held: Sequence[Sequence[Found]],
+    interruption: Interruption,
+    seconds: float,
+) -> list[Asked]:
+    waiting = [_Waiting(_names(root, logs), seconds) for logs in held]
+    with contextlib.ExitStack() as stack:
+        asking = [stack.enter_context(Asking(root, request)) for request in requests]
+        is_over = [False] * len(requests)
+        while not all(is_over):
             with interruption.allowed():
                 time.sleep(_PAUSE_SECONDS)
-    return waiting.result()
+            found = survey(root)
+            for place, request in enumerate(requests):
+                is_over[place] |= waiting[place].is_over(asking[place].answers(), _holders(root, found, request.queue))
+    return [each.result() for each in waiting]
+
+
+def _names(root: Path, held: Sequence[Found]) -> dict[str, Found]:
+    return {str(found.directory.relative_to(root)): found for found in held}
 
 
 class _Waiting:
@@ -118,11 +162,11 @@ class _Waiting:
         )
 
 
-def _holders(root: Path, queue: QueueIdentity) -> dict[str, int | None]:
+def _holders(root: Path, logs: Sequence[Found], queue: QueueIdentity) -> dict[str, int | None]:
     """Find the logs of a queue and who holds them, by their names."""
     return {
         str(found.directory.relative_to(root)): found.holder
-        for found in survey(root)
+        for found in logs
         if found.identity is not None and found.identity.key == queue.key
     }
 

@@ -306,6 +306,8 @@ def _tell_held(rest: Rest) -> None:
             note(f"{words.events(count)} held by {holder.told}, which delivers them itself.")
     if silent:
         note("No answer to the request to try at once: a server may be busy, stopped, or of a version that knows none.")
+    if asked.was_freed:
+        note("A server has ended meanwhile: run this again, to deliver by hand what it held.")
     if rest.is_left:
         note(
             "Kong's error log says why they do not get through, in lines with 'queue' and the plugin's name. "

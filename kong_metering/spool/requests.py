@@ -46,6 +46,8 @@ class Kind(str, Enum):
     REDIRECT = "redirect"
     # That a queue tries to deliver at once, whatever pause it makes.
     TRY = "try"
+    # What is known of a queue that is not on disk.
+    TELL = "tell"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Request:
 class Answer:
     """What one server did about its `logs`; while it is not done with it, what it has done so far.
 
-    `events`: how many were moved, or delivered. `left`: how many wait where they waited. `problem`: why, for people.
+    `events`: how many were moved, or delivered (to `TELL`: since the server started). `left`: how many wait where they
+    waited. `problem`: why, for people.
     """
 
     process: int

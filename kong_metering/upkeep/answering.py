@@ -131,7 +131,9 @@ class Answering:
         if request.kind is Kind.REDIRECT and request.target is not None:
             return self._begun_redirect(request.queue, request.target, logs)
         queue = self._queues.find(request.queue.key)
-        return None if queue is None else _Try(queue, logs, self._clock)
+        if queue is None:
+            return None
+        return _Told(queue, logs) if request.kind is Kind.TELL else _Try(queue, logs, self._clock)
 
     def _held(self, request: Request, backlogs: list[SpooledBacklog]) -> tuple[str, ...]:
         """Return which of the logs that a request is about this process holds for that queue."""
@@ -183,6 +185,24 @@ class _Refusal:
 
     def __init__(self, logs: tuple[str, ...], problem: str) -> None:
         self._answer = Answer(os.getpid(), logs, is_done=True, problem=problem)
+
+    def answer(self) -> Answer:
+        return self._answer
+
+
+class _Told:
+    """What is known of a queue now."""
+
+    def __init__(self, queue: Queue, logs: tuple[str, ...]) -> None:
+        last = queue.last_outcome
+        self._answer = Answer(
+            os.getpid(),
+            logs,
+            is_done=True,
+            events=queue.delivered,
+            left=queue.waiting,
+            problem="" if last is None or isinstance(last, Delivered) else last.reason,
+        )
 
     def answer(self) -> Answer:
         return self._answer

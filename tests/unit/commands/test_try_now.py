@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,30 @@ def test_what_the_endpoint_says_is_told_where_it_still_fails(
     # A single event probed: no more of them are in doubt than before.
     assert {len(request.events) for request in endpoint.requests[tries:]} == {1}
     assert "redirect" in deliver(gateway, token)[2]
+
+
+def test_status_asks_the_server_what_it_knows(gateway: Gateway, endpoint: IngestServer) -> None:
+    ids = paused(gateway, endpoint, 4)
+    (queue,) = json.loads(gateway.command("status", "--ask", "--json").stdout)["queues"]
+    (holder,) = queue["holders"]
+    assert holder["process"] == gateway.process.server_pid
+    assert (holder["told"]["waiting"], holder["told"]["delivered"]) == (len(ids), 0)
+    assert "answered 503: no room" in holder["told"]["problem"]
+    text = " ".join(gateway.command("status", "--ask").stdout.split())
+    assert f"process {gateway.process.server_pid} has 4 events, and has delivered 0; the endpoint takes none" in text
+
+
+def test_status_tells_of_a_server_that_does_not_answer(gateway: Gateway, endpoint: IngestServer) -> None:
+    paused(gateway, endpoint, 4)
+    pids = [gateway.process.pid, gateway.process.server_pid]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        text = gateway.command("status", "--ask").stdout
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    assert f"no answer from process {pids[1]}" in text
 
 
 def test_what_comes_later_is_delivered_as_ever(gateway: Gateway, endpoint: IngestServer, token: Path) -> None:
