@@ -6,7 +6,8 @@ is the one that was opened last, except that an old one which comes late does no
 a vault's the one rules that the endpoint takes (`precedence`). Events never leave for another endpoint than the one
 they were accepted for, if that has ever accepted an event of the entity: a changed endpoint is another queue, and the
 old one goes on until it is empty. What waits at an endpoint that never accepted one was configured wrong: the new queue
-takes it over. A queue that no instance uses ends when it is empty. With a spool, what waits when the
+takes it over. What somebody redirects goes where that one says, and a new queue goes on in the place of the one that
+gives it up (`renew`). A queue that no instance uses ends when it is empty. With a spool, what waits when the
 process ends stays on disk, and comes back when its queue is opened in another process.
 """
 
@@ -198,12 +199,12 @@ class Delivery:
     def is_refused(self, queue: EventQueue) -> bool:
         """Return whether the endpoint's last word on the token of a queue that `open` gave was 401 or 403."""
         with self._lock:
-            ruling = [opened.precedence for opened in self._open.values()]
-            return any(
-                opened.queue is queue and opened.precedence.is_refused
-                for opened in self._all()
-                if any(opened.precedence is each for each in ruling)
-            )
+            opened = next((each for each in self._all() if each.queue is queue), None)
+            if opened is None:
+                return False
+            # A queue that was renewed shares its precedence with the one that goes on; one that has moved does not.
+            now = self._open.get(opened.identity.key)
+            return now is not None and now.precedence is opened.precedence and now.precedence.is_refused
 
     def find(self, key: str) -> EventQueue | None:
         """Return the queue with this key that new events go into."""
