@@ -37,6 +37,7 @@ _REQUEST = ".json"
 _ANSWER = ".done.json"
 _DRAFT = ".new"
 _MAX_BYTES = 4 * 1024 * 1024
+_DRAFT_MS = 60_000
 
 
 class Kind(str, Enum):
@@ -97,7 +98,7 @@ class RequestBox:
         living = {request.id for request in requests}
         for name in names:
             if _id_of(name) not in living and not _is_request(name):
-                self._remove_unless_drafted(name)
+                self._remove(name, now_ms)
         return requests
 
     def answer(self, request: Request, answer: Answer) -> None:
@@ -128,14 +129,12 @@ class RequestBox:
         path.unlink(missing_ok=True)
         return None
 
-    def _remove_unless_drafted(self, name: str) -> None:
+    def _remove(self, name: str, now_ms: int) -> None:
+        """Remove what is left of a request; a draft only when nobody can be at it any more."""
         path = self._directory / name
-        if name.endswith(_REQUEST + _DRAFT):
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                if _read_private(path)[1]:
-                    return
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            path.unlink()
+            if not name.endswith(_DRAFT) or path.stat().st_mtime * 1000 < now_ms - _DRAFT_MS:
+                path.unlink()
 
 
 class Asking:

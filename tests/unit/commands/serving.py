@@ -45,6 +45,7 @@ class Gateway:
             "api_token": "t0ken",
             "subject": {"look_up_value_in": "header", "field": "x-tenant-id"},
             "queue": QUEUE | queue,
+            "timeout": 120_000,
             "__plugin_id": PLUGIN,
             "__seq__": next(self._sequences),
         }

@@ -141,7 +141,7 @@ def test_what_is_in_flight_is_settled_first(
 
     def accept_late(exchange: Exchange) -> None:
         asked = [each["id"] for each in exchange.server.requests[-1].events]
-        gate.wait(20)
+        gate.wait(60)
         accepted.extend(asked)
         exchange.reply(204)
 

@@ -69,6 +69,18 @@ def test_what_an_asker_that_was_killed_leaves_is_removed(tmp_path: Path) -> None
     assert files_in(tmp_path) == []
 
 
+def test_a_draft_is_left_alone_as_long_as_somebody_may_be_at_it(tmp_path: Path) -> None:
+    directory = tmp_path / REQUESTS
+    directory.mkdir()
+    (directory / "1.json.new").touch()
+    made_ms = int((directory / "1.json.new").stat().st_mtime * 1000)
+    box = RequestBox(tmp_path)
+    assert box.look(made_ms + 50_000) == []
+    assert files_in(tmp_path) == ["1.json.new"]
+    assert box.look(made_ms + 70_000) == []
+    assert files_in(tmp_path) == []
+
+
 def test_a_request_expires(tmp_path: Path) -> None:
     box = RequestBox(tmp_path)
     with Asking(tmp_path, made(NOW)):
