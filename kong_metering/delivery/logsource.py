@@ -77,7 +77,8 @@ class LogSource:
     @property
     def is_settled(self) -> bool:
         """Whether nothing waits in it any more."""
-        return not self._unsettled and not self.unread
+        # In this order: who reads notes what is unsettled before it is no longer unread.
+        return not self.unread and not self._unsettled
 
     def oldest_at(self) -> float | None:
         """Tell when the first unread event came (monotonic), minus infinity if not known, None when there is none."""
@@ -129,24 +130,26 @@ class LogSource:
     def _recall(self, limit: int, max_bytes: int) -> list[Entry]:
         """Take the next events from memory, none if they are not there."""
         entries: list[Entry] = []
+        cursor = self._cursor
         while self._recent and len(entries) < limit:
             written = self._recent[0]
-            start = self._cursor + 1 - written.first
+            start = cursor + 1 - written.first
             if start < 0:
                 break
             events = written.events[start : start + limit - len(entries)]
             events = _within(events, max_bytes, needs_one=not entries)
-            numbers = range(self._cursor + 1, self._cursor + 1 + len(events))
+            numbers = range(cursor + 1, cursor + 1 + len(events))
             entries += [
                 Entry(event, number, self, written.time_ms) for event, number in zip(events, numbers, strict=True)
             ]
-            self._cursor += len(events)
+            cursor += len(events)
             max_bytes -= sum(map(len, events))
             if start + len(events) < len(written.events):
                 break
             self._recent.popleft()
             self._recent_taken_bytes = written.end_bytes
         self._unsettled.update((entry.number, entry) for entry in entries)
+        self._cursor = cursor
         return entries
 
     def _read_back(self, limit: int, max_bytes: int) -> list[Entry]:
@@ -158,9 +161,9 @@ class LogSource:
         stored = self._log.read(self._cursor, limit, max_bytes)
         last = stored[-1].sequence if stored else end
         self._lost_behind += last - self._cursor - len(stored)
-        self._cursor = last
         entries = [Entry(event.payload, event.sequence, self, event.time_ms) for event in stored]
         self._unsettled.update((entry.number, entry) for entry in entries)
+        self._cursor = last
         if not entries:
             self._settle_head()
         return entries

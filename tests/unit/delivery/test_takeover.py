@@ -447,6 +447,7 @@ def test_a_queue_that_was_redirected_goes_on_with_what_comes_later(
     following = serve()
     following.open(right)
     wait_until(lambda: len(events(right)) == 89, "what was redirected is delivered by another process")
+    following.settle()
     served.settle()
     assert events(wrong) == list(range(90, 100))
     assert sorted(events(right)) == list(range(1, 90))
