@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kong_metering.commands.filters import by_reason, reasons_told
 from kong_metering.errors import KongMeteringError
-from kong_metering.spool import files
+from kong_metering.eventlog import files
 
 if TYPE_CHECKING:
     from pathlib import Path

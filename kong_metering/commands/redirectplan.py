@@ -15,9 +15,9 @@ from kong_metering.commands.letters import ChosenLetters, matching_letters
 from kong_metering.commands.logs import marks_of, unanswered_in
 from kong_metering.commands.options import Place
 from kong_metering.errors import KongMeteringError
+from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import survey
-from kong_metering.spool.log import EventLog
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.spool import files
-from kong_metering.spool.format import FORMAT_VERSION
+from kong_metering.eventlog import files
+from kong_metering.eventlog.format import FORMAT_VERSION
 from kong_metering.spool.identity import QueueIdentity
 
 if TYPE_CHECKING:

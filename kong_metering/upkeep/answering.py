@@ -12,13 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from kong_metering.delivery.outcome import Delivered
 from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.spool.requests import Answer, Kind, RequestBox
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
-    from kong_metering.delivery.outcome import Outcome
+    from kong_metering.delivery.requests import LastRequest
     from kong_metering.delivery.spooled import SpooledBacklog
     from kong_metering.spool.accepted import Acceptances
     from kong_metering.spool.identity import QueueIdentity
@@ -43,13 +42,8 @@ class Queue(Protocol):
         ...
 
     @property
-    def answers(self) -> int:
-        """How many requests were answered, or failed."""
-        ...
-
-    @property
-    def last_outcome(self) -> Outcome | None:
-        """What became of the last one."""
+    def last_request(self) -> LastRequest:
+        """What came of the last request."""
         ...
 
     def try_now(self) -> None:
@@ -141,7 +135,7 @@ class Answering:
             str(each.log.held.directory.relative_to(self._root))
             for backlog in backlogs
             if backlog.identity.key == request.queue.key
-            for each in backlog.bounded_logs()
+            for each in backlog.keeping.bounded()
         }
         return tuple(log for log in request.logs if log in held)
 
@@ -194,14 +188,13 @@ class _Told:
     """What is known of a queue now."""
 
     def __init__(self, queue: Queue, logs: tuple[str, ...]) -> None:
-        last = queue.last_outcome
         self._answer = Answer(
             os.getpid(),
             logs,
             is_done=True,
             events=queue.delivered,
             left=queue.waiting,
-            problem="" if last is None or isinstance(last, Delivered) else last.reason,
+            problem=queue.last_request.problem,
         )
 
     def answer(self) -> Answer:
@@ -216,7 +209,7 @@ class _Try:
         self._logs = logs
         self._clock = clock
         self._ends_at = clock.monotonic() + _TRYING_SECONDS
-        self._wanted, self._delivered, self._answers = queue.waiting, queue.delivered, queue.answers
+        self._wanted, self._delivered, self._last = queue.waiting, queue.delivered, queue.last_request
         # What was delivered at the last look: as long as that grows a failure is not the end.
         self._progress = 0
         self._result: Answer | None = None
@@ -232,8 +225,8 @@ class _Try:
 
     def _found(self) -> Answer:
         queue = self._queue
-        delivered, last = queue.delivered - self._delivered, queue.last_outcome
-        words = "" if queue.answers == self._answers or last is None or isinstance(last, Delivered) else last.reason
+        delivered, last = queue.delivered - self._delivered, queue.last_request
+        words = "" if last.number == self._last.number else last.problem
         is_over = delivered >= self._wanted or not queue.waiting or self._clock.monotonic() > self._ends_at
         is_stuck = bool(words) and delivered == self._progress
         self._progress = delivered

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kong_metering.delivery.logsource import LogSource
 from kong_metering.errors import DISK_ERRORS
+from kong_metering.eventlog import files
 from kong_metering.log import LOGGER, cause_of, printable, trouble
-from kong_metering.spool import files
 from kong_metering.spool.identity import identity_files
 
 if TYPE_CHECKING:
     from kong_metering.delivery.spooled import SpooledBacklog
     from kong_metering.spool.directory import HeldLog
     from kong_metering.spool.identity import QueueIdentity
+    from kong_metering.spool.options import SpoolOptions
     from kong_metering.upkeep.holdings import Holdings
 
 
@@ -41,15 +42,14 @@ class Redirection:
         target: QueueIdentity,
         holdings: Holdings,
         opened: Callable[[str], SpooledBacklog | None],
-        *,
-        syncs_each_write: bool,
+        options: SpoolOptions,
     ) -> None:
         """Take note; `opened` returns the backlog with a key that is open in this process, None if none is."""
         self._old, self._new = renewal
         self._target = target
         self._holdings = holdings
         self._opened = opened
-        self._syncs_each_write = syncs_each_write
+        self._options = options
         self.is_done = False
         self.moved = 0
         self.left = 0
@@ -57,7 +57,7 @@ class Redirection:
 
     def carry_out(self) -> None:
         """Move the logs."""
-        for held, waiting in self._old.give_up_logs():
+        for held, waiting in self._old.keeping.give_up():
             if waiting:
                 self._move(held, waiting)
             else:
@@ -75,28 +75,35 @@ class Redirection:
         try:
             held = self._holdings.reassign(held, self._target)
             sync_identity(held)
-            log = self._source(held)
+            log = LogSource(held, self._options)
+            # What was sent without an answer has to be known there too.
+            log.save_again()
         except DISK_ERRORS as error:
             self._note(held, waiting, error)
             self._keep(held, waiting)
             return
         heir = self._opened(self._target.key)
-        if heir is not None and heir.take_over(log):
-            self._old.pass_account(waiting, heir)
+        if heir is not None and heir.keeping.take_over(log, waiting, self._old.keeping):
             self.moved += waiting
-        else:
-            self._old.leave(waiting)
-            self._set_free(held, waiting)
+            return
+        if heir is None:
+            self._old.keeping.leave(waiting)
+        self._set_free(held, waiting)
 
     def _keep(self, held: HeldLog, waiting: int) -> None:
         """Leave a log to the queue that goes on, which may be said on disk already to be the other one's."""
-        with contextlib.suppress(*DISK_ERRORS):
+        try:
             held = self._holdings.reassign(held, self._old.identity)
-            if self._new.take_over(self._source(held)):
-                self._old.pass_account(waiting, self._new)
-                return
-        self._old.leave(waiting)
-        self._holdings.retire(held)
+        except DISK_ERRORS:
+            self._old.keeping.leave(waiting)
+            self._holdings.retire(held)
+            return
+        log = LogSource(held, self._options)
+        # If not now, that is tried again by the queue.
+        with contextlib.suppress(OSError):
+            log.save_again()
+        if not self._new.keeping.take_over(log, waiting, self._old.keeping):
+            self._holdings.retire(held)
 
     def _set_free(self, held: HeldLog, waiting: int) -> None:
         try:
@@ -105,9 +112,6 @@ class Redirection:
             self._note(held, waiting, error)
         else:
             self.moved += waiting
-
-    def _source(self, held: HeldLog) -> LogSource:
-        return LogSource(held, syncs_each_write=self._syncs_each_write)
 
     def _note(self, held: HeldLog, waiting: int, error: Exception) -> None:
         self.left += waiting

@@ -7,9 +7,9 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.directory import survey
 from kong_metering.spool.identity import QueueIdentity
-from kong_metering.spool.log import EventLog
 from tests.support.rpc import KongClient, KongRequest
 from tests.support.waiting import wait_until
 from tests.unit.commands.helpers import PLUGIN, PROGRAM, REPOSITORY
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.plugin_server import PluginServerProcess
-    from tests.unit.delivery.ingest_server import IngestServer
+    from tests.unit.ingest.ingest_server import IngestServer
 
 QUEUE = {"max_batch_size": 10, "max_coalescing_delay": 0.05, "initial_retry_delay": 0.05, "max_retry_delay": 0.2}
 

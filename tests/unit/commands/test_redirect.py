@@ -34,7 +34,7 @@ from tests.unit.commands.helpers import (
     waiting,
 )
 from tests.unit.commands.serving import Gateway, command, received, wait_for
-from tests.unit.delivery.ingest_server import Exchange, IngestServer, answer, running
+from tests.unit.ingest.ingest_server import Exchange, IngestServer, answer, running
 
 OLD = QueueIdentity(PLUGIN, "metering-and-billing", "https://old.example/events")
 NEW = QueueIdentity(PLUGIN, "metering-and-billing", "https://new.example/events")

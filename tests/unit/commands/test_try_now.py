@@ -15,7 +15,7 @@ from tests.support.plugin_server import PluginServerProcess
 from tests.support.waiting import wait_until
 from tests.unit.commands.helpers import PLUGIN
 from tests.unit.commands.serving import Gateway, received, wait_for
-from tests.unit.delivery.ingest_server import IngestServer, answer
+from tests.unit.ingest.ingest_server import IngestServer, answer
 
 # So that nothing is tried again by itself while a test runs.
 LONG_PAUSES = {"initial_retry_delay": 600, "max_retry_delay": 600}
