@@ -30,6 +30,11 @@ class QueueAccount:
         self._dead_letters: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
 
+    @property
+    def delivered(self) -> int:
+        """How many events the endpoint took."""
+        return self._counts["delivered"]
+
     def accept(self) -> None:
         """Count an event that came in."""
         self._count(1, "accepted")

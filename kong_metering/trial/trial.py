@@ -98,6 +98,14 @@ class Trial(Generic[T]):
         self._turns.generation += 1
         self._hand.acquit_all(rules.batch_size)
 
+    def try_now(self, now: float) -> None:
+        """End all pauses: what would have been tried after them is tried at once."""
+        standing = self._standing
+        standing.silence.until = min(standing.silence.until, now)
+        standing.breaker.end_cooldown()
+        for part in (*self._hand.line, *self._hand.suspects):
+            part.not_before = min(part.not_before, now)
+
     def close(self) -> None:
         """Send each part once more at most; with `keeps`, what fails is left, and so is all behind it."""
         self._turns.is_closing = True

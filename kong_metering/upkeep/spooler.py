@@ -24,9 +24,11 @@ from kong_metering.measures import Timings
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.options import Sync
 from kong_metering.spool.times import SpoolTimes
+from kong_metering.upkeep.answering import Answering
 from kong_metering.upkeep.guard import guarded, within
 from kong_metering.upkeep.holdings import Holdings
 from kong_metering.upkeep.janitor import ROUND_SECONDS, Janitor
+from kong_metering.upkeep.redirection import Redirection, Renewal
 from kong_metering.upkeep.syncer import Syncer
 from kong_metering.upkeep.writer import Bell, Writer
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.options import SpoolOptions
     from kong_metering.stats import Stats
+    from kong_metering.upkeep.answering import Queues
 
 _ENDING_SECONDS = 1.0
 # Nobody is served before: a disk that takes longer hangs.
@@ -136,6 +139,34 @@ class Spooler:
             self._janitor.take_over(old, heir)
 
         self._writer.order(hand_over)
+
+    def answer_for(self, queues: Queues) -> None:
+        """Have what people ask of these queues answered from now on."""
+        answering = Answering(
+            self._options.directory, queues, self._redirect, clock=self._shared.clock, acceptances=self.acceptances
+        )
+        self._janitor.answer_by(answering)
+
+    def set_aside(self, backlog: SpooledBacklog) -> None:
+        """Take note that another backlog of the same queue goes on for one."""
+        self._janitor.set_aside(backlog)
+
+    def _redirect(self, old: SpooledBacklog, new: SpooledBacklog, target: QueueIdentity) -> Redirection:
+        """Have all that waits in a backlog that was set aside, of which nothing is on its way, go somewhere else."""
+        redirection = Redirection(
+            Renewal(old, new),
+            target,
+            self._holdings,
+            self._janitor.backlog_of,
+            self._options,
+        )
+
+        def hand_over() -> None:
+            old.writing.hand_over(new.writing)
+            self._janitor.redirect(old, redirection)
+
+        self._writer.order(hand_over)
+        return redirection
 
     def release(self, backlog: SpooledBacklog) -> None:
         """Close what a queue that has ended has on disk; what waits there stays."""
