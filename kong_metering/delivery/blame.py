@@ -57,7 +57,7 @@ class Suspicion:
     `since`: what was seen of others when it first failed. `passes`: what had got through when it was counted last.
     `alone`: how often it has failed with nothing else getting through. `wait`: how
     many requests of others go before its next one; it varies, so that it does not fall into step with a limit on the
-    endpoint's side that lets one request through now and then.
+    endpoint's side that lets one request through now and then. `until`: the end of a pause it was told.
     """
 
     since: Seen
@@ -66,11 +66,12 @@ class Suspicion:
     refusals: int = 0
     alone: int = 1
     wait: int = 0
+    until: float = -math.inf
     words: str = ""
 
-    def may_go(self, passes: int) -> bool:
+    def may_go(self, passes: int, now: float) -> bool:
         """Return whether its next try is due, now that so many requests have got through."""
-        return passes > self.passes and self.wait <= 0
+        return passes > self.passes and self.wait <= 0 and self.until <= now
 
     def count(self, *, is_refusal: bool, passes: int, words: str) -> None:
         """Count a failure of the event alone."""

@@ -45,6 +45,8 @@ class Trial(Generic[T]):
         self._standing = Standing(rules, now)
         self._turns = Turns(self._hand, self._standing)
         self._endings = Endings(self._hand, self._standing)
+        if rules.asks_first:
+            self._standing.silence.ask()
 
     def next(self, now: float, ready: int) -> Decision[T]:
         """Return what to do now; `ready`: how many events may leave the queue by the batching rule.
@@ -83,6 +85,8 @@ class Trial(Generic[T]):
         standing.silence.end()
         self._turns.generation += 1
         self._hand.acquit_all(rules.batch_size)
+        if rules.asks_first:
+            standing.silence.ask()
 
     def close(self) -> None:
         """Send each part once more at most; with `keeps`, what fails is left, and so is all behind it."""
@@ -194,12 +198,13 @@ class Trial(Generic[T]):
             hand.cut(part, *thirds(len(part.items)))
         else:
             hand.line.add(part)
-            self._begin_probing(failure)
+            self._begin_probing(failure, now)
         if not is_clear:
             self._standing.end_round(now, outcome.retry_after(failure), hand.evidence)
 
-    def _begin_probing(self, failure: Failure) -> None:
-        self._standing.silence.begin(leaves_doubt=outcome.may_have_arrived(failure))
+    def _begin_probing(self, failure: Failure, now: float) -> None:
+        leaves_doubt, is_about_the_sender = outcome.may_have_arrived(failure), outcome.is_about_the_sender(failure)
+        self._standing.silence.begin(now, leaves_doubt=leaves_doubt, is_about_the_sender=is_about_the_sender)
         self._hand.recall_named()
 
     def _probe_failed(self, part: Part[T], failure: Failure, now: float) -> None:
@@ -210,7 +215,7 @@ class Trial(Generic[T]):
         self._hand.line.add(part)
         was_other = silence.is_others_turn
         silence.others += was_other
-        self._begin_probing(failure)
+        self._begin_probing(failure, now)
         if was_other or outcome.is_about_no_event(failure):
             self._standing.end_round(now, outcome.retry_after(failure), self._hand.evidence)
         else:
@@ -222,7 +227,7 @@ class Trial(Generic[T]):
     def _stands_out(self, part: Part[T], failure: Failure) -> bool:
         """Return whether others got through since this one failed alone: now it fails again."""
         has_failed_before = part.passes_then is not None and self._hand.evidence.passes > part.passes_then
-        return has_failed_before and not outcome.is_about_no_event(failure)
+        return has_failed_before and outcome.was_seen(failure)
 
     def _set_apart(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> None:
         evidence = self._hand.evidence
@@ -239,7 +244,7 @@ class Trial(Generic[T]):
     ) -> None:
         passes = self._hand.evidence.passes
         suspicion.alone = 1 if passes > suspicion.passes else suspicion.alone + 1
-        if passes > suspicion.passes and not outcome.is_about_no_event(failure):
+        if passes > suspicion.passes and outcome.was_seen(failure):
             suspicion.count(is_refusal=isinstance(failure, Rejected), passes=passes, words=outcome.words_of(failure))
         self._judge(part, suspicion, failure, now, answered)
 
@@ -251,5 +256,7 @@ class Trial(Generic[T]):
             self._endings.lose([part], Dropped.RETRY_TIME_EXCEEDED, failure, answered)
         else:
             suspicion.wait = self._hand.evidence.next_wait(suspicion)
-            part.not_before = now + retry_delay(rules, suspicion.alone, outcome.retry_after(failure))
+            asked = outcome.retry_after(failure)
+            part.not_before = now + retry_delay(rules, suspicion.alone, asked)
+            suspicion.until = now if asked is None else part.not_before
             self._hand.suspects.append(part)
