@@ -58,6 +58,7 @@ class Suspicion:
     `alone`: how often it has failed with nothing else getting through. `wait`: how
     many requests of others go before its next one; it varies, so that it does not fall into step with a limit on the
     endpoint's side that lets one request through now and then. `until`: the end of a pause it was told.
+    `unconfirmed`: it failed in a way that counts only if the next request of others gets through.
     """
 
     since: Seen
@@ -67,6 +68,7 @@ class Suspicion:
     alone: int = 1
     wait: int = 0
     until: float = -math.inf
+    unconfirmed: bool = False
     words: str = ""
 
     def may_go(self, passes: int, now: float) -> bool:
@@ -79,6 +81,17 @@ class Suspicion:
         self.refusals += is_refusal
         self.passes = passes
         self.words = words
+
+    def await_confirmation(self, *, passes: int, words: str) -> None:
+        """Note a failure of the event alone that counts only if the next request of others gets through."""
+        self.unconfirmed = True
+        self.passes = passes
+        self.words = words
+
+    def confirm(self, *, passes: int) -> None:
+        """Count the failure that awaits it: a request of others got through."""
+        self.unconfirmed = False
+        self.count(is_refusal=False, passes=passes, words=self.words)
 
 
 @dataclass

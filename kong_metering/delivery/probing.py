@@ -4,14 +4,13 @@ In each round the oldest event is tried alone; then one other event, so that an 
 all others for good. The other is the one behind it, then those at twice the distance each time, which reaches behind
 many bad ones in a row with few tries.
 
-Where a failure leaves it open whether the events have arrived, the others are those that are in doubt already, because
-they were sent together with the oldest. One more joins them only where there are none, `IN_A_ROW` behind (the bad
-requests of a client often come in a row), and then it is always the same; one more after a minute, and after an hour. So
-an outage leaves in doubt what was under way when it began, and one; what joined later counts only if it lasts so much
-longer than the endpoint recognises duplicate ids.
+Where events are kept and a failure leaves it open whether they have arrived, the others are those that are in doubt
+already, because they were sent together with the oldest. One more joins them only where there are none, and then it is
+always the same; one more after a minute, and after an hour. So an outage leaves in doubt what was under way when it
+began, and one; what joined later counts only if it lasts so much longer than the endpoint recognises duplicate ids.
 
-Where the answer is about who sends (401, 407, 429) the oldest has two rounds, then every other one, and the others those
-between: a limit on the rate, or a token that is refused, gets no more requests for it, and the order is kept.
+Where the answer is about who sends (401, 407, 429) the oldest has two rounds, then every other one; the others have those
+between: a limit on the rate, or a token that is refused, gets no more requests for it.
 """
 
 from __future__ import annotations
@@ -69,11 +68,16 @@ class Silence:
         """Return how far behind the oldest event the other one of this round stands, where that costs nothing."""
         return int(2 ** (self.others % (IN_A_ROW - 1)))
 
+    def careful_depth(self) -> int:
+        """Return the same where the events have a time in which they are tried, which begins with the first try."""
+        choices = self.rounds.bit_length() - 1
+        return int(2 ** (self.others % choices)) if choices > 0 else 0
+
     def choice(self, count: int) -> int:
         """Return which is the other one of this round, of so many that are in doubt already."""
         return int(2 ** (self.others % count.bit_length())) - 1
 
     def lets_join(self, now: float, *, has_worked: bool) -> bool:
-        """Return whether one more event may be put in doubt."""
+        """Return whether one more event may be put in doubt, by how many have joined so far."""
         allowed = has_worked + sum(now - self.since >= seconds for seconds in _JOINS_AFTER)
         return self.rounds >= _ROUNDS_WITHOUT_JOINING and self.joined < allowed

@@ -126,12 +126,28 @@ class Trial(Generic[T]):
             answered.notes.append(notes.CLOSED)
         if part.suspicion is None:
             self._count_other()
+            self._confirm(answered)
             self._turns.let_suspects_in()
 
     def _count_other(self) -> None:
         for suspect in self._hand.suspects:
             if suspect.suspicion is not None:
                 suspect.suspicion.wait -= 1
+
+    def _confirm(self, answered: Answered[T]) -> None:
+        """Count failures that say that there are too many requests: others go on getting through, and it does not."""
+        hand = self._hand
+        for part in list(hand.suspects):
+            if part.suspicion is not None and part.suspicion.unconfirmed:
+                part.suspicion.confirm(passes=hand.evidence.passes)
+                if hand.evidence.blames(part.suspicion):
+                    hand.suspects.remove(part)
+                    self._endings.refuse(part, part.suspicion.words, answered)
+
+    def _confirm_nothing(self) -> None:
+        for part in self._hand.suspects:
+            if part.suspicion is not None:
+                part.suspicion.unconfirmed = False
 
     # -- a part failed ------------------------------------------------------------------------------------------------
 
@@ -153,6 +169,7 @@ class Trial(Generic[T]):
             self._suspect_failed(part, part.suspicion, failure, now, answered)
         else:
             self._count_other()
+            self._confirm_nothing()
             self._standing.silence.failures += 1
             if not self._endings.gives_up(part, failure, now, answered):
                 self._tries_again(part, failure, now, answered)
@@ -232,9 +249,9 @@ class Trial(Generic[T]):
     def _set_apart(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> None:
         evidence = self._hand.evidence
         part.suspicion = suspicion = Suspicion(part.seen or evidence.seen, evidence.passes)
-        for _ in range(2):  # before the others got through, and after
-            is_refusal = part.refusals == part.failures
-            suspicion.count(is_refusal=is_refusal, passes=evidence.passes, words=outcome.words_of(failure))
+        self._count_failure(suspicion, failure, is_refusal=part.refusals == part.failures)
+        if not suspicion.unconfirmed:  # one before the others got through, and one after
+            self._count_failure(suspicion, failure, is_refusal=part.refusals == part.failures)
         self._standing.silence.end()
         answered.notes.append(notes.suspected(failure))
         self._judge(part, suspicion, failure, now, answered)
@@ -245,8 +262,15 @@ class Trial(Generic[T]):
         passes = self._hand.evidence.passes
         suspicion.alone = 1 if passes > suspicion.passes else suspicion.alone + 1
         if passes > suspicion.passes and outcome.was_seen(failure):
-            suspicion.count(is_refusal=isinstance(failure, Rejected), passes=passes, words=outcome.words_of(failure))
+            self._count_failure(suspicion, failure, is_refusal=isinstance(failure, Rejected))
         self._judge(part, suspicion, failure, now, answered)
+
+    def _count_failure(self, suspicion: Suspicion, failure: Failure, *, is_refusal: bool) -> None:
+        passes, words = self._hand.evidence.passes, outcome.words_of(failure)
+        if outcome.is_about_the_sender(failure):
+            suspicion.await_confirmation(passes=passes, words=words)
+        else:
+            suspicion.count(is_refusal=is_refusal, passes=passes, words=words)
 
     def _judge(self, part: Part[T], suspicion: Suspicion, failure: Failure, now: float, answered: Answered[T]) -> None:
         rules = self._standing.rules

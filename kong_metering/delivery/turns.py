@@ -148,12 +148,14 @@ class Turns(Generic[T]):
     def _depth_of_other(self, now: float) -> int:
         """Return how far behind the oldest event the other one of this round stands; 0: there is none."""
         silence = self._standing.silence
-        if self._standing.rules.keeps and not silence.leaves_doubt:
+        if not self._standing.rules.keeps:
+            return silence.careful_depth()
+        if not silence.leaves_doubt:
             return silence.depth()
         in_doubt = [depth for depth in self._hand.line.depths_in_doubt() if depth > 0]
         silence.joined = min(len(in_doubt), max(1, silence.joined))
         if silence.lets_join(now, has_worked=self._hand.evidence.passes > 0):
-            return max(in_doubt, default=0) + IN_A_ROW
+            return in_doubt[-1] + IN_A_ROW if in_doubt else 1
         return in_doubt[silence.choice(len(in_doubt))] if in_doubt else 0
 
     def _behind_breaker(self, now: float, ready: int) -> Decision[T]:
