@@ -6,7 +6,6 @@ The real delivery with its spool; the event is found and kept as a dead letter, 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +39,12 @@ def event(number: int, user_agent: str = "curl") -> bytes:
     return json.dumps({"specversion": "1.0", "id": str(number), "data": {"user_agent": user_agent}}).encode()
 
 
-def config(url: str, queue: dict[str, Any]) -> dict[str, Any]:
+def config(url: str, queue: dict[str, Any], timeout: int) -> dict[str, Any]:
     return {
         "__plugin_id": "878715eb-ff5f-4bc3-b2ce-a52b1cd3b907",
         "ingest_endpoint": url,
         "api_token": "token",
-        "timeout": 100,
+        "timeout": timeout,
         "subject": {"look_up_value_in": "header", "field": "x-tenant-id"},
         "queue": {"max_coalescing_delay": 0.1, "initial_retry_delay": 0.01, **queue},
     }
@@ -65,7 +64,7 @@ def test_one_event_that_a_firewall_takes_offence_at_is_a_dead_letter_and_no_othe
     taken: list[str] = []
     server.on_request = react
     runtime = make_runtime(spool=SpoolOptions(root, inbox_directory=inbox))
-    kong = config(server.url, queue)
+    kong = config(server.url, queue, timeout=300 if form == "hangs" else 10_000)
     delivery = runtime.delivery.open(parse_entity(kong), parse_config(kong))
     numbers = iter(range(1_000_000))
     for _ in range(5):
@@ -86,4 +85,6 @@ def test_one_event_that_a_firewall_takes_offence_at_is_a_dead_letter_and_no_othe
     assert account.dead_letters == {Buried.REJECTED.value: 1}
     assert account.dropped == {}
     assert [json.loads(stored.letter.event)["id"] for stored in letters(root)] == [str(offending)]
-    assert Counter(taken) == Counter(str(number) for number in range(next(numbers)) if number != offending)
+    # With a short timeout on a busy machine, a good one may go twice.
+    assert set(taken) == {str(number) for number in range(next(numbers)) if number != offending}
+    assert form == "hangs" or len(set(taken)) == len(taken)

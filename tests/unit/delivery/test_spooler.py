@@ -403,6 +403,31 @@ def test_a_batch_that_fails_for_longer_than_the_window_is_not_sent_blindly_by_th
     assert account.delivered + account.dead_letters["ambiguous"] == 6
 
 
+@pytest.mark.parametrize("failure", [DOWN, UNREACHABLE], ids=["5xx", "no answer"])
+@pytest.mark.parametrize(("has_worked", "in_doubt"), [(True, 1000), (False, 1)])
+def test_an_outage_longer_than_the_window_leaves_the_probing_event_in_doubt(
+    process: ProcessMaker, failure: Failed, in_doubt: int, *, has_worked: bool
+) -> None:
+    it = process().open(max_batch_size=1000, initial_retry_delay=1800, max_retry_delay=1800)
+    it.put_on_disk(b"before")
+    it.process.settle()
+    if not has_worked:
+        it.reconfigure()  # what was accepted under another configuration says nothing about this one
+    it.endpoint.decide = lambda _: failure
+    it.put_on_disk(*numbered(5000))
+    it.endpoint.wait_for_request(2)
+    for _ in range(49):  # 24.5 hours
+        it.process.wait_for_rest()
+        it.let_pass(1801)
+    wait_until(lambda: it.process.account().dead_letters.get("ambiguous"), "the oldest is set aside")
+    it.endpoint.decide = lambda _: Delivered()
+    it.process.wait_for_rest()
+    it.let_pass(1801)
+    account = it.process.settle()
+    assert account.dead_letters == {"ambiguous": in_doubt}
+    assert account.delivered == 5001 - in_doubt
+
+
 @pytest.mark.parametrize("jump", [DAY + 3600, -DAY - 3600, 3 * DAY])
 @pytest.mark.parametrize("options", [{}, {"max_age": 3600.0}])
 def test_a_clock_that_is_set_makes_nothing_ambiguous_or_old(
