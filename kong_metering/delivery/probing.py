@@ -9,8 +9,8 @@ already, because they were sent together with the oldest. One more joins them on
 always the same; one more after a minute, and after an hour. So an outage leaves in doubt what was under way when it
 began, and one; what joined later counts only if it lasts so much longer than the endpoint recognises duplicate ids.
 
-Where the answer is about who sends (401, 407, 429) the oldest has two rounds, then every other one; the others have those
-between: a limit on the rate, or a token that is refused, gets no more requests for it.
+Where the answer is about who sends (401, 407, 429) the oldest has two rounds, then every other one; the others have
+those between: a limit on the rate, or a token that is refused, gets no more requests for it.
 """
 
 from __future__ import annotations
