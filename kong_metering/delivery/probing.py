@@ -77,7 +77,7 @@ class Silence:
         """Return which is the other one of this round, of so many that are in doubt already."""
         return int(2 ** (self.others % count.bit_length())) - 1
 
-    def lets_join(self, now: float, *, has_worked: bool) -> bool:
+    def lets_join(self, now: float) -> bool:
         """Return whether one more event may be put in doubt, by how many have joined so far."""
-        allowed = has_worked + sum(now - self.since >= seconds for seconds in _JOINS_AFTER)
+        allowed = 1 + sum(now - self.since >= seconds for seconds in _JOINS_AFTER)
         return self.rounds >= _ROUNDS_WITHOUT_JOINING and self.joined < allowed

@@ -154,7 +154,7 @@ class Turns(Generic[T]):
             return silence.depth()
         in_doubt = [depth for depth in self._hand.line.depths_in_doubt() if depth > 0]
         silence.joined = min(len(in_doubt), max(1, silence.joined))
-        if silence.lets_join(now, has_worked=self._hand.evidence.passes > 0):
+        if silence.lets_join(now):
             return in_doubt[-1] + IN_A_ROW if in_doubt else 1
         return in_doubt[silence.choice(len(in_doubt))] if in_doubt else 0
 

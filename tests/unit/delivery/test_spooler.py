@@ -390,9 +390,12 @@ def test_only_what_may_have_arrived_is_ambiguous(
 def test_a_batch_that_fails_for_longer_than_the_window_is_not_sent_blindly_by_the_same_process_either(
     process: ProcessMaker,
 ) -> None:
-    it = process().open(down(DOWN), max_batch_size=3, initial_retry_delay=3600, max_retry_delay=3600)
+    it = process().open(max_batch_size=3, initial_retry_delay=3600, max_retry_delay=3600)
+    it.put_on_disk(b"before")
+    it.process.settle()
+    it.endpoint.decide = lambda _: DOWN
     it.put_on_disk(*numbered(6))
-    for turn in range(30):
+    for turn in range(1, 31):
         wait_until(lambda turn=turn: len(it.endpoint.requests) > min(turn, 24), "it is tried")  # type: ignore[misc]
         if it.process.account().dead_letters:
             break
@@ -402,7 +405,7 @@ def test_a_batch_that_fails_for_longer_than_the_window_is_not_sent_blindly_by_th
     it.endpoint.decide = lambda _: Delivered()
     it.let_pass(3601)
     account = it.process.settle()
-    assert account.delivered + account.dead_letters["ambiguous"] == 6
+    assert account.delivered + account.dead_letters["ambiguous"] == 7
 
 
 @pytest.mark.parametrize("failure", [DOWN, UNREACHABLE], ids=["5xx", "no answer"])
