@@ -143,7 +143,7 @@ def test_an_outage_longer_than_the_retry_time_costs_nothing(
     assert it.process.settle() == Snapshot(accepted=200, delivered=200)
     # Where it comes back while another one than the oldest is tried, that one is early.
     early = [event for place, event in enumerate(it.endpoint.delivered) if int(event) > place]
-    assert sorted(it.endpoint.delivered) == numbered(200)
+    assert sorted(it.endpoint.delivered, key=int) == numbered(200)
     assert len(early) <= 1
 
 
