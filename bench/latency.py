@@ -32,9 +32,9 @@ from rich.table import Table
 from terminal import CONSOLE, argument_parser, say_progress
 
 from kong_metering.config import parse_config, parse_entity
-from kong_metering.delivery.batching import ADAPTIVE_BATCH
 from kong_metering.runtime import make_runtime
 from kong_metering.spool.options import SpoolOptions
+from kong_metering.trial.batching import ADAPTIVE_BATCH
 
 _EVENT_BYTES = 700
 _TICK_SECONDS = 0.01

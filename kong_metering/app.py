@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kong_metering import PLUGIN_NAME
+from kong_metering import PLUGIN_NAME, __version__
 from kong_metering.host.dispatch import Dispatcher, Limits
 from kong_metering.host.figures import Figures
 from kong_metering.host.instances import PluginDefinition
@@ -17,15 +17,20 @@ from kong_metering.log import LOGGER, ProcessLog, Reminder
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
 from kong_metering.schema import plugin_info
+from kong_metering.watching.watcher import watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from kong_metering.host.board import Slot
     from kong_metering.host.opening import Opening
     from kong_metering.host.station import Station
+    from kong_metering.quantities import Listen
     from kong_metering.spool.options import SpoolOptions
 
 PHASES = ("access", "log")
+# How long the disk may take over the end of a server: the supervisor kills it three seconds after `stop_timeout`.
+_DISK_TIMEOUT_SECONDS = 2.5
 # Each server counts what waits on disk in the one spool.
 _ALIKE = ("waiting_for_instances",)
 
@@ -59,19 +64,31 @@ class DeliveryOptions:
     adaptive_batch: int
 
 
+@dataclass(frozen=True)
+class ServerOptions:
+    """How servers serve and deliver; `metrics`: where those who watch are answered, None: nowhere."""
+
+    limits: Limits
+    delivery: DeliveryOptions
+    metrics: Listen | None = None
+
+
 def run(
     opening: Opening,
     supervisor: SupervisorOptions,
-    limits: Limits,
-    delivery: DeliveryOptions,
+    options: ServerOptions,
     log: ProcessLog,
 ) -> None:
     """Run the plugin server until it is told to end; raises `StartupError` if it cannot start."""
 
     def run_server(station: Station) -> None:
-        _run_server(station, limits, delivery, log)
+        _run_server(station, options.limits, options.delivery, log)
 
-    Supervisor(opening, supervisor, log, run_server).run()
+    def run_watcher(slots: Sequence[Slot], supervisor: int) -> None:
+        if options.metrics is not None:
+            watch(slots, options.metrics, supervisor)
+
+    Supervisor(opening, supervisor, log, run_server, run_watcher if options.metrics else None).run()
 
 
 def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log: ProcessLog) -> None:
@@ -82,7 +99,7 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
         spool=delivery.spool,
         adaptive_batch=delivery.adaptive_batch,
     )
-    figures = Figures(station, lambda: _figures(runtime), alike=_ALIKE)
+    figures = Figures(station, lambda: _figures(runtime), lambda: _details(runtime, delivery), alike=_ALIKE)
     definition = _definition(runtime, figures.told)
     dispatcher = Dispatcher(definition, clock=runtime.clock, limits=limits)
     load = Load(runtime.clock)
@@ -108,9 +125,10 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
     try:
         serve(dispatcher, station, hooks)
     finally:
-        runtime.delivery.close(delivery.stop_timeout)
+        runtime.delivery.close(delivery.stop_timeout, _DISK_TIMEOUT_SECONDS)
         dispatcher.close()
         log.repeats.flush()
+        figures.publish()
     _say_account(runtime)
 
 
@@ -118,7 +136,10 @@ def _definition(runtime: Runtime, status: Callable[[], Mapping[str, Any]]) -> Pl
     def create(config: Mapping[str, Any]) -> Plugin:
         return Plugin(config, runtime)
 
-    return PluginDefinition(PLUGIN_NAME, PHASES, create, plugin_information(), status)
+    def observe(phase: str, seconds: float) -> None:
+        runtime.timings.phase(phase).observe(seconds)
+
+    return PluginDefinition(PLUGIN_NAME, PHASES, create, plugin_information(), status, observe)
 
 
 def _figures(runtime: Runtime) -> dict[str, Any]:
@@ -127,7 +148,20 @@ def _figures(runtime: Runtime) -> dict[str, Any]:
         **asdict(account),
         "waiting": account.waiting,
         "queues": runtime.delivery.waiting(),
+        "held_back": runtime.delivery.held_back(),
         "waiting_for_instances": runtime.delivery.waiting_for_instances(),
+    }
+
+
+def _details(runtime: Runtime, delivery: DeliveryOptions) -> dict[str, Any]:
+    """Return what is told of each server by itself: its plugin entities, queues and times."""
+    spool = delivery.spool
+    return {
+        "version": __version__,
+        "plugins": runtime.requests.told(),
+        "queue_details": runtime.delivery.told(),
+        "timings": runtime.timings.told(),
+        "spool": None if spool is None else {"directory": str(spool.directory), "max_bytes": spool.max_bytes},
     }
 
 
@@ -135,7 +169,7 @@ def _say_account(runtime: Runtime) -> None:
     account = runtime.stats.snapshot()
     LOGGER.info(
         "ended: process %d, %d events accepted, %d adopted, %d delivered, %d left on disk, dead letters %s, "
-        "dropped %s; requests without an event %s",
+        "dropped %s; requests without an event %s%s",
         os.getpid(),
         account.accepted,
         account.adopted,
@@ -144,4 +178,5 @@ def _say_account(runtime: Runtime) -> None:
         account.dead_letters or "none",
         account.dropped or "none",
         account.skipped or "none",
+        f"; {account.dead_letters_dropped} dead letters dropped for newer ones" if account.dead_letters_dropped else "",
     )

@@ -24,14 +24,14 @@ from click.core import ParameterSource
 
 from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME, SPOOL_DIRECTORY, __version__, checks
 from kong_metering.clock import SystemClock
-from kong_metering.delivery.batching import ADAPTIVE_BATCH
 from kong_metering.errors import StartupError
 from kong_metering.host.opening import Opening, Place, open_again, open_at
 from kong_metering.host.restart import Restart
 from kong_metering.lenient import LenientCommand, LenientOption, complaints_of
 from kong_metering.log import LOGGER, ProcessLog, Relay, Repeats, cause_of, configure, printable
-from kong_metering.quantities import DirectoryOrNone, Duration, Size
+from kong_metering.quantities import DirectoryOrNone, Duration, Listen, ListenAddress, Size
 from kong_metering.spool.options import INBOX_DIRECTORY, SpoolOptions, Sync
+from kong_metering.trial.batching import ADAPTIVE_BATCH
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,6 +64,7 @@ class Options:
     spool_max_age: float
     dedupe_window: float
     no_spool: bool
+    metrics_listen: Listen | None
     dump: bool
     protocol: Literal["protobuf", "msgpack"]
     verbose: int
@@ -227,6 +228,13 @@ def _is_without_spool() -> bool:
     f"delivery keeps failing.  [env var: {ENVIRONMENT_PREFIX}NO_SPOOL]",
 )
 @_setting(
+    "--metrics-listen",
+    type=ListenAddress(),
+    metavar="ADDRESS",
+    help="Where to serve /metrics for Prometheus, /healthz, /readyz and a status page: HOST:PORT or unix:PATH; nowhere "
+    "by default. Whoever can connect can read it.",
+)
+@_setting(
     "--protocol",
     type=click.Choice(["protobuf", "msgpack"]),
     default="protobuf",
@@ -318,7 +326,7 @@ def _serve(opening: Opening, options: Options, log: ProcessLog) -> None:
         options.stop_timeout, options.ca_bundle, _spool_options(options), options.adaptive_batch
     )
     supervisor = SupervisorOptions(options.servers, _parent(options.parent), options.stop_timeout)
-    app.run(opening, supervisor, limits, delivery, log)
+    app.run(opening, supervisor, app.ServerOptions(limits, delivery, options.metrics_listen), log)
 
 
 def _fill_standard_descriptors() -> None:

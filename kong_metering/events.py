@@ -16,8 +16,8 @@ from urllib.parse import quote
 import orjson
 
 from kong_metering.ai import ai_usages
+from kong_metering.reasons import Skipped
 from kong_metering.record import Record, integer, legible, milliseconds, readable, section, text
-from kong_metering.stats import Skipped
 from kong_metering.subject import ResolvedSubject, place_of, resolve_subject
 
 if TYPE_CHECKING:
@@ -110,6 +110,11 @@ class Meter:
     def subject_place(self) -> str:
         """What a request without a subject does not have, in words."""
         return place_of(self._config.subject)
+
+    @property
+    def meters_api_requests(self) -> bool:
+        """Whether each request that gives events gives one for itself, the first of them."""
+        return self._config.meter_api_requests
 
     @property
     def meters_anything(self) -> bool:

@@ -29,11 +29,11 @@ from kong_metering.config import parse_config, parse_entity, remarks
 from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
 from kong_metering.log import LOGGER, cause_of, printable, trouble
+from kong_metering.reasons import Skipped
 from kong_metering.record import Record, parse_record, section, text
 from kong_metering.request import NO_HEADERS, FinishedRequest
 from kong_metering.runtime import Runtime, default_runtime
 from kong_metering.schema import PRIORITY, config_fields
-from kong_metering.stats import Skipped
 from kong_metering.steps import AtOnce, Steps, call, run_steps
 
 # The names that kong-pdk's server looks for in a plugin's module.
@@ -57,6 +57,7 @@ class Plugin:
         self._headers: tuple[str, ...] = ()
         self._experience = HeaderExperience(self._runtime.clock)
         self._has_met_unserialisable = False
+        self._requests = self._runtime.requests.of(self._entity)
         try:
             settings = parse_config(config)
         except ConfigError as error:
@@ -204,6 +205,8 @@ class Plugin:
             return
         for event in events:
             self._queue.put(event)
+        api_events = int(self._meter.meters_api_requests)
+        self._requests.meter(api_events, len(events) - api_events)
 
     def _skip(self, reason: Skipped, subject_place: str) -> None:
         if reason is Skipped.NO_SUBJECT and self._runtime.once.is_first(f"{self._entity.id}:{subject_place}"):
@@ -212,12 +215,16 @@ class Plugin:
                 self._entity.name,
                 subject_place,
             )
+        self._count(reason)
+
+    def _count(self, reason: Skipped) -> None:
         self._runtime.stats.skip(reason)
+        self._requests.skip(reason)
 
     def _count_unusable(self) -> None:
         if self._runtime.clock.monotonic() - self._unusable_said_at >= _UNUSABLE_SAID_SECONDS:
             self._say_unusable()
-        self._runtime.stats.skip(Skipped.UNUSABLE_CONFIGURATION)
+        self._count(Skipped.UNUSABLE_CONFIGURATION)
 
     def _say_unusable(self) -> None:
         self._unusable_said_at = self._runtime.clock.monotonic()
@@ -270,7 +277,7 @@ class Plugin:
             self._runtime.delivery.release(self._queue)
 
     def _fail(self, error: Exception) -> None:
-        self._runtime.stats.skip(Skipped.ERROR)
+        self._count(Skipped.ERROR)
         self._report("log", error)
 
     def _report(self, phase: str, error: Exception) -> None:

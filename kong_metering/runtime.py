@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from kong_metering.captured import CapturedHeaders
 from kong_metering.clock import Clock, SystemClock
-from kong_metering.delivery.batching import ADAPTIVE_BATCH
-from kong_metering.delivery.connections import Connections
 from kong_metering.delivery.couriers import Couriers
-from kong_metering.delivery.ingest import IngestClient
 from kong_metering.delivery.registry import Delivery
+from kong_metering.ingest.client import IngestClient
+from kong_metering.ingest.connections import Connections
 from kong_metering.log import LOGGER, Once, Relay, Repeats
+from kong_metering.measures import Requests, Timings
 from kong_metering.stats import Stats
+from kong_metering.trial.batching import ADAPTIVE_BATCH
 from kong_metering.upkeep.spooler import Spooler
 
 if TYPE_CHECKING:
@@ -26,13 +27,15 @@ _EXIT_FLUSH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Runtime:
-    """Clock, account, delivery and what access phases captured, of one process."""
+    """Clock, account, delivery, what access phases captured, and what is measured, of one process."""
 
     clock: Clock
     stats: Stats
     delivery: Delivery
     relay: Relay
     captured: CapturedHeaders
+    timings: Timings
+    requests: Requests = field(default_factory=Requests)
     once: Once = field(default_factory=Once)
 
 
@@ -49,11 +52,11 @@ def make_runtime(
     """
     clock = clock or SystemClock()
     relay = Relay() if relay is None else relay
-    stats = Stats()
+    stats, timings = Stats(), Timings()
     connections = Connections(clock, functools.partial(IngestClient, clock=clock))
     spooler = None
     if spool is not None:
-        spooler = Spooler(spool, clock=clock, stats=stats, connections=connections)
+        spooler = Spooler(spool, clock=clock, stats=stats, connections=connections, timings=timings)
         spooler.start()
     delivery = Delivery(
         clock=clock,
@@ -63,8 +66,9 @@ def make_runtime(
         ca_bundle=ca_bundle,
         adaptive_batch=adaptive_batch,
         spooler=spooler,
+        timings=timings,
     )
-    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock))
+    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock), timings)
 
 
 @functools.cache

@@ -11,43 +11,10 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from enum import Enum
+from typing import TYPE_CHECKING
 
-
-class Skipped(str, Enum):
-    """Why a request gave no event."""
-
-    NO_SUBJECT = "no_subject"
-    STATUS_NOT_ALLOWED = "status_not_allowed"
-    UNUSABLE_CONFIGURATION = "unusable_configuration"
-    ERROR = "error"
-
-
-class Dropped(str, Enum):
-    """Why an accepted event will never be delivered."""
-
-    QUEUE_FULL = "queue_full"
-    QUEUE_BYTES_FULL = "queue_bytes_full"
-    EVENT_TOO_LARGE = "event_too_large"
-    RETRY_TIME_EXCEEDED = "retry_time_exceeded"
-    BREAKER_OPEN = "breaker_open"
-    REJECTED = "rejected"
-    PROCESS_ENDED = "process_ended"
-    SPOOL_BYTES_FULL = "spool_bytes_full"
-    SPOOL_AGE_EXCEEDED = "spool_age_exceeded"
-
-
-class Buried(str, Enum):
-    """Why an accepted event is a dead letter: kept on disk, and not delivered by itself."""
-
-    # The endpoint refused it for itself.
-    REJECTED = "rejected"
-    # It was sent longer ago than the endpoint can tell events that come twice, and nobody knows whether it arrived.
-    AMBIGUOUS = "ambiguous"
-    # It is larger than the endpoint's own storage takes.
-    TOO_LARGE = "too_large"
-    # Damage to the disk's files: the bytes are set aside.
-    UNREADABLE = "unreadable"
+if TYPE_CHECKING:
+    from kong_metering.reasons import Buried, Dropped, Skipped
 
 
 @dataclass(frozen=True)
@@ -55,6 +22,8 @@ class Snapshot:
     """The account at one moment: events, and requests that gave none, by reason.
 
     `adopted` are events that a process before this one had accepted; `left`, those that stay on disk for the next one.
+    `dead_letters` are those that became some; `dead_letters_dropped`: how many, of any process, were dropped since
+    there were too many.
     """
 
     accepted: int = 0
@@ -64,6 +33,7 @@ class Snapshot:
     dead_letters: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    dead_letters_dropped: int = 0
 
     @property
     def waiting(self) -> int:
@@ -84,6 +54,7 @@ class Stats:
         self._dead_letters: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
+        self._dead_letters_dropped = 0
 
     def accept(self) -> None:
         """Count one event that a queue took."""
@@ -110,6 +81,11 @@ class Stats:
         with self._lock:
             self._dead_letters[reason.value] += events
 
+    def drop_letters(self, letters: int) -> None:
+        """Count dead letters that were dropped, the oldest, to make room for new ones."""
+        with self._lock:
+            self._dead_letters_dropped += letters
+
     def drop(self, reason: Dropped, events: int = 1) -> None:
         """Count accepted events that are given up."""
         with self._lock:
@@ -131,4 +107,5 @@ class Stats:
                 dict(self._dead_letters),
                 dict(self._dropped),
                 dict(self._skipped),
+                self._dead_letters_dropped,
             )

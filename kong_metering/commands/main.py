@@ -15,6 +15,7 @@ import click
 
 from kong_metering import __version__
 from kong_metering.commands.output import Failure
+from kong_metering.commands.serverstatus import status
 from kong_metering.commands.spool import spool
 from kong_metering.errors import KongMeteringError
 from kong_metering.log import printable
@@ -49,6 +50,7 @@ def program() -> None:
     """Look after the metering plugin of a Kong Gateway."""
 
 
+program.add_command(status)
 program.add_command(spool)
 
 

@@ -4,11 +4,16 @@ Contract: `append` is the writer's, takes no lock and waits for nobody. Everythi
 is held over I/O, by couriers and the janitor; the writer takes it only to spill memory after an outage of the disk
 (`append_in_flight`). An event's space is free once it and all before it are settled. What reads or writes raises one of
 `DISK_ERRORS`; a position that cannot be saved raises after the rest was done.
+
+An event whose mark is not on disk looks like one that nobody has sent, to whoever finds the log after a crash, however
+much later that is. So it is not sent for the first time while marks cannot be saved (`mark_sent` raises, `is_held`).
+Only a disk that is full is given time, half of the deduplication window: what is delivered makes room there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import math
 import threading
@@ -21,14 +26,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from kong_metering.delivery.source import Entry
 
 if TYPE_CHECKING:
+    from kong_metering.eventlog.format import Mark
+    from kong_metering.eventlog.log import Damage
     from kong_metering.spool.directory import HeldLog
-    from kong_metering.spool.format import Mark
-    from kong_metering.spool.log import Damage
+    from kong_metering.spool.options import SpoolOptions
 
 # What is kept in memory of unread events, at most: as much as Kong's queue keeps by default. To read them back from
 # disk costs 1.4 µs each.
 _RECENT_EVENTS = 10_000
 _RECENT_BYTES = 8 * 1024 * 1024
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Written(NamedTuple):
@@ -41,53 +48,109 @@ class _Written(NamedTuple):
     end_bytes: int
 
 
+class _Recent:
+    """Unread events that are still in memory: the writer adds them, who reads takes them off, and neither waits."""
+
+    def __init__(self) -> None:
+        self._written: deque[_Written] = deque()
+        # Each side counts its own bytes.
+        self._end_bytes = 0
+        self._taken_bytes = 0
+
+    @property
+    def first(self) -> _Written | None:
+        """What comes next of it."""
+        with contextlib.suppress(IndexError):  # somebody takes it off just now
+            return self._written[0]
+        return None
+
+    def add(self, first: int, events: Sequence[bytes], time_ms: int, at: float) -> None:
+        """Keep events that were just written, unless that is too much."""
+        size = sum(map(len, events))
+        if self._end_bytes - self._taken_bytes + size <= _RECENT_BYTES:
+            self._end_bytes += size
+            self._written.append(_Written(first, events, time_ms, at, self._end_bytes))
+
+    def take(self, source: LogSource, first: int, limit: int, max_bytes: int) -> list[Entry]:
+        """Take the events from this number on, as entries of `source`; none if they are not there."""
+        entries: list[Entry] = []
+        while self._written and len(entries) < limit:
+            written = self._written[0]
+            start = first - written.first
+            if start < 0:
+                break
+            events = written.events[start : start + limit - len(entries)]
+            events = _within(events, max_bytes, needs_one=not entries)
+            numbers = range(first, first + len(events))
+            entries += [
+                Entry(event, number, source, written.time_ms) for event, number in zip(events, numbers, strict=True)
+            ]
+            first += len(events)
+            max_bytes -= sum(map(len, events))
+            if start + len(events) < len(written.events):
+                break
+            self._written.popleft()
+            self._taken_bytes = written.end_bytes
+        return entries
+
+
 class LogSource:
     """A log that this process holds."""
 
-    def __init__(self, held: HeldLog, *, syncs_each_write: bool = False) -> None:
+    def __init__(self, held: HeldLog, options: SpoolOptions | None = None) -> None:
+        """Take a log; without `options` nothing is synced, and a full disk is given no time."""
         self.held = held
         self._log = held.log
-        self._syncs_each_write = syncs_each_write
+        self._syncs_each_write = options is not None and options.syncs_each_write
+        self._patience_ms = int(options.dedupe_window * 500) if options else 0
         self._lock = threading.Lock()
         self._cursor = held.log.done_up_to
         self._unsettled: dict[int, Entry] = {}
         # Numbers that were passed in reading, or that are still ahead, whose events damage has cost; and those told of.
         self._lost_behind = 0
         self._lost_told = held.log.gaps_after(self._cursor)
-        # The writer appends, who reads takes off; each counts its own bytes.
-        self._recent: deque[_Written] = deque()
-        self._recent_end_bytes = 0
-        self._recent_taken_bytes = 0
+        self._recent = _Recent()
         self._is_quiet = False
         self._is_closed = False
+        # What was read, and comes before what was not; it is among the unsettled.
+        self._given_back: list[Entry] = []
+        # Whether what is on disk of the position and the marks is old, and since when events were sent even so.
+        self.is_unsaved = False
+        self._unsaved_since_ms: int | None = None
+        # Whether nothing is sent from here for the first time until they can be saved.
+        self.is_held = False
         self.waiting_at_first = self.unread
         if held.log.was_position_lost:
             self._doubt_all()
 
     @property
     def unread(self) -> int:
-        """How many events were not read yet."""
+        """How many events were not read yet, or were given back."""
+        return self.unread_on_disk + len(self._given_back)
+
+    @property
+    def unread_on_disk(self) -> int:
+        """How many events were never read."""
         return self._log.waiting_after(self._cursor)
 
     @property
     def waiting(self) -> int:
         """How many events wait, those that were read included."""
-        return self.unread + len(self._unsettled)
+        return self.unread_on_disk + len(self._unsettled)
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing waits in it any more."""
-        return not self._unsettled and not self.unread
+        return not self._unsettled and not self.unread_on_disk
 
     def oldest_at(self) -> float | None:
         """Tell when the first unread event came (monotonic), minus infinity if not known, None when there is none."""
         if not self.unread:
             return None
-        with contextlib.suppress(IndexError):  # a courier takes it off just now
-            oldest = self._recent[0]
-            if oldest.first <= self._cursor + 1:
-                return oldest.at
-        return -math.inf
+        if self._given_back:
+            return -math.inf
+        oldest = self._recent.first
+        return oldest.at if oldest and oldest.first <= self._cursor + 1 else -math.inf
 
     # -- the writer's -------------------------------------------------------------------------------------------------
 
@@ -96,11 +159,8 @@ class LogSource:
         if not events:
             return
         numbers = self._log.append(events, now_ms)
-        size = sum(map(len, events))
-        in_memory = self._recent_end_bytes - self._recent_taken_bytes
-        if in_memory + size <= _RECENT_BYTES and self.unread <= _RECENT_EVENTS:
-            self._recent_end_bytes += size
-            self._recent.append(_Written(numbers.start, events, now_ms, now, self._recent_end_bytes))
+        if self.unread_on_disk <= _RECENT_EVENTS:
+            self._recent.add(numbers.start, events, now_ms, now)
         if self._syncs_each_write:
             self._log.unsynced().sync()
 
@@ -113,9 +173,9 @@ class LogSource:
         with self._lock:
             numbers = self._log.append(events, now_ms)
             self._cursor = numbers.stop - 1
-            entries = [Entry(event, number, self, now_ms) for event, number in zip(events, numbers, strict=True)]
-            self._unsettled.update(zip(numbers, entries, strict=True))
-        return entries
+            return self._in_hand(
+                [Entry(event, number, self, now_ms) for event, number in zip(events, numbers, strict=True)]
+            )
 
     # -- the couriers' ------------------------------------------------------------------------------------------------
 
@@ -124,65 +184,91 @@ class LogSource:
         with self._lock:
             if self._is_closed or not self.unread:
                 return []
+            if self._given_back:
+                return self._taken_again(limit, max_bytes)
             return self._recall(limit, max_bytes) or self._read_back(limit, max_bytes)
+
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Have entries read once more, before all that was not read yet: they were not sent."""
+        with self._lock:
+            there = [entry for entry in entries if entry.number in self._unsettled]
+            self._given_back = sorted([*self._given_back, *there], key=attrgetter("number"))
+
+    def _taken_again(self, limit: int, max_bytes: int) -> list[Entry]:
+        events = [entry.event for entry in self._given_back[:limit]]
+        count = len(_within(events, max_bytes, needs_one=True))
+        entries, self._given_back = self._given_back[:count], self._given_back[count:]
+        return entries
 
     def _recall(self, limit: int, max_bytes: int) -> list[Entry]:
         """Take the next events from memory, none if they are not there."""
-        entries: list[Entry] = []
-        while self._recent and len(entries) < limit:
-            written = self._recent[0]
-            start = self._cursor + 1 - written.first
-            if start < 0:
-                break
-            events = written.events[start : start + limit - len(entries)]
-            events = _within(events, max_bytes, needs_one=not entries)
-            numbers = range(self._cursor + 1, self._cursor + 1 + len(events))
-            entries += [
-                Entry(event, number, self, written.time_ms) for event, number in zip(events, numbers, strict=True)
-            ]
-            self._cursor += len(events)
-            max_bytes -= sum(map(len, events))
-            if start + len(events) < len(written.events):
-                break
-            self._recent.popleft()
-            self._recent_taken_bytes = written.end_bytes
-        self._unsettled.update((entry.number, entry) for entry in entries)
-        return entries
+        entries = self._recent.take(self, self._cursor + 1, limit, max_bytes)
+        self._cursor += len(entries)
+        return self._in_hand(entries)
 
     def _read_back(self, limit: int, max_bytes: int) -> list[Entry]:
         """Read the next events from disk."""
-        with contextlib.suppress(IndexError):  # what is in memory need not be read
-            limit = min(limit, max(1, self._recent[0].first - 1 - self._cursor))
+        in_memory = self._recent.first
+        if in_memory:  # that need not be read
+            limit = min(limit, max(1, in_memory.first - 1 - self._cursor))
         # Asked before it is read: events come meanwhile.
         end = self._log.next_sequence - 1
         stored = self._log.read(self._cursor, limit, max_bytes)
         last = stored[-1].sequence if stored else end
         self._lost_behind += last - self._cursor - len(stored)
         self._cursor = last
-        entries = [Entry(event.payload, event.sequence, self, event.time_ms) for event in stored]
-        self._unsettled.update((entry.number, entry) for entry in entries)
-        if not entries:
+        if not stored:
             self._settle_head()
+        return self._in_hand([Entry(event.payload, event.sequence, self, event.time_ms) for event in stored])
+
+    def _in_hand(self, entries: list[Entry]) -> list[Entry]:
+        self._unsettled.update((entry.number, entry) for entry in entries)
         return entries
 
-    def mark_sent(self, entries: Sequence[Entry], now_ms: int) -> list[Mark]:
-        """Note on disk that entries are about to go out."""
+    def mark_sent(self, entries: Sequence[Entry], now_ms: int, *, anyhow: bool = False) -> list[Mark]:
+        """Note on disk that entries are about to go out. Raises `OSError` when they may not, since it cannot be noted.
+
+        What was noted before may go out in any case, on disk as it is. With `anyhow` nothing is raised: the note is
+        saved later, if not now.
+        """
         with self._lock:
             if self._is_closed:
                 return []
             self._is_quiet = False
-            marks = [mark for first, last in _runs(entries) for mark in self._log.mark_ambiguous(first, last, now_ms)]
-            self._log.save_position()
-            if self._syncs_each_write:
-                self._log.unsynced().sync()
+            marks = self._marked(entries, now_ms)
+            try:
+                self._save()
+            except OSError as error:
+                if marks and not anyhow and not self._may_go_unsaved(error, now_ms):
+                    self.is_held = True
+                    self._log.unmark(marks)
+                    raise
         return marks
+
+    def _marked(self, entries: Sequence[Entry], now_ms: int) -> list[Mark]:
+        return [mark for first, last in _runs(entries) for mark in self._log.mark_ambiguous(first, last, now_ms)]
+
+    def _may_go_unsaved(self, error: OSError, now_ms: int) -> bool:
+        if error.errno not in _FULL:
+            return False
+        if self._unsaved_since_ms is None:
+            self._unsaved_since_ms = now_ms
+        return now_ms - self._unsaved_since_ms < self._patience_ms
+
+    def _save(self) -> None:
+        self.is_unsaved = True
+        self._log.save_position()
+        if self._syncs_each_write:
+            self._log.unsynced().sync()
+        self.is_unsaved = False
+        self._unsaved_since_ms = None
 
     def unmark(self, marks: Sequence[Mark]) -> None:
         """Take such notes back."""
         with self._lock:
             if not self._is_closed:
                 self._log.unmark(marks)
-                self._log.save_position()
+                self._save()
 
     def sent_before(self, entries: Sequence[Entry], time_ms: int) -> list[Entry]:
         """Give those that went out before this time and were not answered."""
@@ -199,7 +285,7 @@ class LogSource:
             self._is_quiet = False
             settled = sum(self._unsettled.pop(entry.number, None) is not None for entry in entries)
             self._settle_head()
-            self._log.save_position()
+            self._save()
         return settled
 
     def _settle_head(self) -> None:
@@ -266,13 +352,14 @@ class LogSource:
         """Note that nobody has sent these events to where they go now."""
         with self._lock:
             self._log.unmark(self._log.marks)
-            self._log.save_position()
+            self._save()
 
-    def save_position(self) -> None:
-        """Write down how far the log is settled, after the disk refused that for a while."""
+    def save_again(self) -> None:
+        """Save the position and the marks, after the disk refused that: what is held may go then. Raises `OSError`."""
         with self._lock:
             if not self._is_closed:
-                self._log.save_position()
+                self._save()
+                self.is_held = False
 
     def close_ranks(self) -> None:
         """Write what is not settled once more, behind the last event, if others overtook it or it is gone from disk.
@@ -283,7 +370,7 @@ class LogSource:
             if self._is_closed:
                 return
             first = next(iter(self._unsettled), self._cursor + 1)
-            if first > self._log.done_up_to and self._log.waiting - self.unread == len(self._unsettled):
+            if first > self._log.done_up_to and self._log.waiting - self.unread_on_disk == len(self._unsettled):
                 return
             for time_ms, run in groupby(list(self._unsettled.values()), attrgetter("accepted_ms")):
                 self._write_again(list(run), time_ms)

@@ -1,13 +1,15 @@
 """Events that will not be delivered by themselves, kept with the reason until somebody decides.
 
     DIRECTORY/lock             held while something is added or removed, and while a file is read
-    DIRECTORY/00...01.seg      as `format.py` describes; a record's payload is one line of JSON, then the event
+    DIRECTORY/00...01.seg      as `eventlog/format.py` describes; a record's payload is one line of JSON, then the event
+    DIRECTORY/dropped          how many letters went because there were too many, ever; 20 digits
     DIRECTORY/damaged/         segments that are done with, but for bytes that nobody could read
 
 Contract: several processes use one directory at a time, the running servers and `kong-metering spool`; within a process
 the caller locks. A letter survives the death of the process once `add` returned, and a power cut once a sync of
 `unsynced` returned. A letter's id is its sequence number. Removing marks it in place, which also a full disk allows; a
-segment goes when all in it are removed. Above `max_bytes` the oldest segment goes, and `dropped` counts its letters.
+segment goes when all in it are removed. Above `max_bytes` the oldest segment goes: `dropped` counts its letters, and
+so does the file, for all processes.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kong_metering.spool import files
-from kong_metering.spool.format import (
+from kong_metering.eventlog import files
+from kong_metering.eventlog.files import Unsynced
+from kong_metering.eventlog.format import (
     EVENT,
     SEGMENT_HEADER_BYTES,
     Record,
@@ -33,10 +36,9 @@ from kong_metering.spool.format import (
     removed_header,
     segment_first,
 )
+from kong_metering.eventlog.log import DAMAGED
+from kong_metering.eventlog.segment import Segment, SegmentWriter
 from kong_metering.spool.identity import QueueIdentity
-from kong_metering.spool.log import DAMAGED
-from kong_metering.spool.segment import Segment, SegmentWriter
-from kong_metering.spool.unsynced import Unsynced
 
 # The directory's name in the spool's.
 DEAD_LETTERS = "dead-letters"
@@ -44,6 +46,7 @@ SEGMENT_BYTES = 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024
 
 _LOCK = "lock"
+_DROPPED = "dropped"
 _NO_END = 1 << 63
 
 
@@ -160,6 +163,14 @@ class DeadLetters:
         return Counter((stored.letter.queue, stored.letter.reason) for stored in self.letters())
 
     @property
+    def dropped_ever(self) -> int:
+        """How many letters all processes dropped to make room for others, as far as that could be noted."""
+        try:
+            return int((self.directory / _DROPPED).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    @property
     def bytes_on_disk(self) -> int:
         """The size of all segments."""
         return sum(size for _, size in self._sizes())
@@ -208,9 +219,23 @@ class DeadLetters:
             if total <= self._max_bytes:
                 return
             content = _read(self._path(first), first)
+            self._note_dropped(content.live)
             self._unlink(first, content)
             self.dropped += content.live
             total -= size
+
+    def _note_dropped(self, letters: int) -> None:
+        """Count them before they go. In place, which a full disk allows; without the note the log has the number."""
+        if not letters:
+            return
+        with contextlib.suppress(OSError):
+            total = self.dropped_ever + letters
+            descriptor = files.open_file(self.directory / _DROPPED)
+            try:
+                files.write_at(descriptor, b"%020d\n" % total, 0)
+            finally:
+                os.close(descriptor)
+            self._unsynced[self.directory / _DROPPED] = None
 
     def _newest(self) -> Segment | None:
         """Tell where the newest segment ends; a damaged one counts as full, so that none of its bytes is touched."""

@@ -18,6 +18,7 @@ from kong_metering.log import LOGGER, cause_of, trouble
 if TYPE_CHECKING:
     from kong_metering.delivery.spooled import SpooledBacklog
     from kong_metering.spool.directory import HeldLog
+    from kong_metering.spool.options import SpoolOptions
     from kong_metering.upkeep.holdings import Holdings
 
 
@@ -33,9 +34,9 @@ class _Moving(NamedTuple):
 class Takeovers:
     """Those that are under way in this process."""
 
-    def __init__(self, holdings: Holdings, *, syncs_each_write: bool) -> None:
+    def __init__(self, holdings: Holdings, options: SpoolOptions) -> None:
         self._holdings = holdings
-        self._syncs_each_write = syncs_each_write
+        self._options = options
         self._begun: deque[tuple[SpooledBacklog, SpooledBacklog]] = deque()
         self._moving: list[_Moving] = []
 
@@ -47,7 +48,7 @@ class Takeovers:
         """Give what can be given now; what the disk does not allow is tried again with the next call."""
         while self._begun:
             old, heir = self._begun.popleft()
-            self._moving += [_Moving(held, old, heir, waiting) for held, waiting in old.give_up_logs()]
+            self._moving += [_Moving(held, old, heir, waiting) for held, waiting in old.keeping.give_up()]
         moving, self._moving = self._moving, []
         for each in moving:
             if not self._is_moved(each):
@@ -55,7 +56,7 @@ class Takeovers:
 
     def given(self, held: HeldLog, heir: SpooledBacklog) -> LogSource:
         """Make a log the heir's, on disk. Raises one of `DISK_ERRORS`."""
-        log = LogSource(self._holdings.reassign(held, heir.identity), syncs_each_write=self._syncs_each_write)
+        log = LogSource(self._holdings.reassign(held, heir.identity), self._options)
         log.forget_sent()
         return log
 
@@ -63,7 +64,7 @@ class Takeovers:
         """Leave what could not be given on disk, under the name that it has there."""
         self.carry_on()
         for each in self._moving:
-            each.old.leave(each.waiting)
+            each.old.keeping.leave(each.waiting)
             retire(each.held)
         self._moving = []
 
@@ -74,8 +75,6 @@ class Takeovers:
             message = f"events in {moving.held.directory} cannot be given to another endpoint, for now"
             LOGGER.error("%s: %s", message, cause_of(error), extra=trouble("takeover"))
             return False
-        moving.old.pass_account(moving.waiting, moving.heir)
-        if not moving.heir.take_over(log):
-            moving.heir.leave(moving.waiting)
+        if not moving.heir.keeping.take_over(log, moving.waiting, moving.old.keeping):
             self._holdings.retire(log.held)
         return True

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from kong_metering.config import parse_config, parse_entity
+from kong_metering.reasons import Buried
 from kong_metering.runtime import make_runtime
 from kong_metering.spool.options import SpoolOptions
-from kong_metering.stats import Buried
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import letters
-from tests.unit.delivery.ingest_server import Exchange, IngestServer, Reaction, answer, broken_off
+from tests.unit.ingest.ingest_server import Exchange, IngestServer, Reaction, answer, broken_off
 
 OFFENDING = "<script>alert(1)</script>"
 FORMS: dict[str, Reaction] = {

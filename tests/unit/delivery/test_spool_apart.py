@@ -17,18 +17,17 @@ import pytest
 
 from kong_metering.config import parse_config, parse_entity
 from kong_metering.delivery.burials import MAX_PENDING
-from kong_metering.delivery.outcome import Delivered, Outcome, Rejected
 from kong_metering.delivery.registry import Delivery
-from kong_metering.delivery.trial import REACH
-from kong_metering.spool.log import EventLog
+from kong_metering.eventlog.log import EventLog
 from kong_metering.stats import Snapshot
+from kong_metering.trial.outcome import Delivered, Outcome, Rejected
+from kong_metering.trial.trial import REACH
 from tests.support.waiting import wait_until
 from tests.unit.delivery.doomed import IDENTITIES
 from tests.unit.delivery.fakes import (
     IDENTITY,
     FakeEndpoint,
     HangingDisk,
-    LogLines,
     Refusing,
     SteeredClock,
     broken_disk,
@@ -40,7 +39,8 @@ from tests.unit.delivery.fakes import (
 )
 
 if TYPE_CHECKING:
-    from kong_metering.spool.format import StoredEvent
+    from kong_metering.eventlog.format import StoredEvent
+    from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
 
 REPOSITORY = Path(__file__).parents[3]
@@ -113,6 +113,8 @@ def test_a_queue_that_nobody_uses_ends_without_waiting_for_who_looks_at_its_log(
         return oldest(log)
 
     monkeypatch.setattr(EventLog, "oldest", slowly)
+    # Ages are told by a clock that has run for a while.
+    it.clock.advance(700)
     it.spooler._janitor._bounds_at = 0.0
     assert looks.wait(20)
     threading.Timer(10, goes_on.set).start()
@@ -151,6 +153,7 @@ def test_nothing_is_sent_from_memory_while_a_write_may_still_complete(
         disk.go_on()
         assert it.process.settle() == Snapshot(accepted=201, delivered=201 - full, dropped={"queue_full": full})
     assert it.endpoint.delivered == [b"first", *events[: 200 - full]]
+    wait_until(lambda: log.with_text("the disk works again after it hung for 6 s"), "its end is said")
 
 
 # -- memory is bounded -------------------------------------------------------------------------------------------------

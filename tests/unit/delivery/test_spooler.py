@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.spool.options import Sync
 from kong_metering.stats import Snapshot
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     BUSY,
@@ -29,7 +29,6 @@ from tests.unit.delivery.fakes import (
     UNAUTHORIZED,
     UNREACHABLE,
     FakeEndpoint,
-    LogLines,
     Refusing,
     SpooledQueue,
     SteeredClock,
@@ -43,6 +42,7 @@ from tests.unit.delivery.fakes import (
 
 if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
+    from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
 
 DAY = 86_400
