@@ -95,6 +95,10 @@ def test_events_leave_in_order_in_batches(process: ProcessMaker) -> None:
 
 def test_a_batch_waits_for_others_within_the_coalescing_delay(process: ProcessMaker) -> None:
     it = process().open(max_batch_size=3, max_coalescing_delay=3600)
+    it.put_on_disk(b"1", b"2", b"3")
+    it.process.settle()
+    assert it.endpoint.requests == [[b"1"], [b"2", b"3"]]  # the first one asks
+    it.endpoint.requests.clear()
     it.put_on_disk(b"one", b"two")
     assert it.endpoint.requests == []
     it.put(b"three")
@@ -111,7 +115,7 @@ def test_a_batch_is_no_larger_than_max_bytes_but_takes_one_event_at_least(proces
     it.put_on_disk(*[b"x" * 400] * 5, b"y" * 2000)
     it.reconfigure(max_coalescing_delay=0)
     it.process.settle()
-    assert [len(request) for request in it.endpoint.requests] == [2, 2, 1, 1]
+    assert [len(request) for request in it.endpoint.requests] == [1, 1, 2, 1, 1]
 
 
 @pytest.mark.parametrize("concurrency", [1, -1])
@@ -142,9 +146,10 @@ def test_an_outage_longer_than_the_retry_time_costs_nothing(
     it.put(*numbered(100, first=100))
     it.endpoint.decide = lambda _: Delivered()
     assert it.process.settle() == Snapshot(accepted=200, delivered=200)
-    # While nothing gets through another event probes beside the oldest one: that may be the first to arrive.
-    first, *others = it.endpoint.delivered
-    assert others == [event for event in numbered(200) if event != first]
+    # Where it comes back while another one than the oldest is tried, that one is early.
+    early = [event for place, event in enumerate(it.endpoint.delivered) if int(event) > place]
+    assert sorted(it.endpoint.delivered, key=int) == numbered(200)
+    assert len(early) <= 1
 
 
 def test_memory_holds_no_more_than_a_batch_whatever_waits(process: ProcessMaker) -> None:

@@ -345,16 +345,18 @@ def test_a_send_without_an_answer_is_repeated_only_within_the_deduplication_wind
     process: ProcessMaker, root: Path, passed: float, steered: SteeredClock
 ) -> None:
     it = process().open(max_batch_size=3)
+    it.put_on_disk(b"before")
+    it.process.settle()
     it.endpoint.hold()
     it.put_on_disk(*numbered(10))
-    it.endpoint.wait_for_request()
+    it.endpoint.wait_for_request(2)
     copy = crashed(root)
     steered.advance(passed)
     following = process(copy).open(max_batch_size=3)
     account = following.process.settle(adopted=10)
     if passed < DAY:
         assert account == Snapshot(adopted=10, delivered=10)
-        assert following.endpoint.requests[0] == it.endpoint.requests[0]
+        assert following.endpoint.requests[0] == it.endpoint.requests[1][:1]
         assert following.endpoint.delivered == numbered(10)
     else:
         assert account == Snapshot(adopted=10, delivered=7, dead_letters={"ambiguous": 3})
@@ -388,9 +390,12 @@ def test_only_what_may_have_arrived_is_ambiguous(
 def test_a_batch_that_fails_for_longer_than_the_window_is_not_sent_blindly_by_the_same_process_either(
     process: ProcessMaker,
 ) -> None:
-    it = process().open(down(DOWN), max_batch_size=3, initial_retry_delay=3600, max_retry_delay=3600)
+    it = process().open(max_batch_size=3, initial_retry_delay=3600, max_retry_delay=3600)
+    it.put_on_disk(b"before")
+    it.process.settle()
+    it.endpoint.decide = lambda _: DOWN
     it.put_on_disk(*numbered(6))
-    for turn in range(30):
+    for turn in range(1, 31):
         wait_until(lambda turn=turn: len(it.endpoint.requests) > min(turn, 24), "it is tried")  # type: ignore[misc]
         if it.process.account().dead_letters:
             break
@@ -400,7 +405,32 @@ def test_a_batch_that_fails_for_longer_than_the_window_is_not_sent_blindly_by_th
     it.endpoint.decide = lambda _: Delivered()
     it.let_pass(3601)
     account = it.process.settle()
-    assert account.delivered + account.dead_letters["ambiguous"] == 6
+    assert account.delivered + account.dead_letters["ambiguous"] == 7
+
+
+@pytest.mark.parametrize("failure", [DOWN, UNREACHABLE], ids=["5xx", "no answer"])
+@pytest.mark.parametrize(("has_worked", "in_doubt"), [(True, 1000), (False, 1)])
+def test_an_outage_longer_than_the_window_leaves_the_probing_event_in_doubt(
+    process: ProcessMaker, failure: Failed, in_doubt: int, *, has_worked: bool
+) -> None:
+    it = process().open(max_batch_size=1000, initial_retry_delay=1800, max_retry_delay=1800)
+    it.put_on_disk(b"before")
+    it.process.settle()
+    if not has_worked:
+        it.reconfigure()  # what was accepted under another configuration says nothing about this one
+    it.endpoint.decide = lambda _: failure
+    it.put_on_disk(*numbered(5000))
+    it.endpoint.wait_for_request(2)
+    for _ in range(49):  # 24.5 hours
+        it.process.wait_for_rest()
+        it.let_pass(1801)
+    wait_until(lambda: it.process.account().dead_letters.get("ambiguous"), "the oldest is set aside")
+    it.endpoint.decide = lambda _: Delivered()
+    it.process.wait_for_rest()
+    it.let_pass(1801)
+    account = it.process.settle()
+    assert account.dead_letters == {"ambiguous": in_doubt}
+    assert account.delivered == 5001 - in_doubt
 
 
 @pytest.mark.parametrize("jump", [DAY + 3600, -DAY - 3600, 3 * DAY])
