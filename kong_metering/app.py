@@ -6,7 +6,6 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kong_metering import PLUGIN_NAME
 from kong_metering.host.dispatch import Dispatcher, Limits
 from kong_metering.host.figures import Figures
 from kong_metering.host.instances import PluginDefinition
@@ -15,6 +14,7 @@ from kong_metering.host.server import Hooks, serve
 from kong_metering.host.supervisor import Supervisor, SupervisorOptions
 from kong_metering.log import LOGGER, ProcessLog, Reminder
 from kong_metering.plugin import Plugin
+from kong_metering.plugin_identity import PluginIdentity
 from kong_metering.runtime import Runtime, make_runtime
 from kong_metering.schema import plugin_info
 
@@ -28,19 +28,20 @@ if TYPE_CHECKING:
 PHASES = ("access", "log")
 # Each server counts what waits on disk in the one spool.
 _ALIKE = ("waiting_for_instances",)
+_OURS = PluginIdentity()
 
 
-def plugin_information() -> dict[str, Any]:
+def plugin_information(identity: PluginIdentity = _OURS) -> dict[str, Any]:
     """Give what Kong wants to know of the plugin."""
-    return plugin_info(PHASES)
+    return plugin_info(PHASES, identity)
 
 
-def dump(protocol: Literal["protobuf", "msgpack"]) -> object:
+def dump(protocol: Literal["protobuf", "msgpack"], identity: PluginIdentity = _OURS) -> object:
     """Give what Kong's query command is to print; Kong speaks the protocol that it names, MessagePack if it names none.
 
     The plugin server understands both, on the same socket.
     """
-    plugins = [plugin_information()]
+    plugins = [plugin_information(identity)]
     return plugins if protocol == "msgpack" else {"Protocol": "ProtoBuf:1", "Plugins": plugins}
 
 
@@ -59,32 +60,42 @@ class DeliveryOptions:
     adaptive_batch: int
 
 
+@dataclass(frozen=True)
+class ServerOptions:
+    """What each server does: as which plugin, how long it keeps what Kong forgot, how it delivers."""
+
+    limits: Limits
+    delivery: DeliveryOptions
+    identity: PluginIdentity
+
+
 def run(
     opening: Opening,
     supervisor: SupervisorOptions,
-    limits: Limits,
-    delivery: DeliveryOptions,
+    options: ServerOptions,
     log: ProcessLog,
 ) -> None:
     """Run the plugin server until it is told to end; raises `StartupError` if it cannot start."""
 
     def run_server(station: Station) -> None:
-        _run_server(station, limits, delivery, log)
+        _run_server(station, options, log)
 
     Supervisor(opening, supervisor, log, run_server).run()
 
 
-def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log: ProcessLog) -> None:
+def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> None:
     """Run one server, in a process of its own."""
+    delivery, identity = options.delivery, options.identity
     runtime = make_runtime(
         ca_bundle=delivery.ca_bundle,
         relay=log.relay,
         spool=delivery.spool,
         adaptive_batch=delivery.adaptive_batch,
+        shared_key=identity.name,
     )
     figures = Figures(station, lambda: _figures(runtime), alike=_ALIKE)
-    definition = _definition(runtime, figures.told)
-    dispatcher = Dispatcher(definition, clock=runtime.clock, limits=limits)
+    definition = _definition(identity, runtime, figures.told)
+    dispatcher = Dispatcher(definition, clock=runtime.clock, limits=options.limits)
     load = Load(runtime.clock)
     # One of the servers says it for all.
     reminder = Reminder(log.complaints if station.index == 0 else (), runtime.clock)
@@ -114,11 +125,13 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
     _say_account(runtime)
 
 
-def _definition(runtime: Runtime, status: Callable[[], Mapping[str, Any]]) -> PluginDefinition:
+def _definition(
+    identity: PluginIdentity, runtime: Runtime, status: Callable[[], Mapping[str, Any]]
+) -> PluginDefinition:
     def create(config: Mapping[str, Any]) -> Plugin:
         return Plugin(config, runtime)
 
-    return PluginDefinition(PLUGIN_NAME, PHASES, create, plugin_information(), status)
+    return PluginDefinition(identity.name, PHASES, create, plugin_information(identity), status)
 
 
 def _figures(runtime: Runtime) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kong_metering.host.admission import anybody_in, obstacle_on_the_way, user_name
 from kong_metering.host.paths import MOST_BYTES
 
 # nginx's own `user`, as Kong writes it into its prefix before it asks for the plugin.
@@ -30,17 +31,21 @@ _USUAL_USERS = ("kong", "nobody")
 
 @dataclass(frozen=True)
 class Places:
-    """What a start needs: Kong's prefix, the socket in it, the spool's directory if there is one, and a CA bundle."""
+    """What a start needs: Kong's prefix, the socket, the spool's directory if there is one, and a CA bundle.
+
+    `group`: the number of the group that may connect, too.
+    """
 
     prefix: Path
     socket: Path
     spool: Path | None
     ca_bundle: str | None
+    group: int | None = None
 
 
 def complaints(places: Places) -> list[str]:
     """Tell what will not work in this process, each in a sentence with what to do; nothing if all is well."""
-    return list(_complaints(places, f"user {_name_of(os.geteuid())}"))
+    return list(_complaints(places, f"user {user_name(os.geteuid())}"))
 
 
 def complaints_for_workers(places: Places) -> list[str]:
@@ -49,6 +54,13 @@ def complaints_for_workers(places: Places) -> list[str]:
     if user is None:
         return complaints(places)
     return _as_user(user, lambda: list(_complaints(places, f"user {user.pw_name}, whom Kong's workers run as,")))
+
+
+def naming(prefix: Path, directory: Path) -> str:
+    """Tell which flag has to name the directory that the socket is to be in."""
+    if directory == prefix:
+        return "-p/--kong-prefix must name Kong's prefix"
+    return "--socket must name a place in a directory that is there"
 
 
 def path_complaint(path: Path) -> str | None:
@@ -63,11 +75,14 @@ def path_complaint(path: Path) -> str | None:
 
 
 def _complaints(places: Places, user: str) -> Iterator[str]:
-    if not places.prefix.is_dir():
-        yield f"{places.prefix} is no directory that {user} can see; -p/--kong-prefix must name Kong's prefix"
+    directory = places.socket.parent
+    if not directory.is_dir():
+        yield f"{directory} is no directory that {user} can see; {naming(places.prefix, directory)}"
         return
-    if not os.access(places.socket.parent, os.W_OK | os.X_OK):
-        yield f"{user} cannot make a socket in {places.socket.parent}: let that user write there"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        yield f"{user} cannot make a socket in {directory}: let that user write there"
+    if places.group is not None and (hindered := obstacle_on_the_way(places.socket, anybody_in(places.group))):
+        yield f"who is in the group that --socket-group names cannot connect to {places.socket}: {hindered}"
     with contextlib.suppress(OSError):
         if not stat.S_ISSOCK(places.socket.lstat().st_mode):
             yield f"{places.socket} exists and is not a socket; move it away, or choose another --socket-name"
@@ -90,13 +105,6 @@ def _can_be_kept_in(directory: Path) -> bool:
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK | os.R_OK)
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _other_user(prefix: Path) -> pwd.struct_passwd | None:

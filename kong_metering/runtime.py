@@ -7,6 +7,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kong_metering import PLUGIN_NAME
 from kong_metering.captured import CapturedHeaders
 from kong_metering.clock import Clock, SystemClock
 from kong_metering.delivery.batching import ADAPTIVE_BATCH
@@ -26,22 +27,27 @@ _EXIT_FLUSH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Runtime:
-    """Clock, account, delivery and what access phases captured, of one process."""
+    """Clock, account, delivery and what access phases captured, of one process.
+
+    `shared_key`: under which name an access phase keeps in Kong what it cannot keep here.
+    """
 
     clock: Clock
     stats: Stats
     delivery: Delivery
     relay: Relay
     captured: CapturedHeaders
+    shared_key: str = PLUGIN_NAME
     once: Once = field(default_factory=Once)
 
 
-def make_runtime(
+def make_runtime(  # noqa: PLR0913, PLR0917 - what it is made of
     clock: Clock | None = None,
     ca_bundle: str | None = None,
     relay: Relay | None = None,
     spool: SpoolOptions | None = None,
     adaptive_batch: int = ADAPTIVE_BATCH,
+    shared_key: str = PLUGIN_NAME,
 ) -> Runtime:
     """Put a runtime together from its parts; without `spool` events wait in memory.
 
@@ -64,7 +70,7 @@ def make_runtime(
         adaptive_batch=adaptive_batch,
         spooler=spooler,
     )
-    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock))
+    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock), shared_key)
 
 
 @functools.cache

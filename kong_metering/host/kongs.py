@@ -1,0 +1,78 @@
+"""The Kong gateways that run on this machine, as far as their processes can be seen.
+
+Contract: reads `/proc` and nothing else, changes nothing. In a container of its own nobody sees Kong, unless the two
+share the namespace of processes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kong_metering.host.admission import Party
+
+_PROCESSES = Path("/proc")
+# As nginx writes it over its command line; Kong starts it with its prefix and this file.
+_MASTER = re.compile(rb"nginx: master process .* -p (\S.*?) -c nginx\.conf\b")
+_WORKER = b"nginx: worker process"
+# Kong writes it into the prefix of every gateway that it starts.
+_MARK = ".kong_env"
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, the one that started it, and whose it is."""
+
+    pid: int
+    parent: int
+    party: Party
+
+
+@dataclass(frozen=True)
+class Kong:
+    """A gateway that runs: its prefix, its master process and its workers."""
+
+    prefix: Path
+    master: Process
+    workers: tuple[Process, ...]
+
+
+def running_kongs() -> list[Kong]:
+    """Find the gateways that run, the one with the lowest process id first."""
+    masters: dict[int, tuple[Path, Process]] = {}
+    workers: list[Process] = []
+    for pid, title in _titles():
+        if (match := _MASTER.match(title)) is not None:
+            prefix = Path(match[1].decode("utf-8", "surrogateescape"))
+            with suppress(OSError):
+                if (_PROCESSES / str(pid) / "root" / prefix.relative_to("/") / _MARK).exists() or (
+                    prefix / _MARK
+                ).exists():
+                    masters[pid] = prefix, _process(pid)
+        elif title.startswith(_WORKER):
+            with suppress(OSError):
+                workers.append(_process(pid))
+    return [
+        Kong(prefix, master, tuple(worker for worker in workers if worker.parent == pid))
+        for pid, (prefix, master) in sorted(masters.items())
+    ]
+
+
+def _titles() -> Iterator[tuple[int, bytes]]:
+    for directory in _PROCESSES.iterdir():
+        if directory.name.isdigit():
+            with suppress(OSError):
+                yield int(directory.name), (directory / "cmdline").read_bytes().rstrip(b"\0 ")
+
+
+def _process(pid: int) -> Process:
+    """Read whose a process is: by the ids that the system goes by when it opens a file. Raises `OSError`."""
+    status = dict[str, list[str]]()
+    for line in (_PROCESSES / str(pid) / "status").read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        status[name] = value.split()
+    groups = {int(status["Gid"][3]), *map(int, status["Groups"])}
+    return Process(pid, int(status["PPid"][0]), Party(int(status["Uid"][3]), frozenset(groups)))
