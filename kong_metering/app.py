@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from kong_metering.host.absence import Absence
 from kong_metering.host.dispatch import Dispatcher, Limits
 from kong_metering.host.figures import Figures
 from kong_metering.host.instances import PluginDefinition
@@ -93,9 +94,10 @@ def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> No
         adaptive_batch=delivery.adaptive_batch,
         shared_key=identity.name,
     )
-    figures = Figures(station, lambda: _figures(runtime), alike=_ALIKE)
+    figures = Figures(station, lambda: _figures(runtime, dispatcher), alike=_ALIKE)
     definition = _definition(identity, runtime, figures.told)
     dispatcher = Dispatcher(definition, clock=runtime.clock, limits=options.limits)
+    absence = Absence(station.path, runtime.clock) if station.index == 0 and not station.takes_over else None
     load = Load(runtime.clock)
     # One of the servers says it for all.
     reminder = Reminder(log.complaints if station.index == 0 else (), runtime.clock)
@@ -106,6 +108,8 @@ def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> No
         log.repeats.summarise()
         reminder.remind()
         figures.publish()
+        if absence is not None:
+            absence.look(lambda: bool(figures.told()["instances_started"]))
         if (trouble := load.trouble()) is not None:
             servers = len(station.slots)
             LOGGER.warning("a server %s; start more of them, with --servers %d or more", trouble, servers + 1)
@@ -134,12 +138,14 @@ def _definition(
     return PluginDefinition(identity.name, PHASES, create, plugin_information(identity), status)
 
 
-def _figures(runtime: Runtime) -> dict[str, Any]:
+def _figures(runtime: Runtime, dispatcher: Dispatcher) -> dict[str, Any]:
     account = runtime.stats.snapshot()
     return {
         **asdict(account),
         "waiting": account.waiting,
         "queues": runtime.delivery.waiting(),
+        "instances_started": dispatcher.instances.times.starts,
+        "stalled": runtime.delivery.stalled(),
         "waiting_for_instances": runtime.delivery.waiting_for_instances(),
     }
 

@@ -275,6 +275,11 @@ class Delivery:
                 waiting[opened.queue.name] += opened.queue.waiting
         return dict(waiting)
 
+    def stalled(self) -> dict[str, int]:
+        """Tell what of delivery is not alive: 1 for each thread, or pool of threads, that gets nowhere, else 0."""
+        of_spool = {} if self._spooler is None else self._spooler.stalled()
+        return {**of_spool, "couriers": int(self._couriers.is_stalled())}
+
     def waiting_for_instances(self) -> dict[str, int]:
         """Tell how many events waited on disk, within the last minute, until an instance opens their queue."""
         return {} if self._spooler is None else self._spooler.waiting_for_instances()

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kong_metering.host.admission import Party
+from kong_metering.host.admission import Party, obstacle
 
 _PROCESSES = Path("/proc")
 # As nginx writes it over its command line; Kong starts it with its prefix and this file.
@@ -20,6 +20,7 @@ _MASTER = re.compile(rb"nginx: master process .* -p (\S.*?) -c nginx\.conf\b")
 _WORKER = b"nginx: worker process"
 # Kong writes it into the prefix of every gateway that it starts.
 _MARK = ".kong_env"
+_SOCKET = re.compile(r"^pluginserver_\w+_socket\s*=\s*(.*?)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ class Kong:
     prefix: Path
     master: Process
     workers: tuple[Process, ...]
+
+    def sockets(self) -> list[Path]:
+        """List the sockets of plugin servers that it is configured with; none where that may not be read."""
+        try:
+            text = (self.prefix / _MARK).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return []
+        return [Path(path) for path in _SOCKET.findall(text)]
 
 
 def running_kongs() -> list[Kong]:
@@ -59,6 +68,25 @@ def running_kongs() -> list[Kong]:
         Kong(prefix, master, tuple(worker for worker in workers if worker.parent == pid))
         for pid, (prefix, master) in sorted(masters.items())
     ]
+
+
+def who_cannot_connect(path: Path) -> str | None:
+    """Tell in words whose workers are kept from a socket that their gateway is configured to connect to.
+
+    None when no such gateway is to be seen.
+    """
+    for kong in running_kongs():
+        if path not in kong.sockets():
+            continue
+        for worker in kong.workers:
+            with suppress(OSError):
+                hindered = obstacle(path, worker.party)
+                if hindered is not None:
+                    return (
+                        f"Kong's workers (prefix {kong.prefix}) run as user {worker.party.name}, and cannot connect to "
+                        f"{path}: {hindered}; run the plugin server as that user, or see --socket-group"
+                    )
+    return None
 
 
 def _titles() -> Iterator[tuple[int, bytes]]:
