@@ -53,7 +53,23 @@ def complaints_for_workers(places: Places) -> list[str]:
     user = _other_user(places.prefix)
     if user is None:
         return complaints(places)
-    return _as_user(user, lambda: list(_complaints(places, f"user {user.pw_name}, whom Kong's workers run as,")))
+    return _as_user(user, lambda: list(_complaints(places, _worker(user))))
+
+
+def complaints_of_user(user: pwd.struct_passwd, places: Places) -> list[str]:
+    """Tell what will not work in a process of a user's, as whom this one can run."""
+    if os.geteuid() == user.pw_uid:
+        return complaints(places)
+    return _as_user(user, lambda: list(_complaints(places, _worker(user))))
+
+
+def complaints_of_interpreter(user: pwd.struct_passwd) -> list[str]:
+    """Tell whether a user cannot run this program; nothing where this process cannot be that user."""
+    if os.geteuid() not in (0, user.pw_uid):
+        return []
+    if os.geteuid() == user.pw_uid:
+        return list(_complaints_of_interpreter(_worker(user)))
+    return _as_user(user, lambda: list(_complaints_of_interpreter(_worker(user))))
 
 
 def naming(prefix: Path, directory: Path) -> str:
@@ -88,8 +104,7 @@ def _complaints(places: Places, user: str) -> Iterator[str]:
             yield f"{places.socket} exists and is not a socket; move it away, or choose another --socket-name"
     if (too_long := path_complaint(places.socket)) is not None:
         yield too_long
-    if not os.access(sys.executable, os.X_OK) or not os.access(__file__, os.R_OK):
-        yield f"{user} cannot run {sys.executable} with {Path(__file__).parent}: let that user read both"
+    yield from _complaints_of_interpreter(user)
     if places.spool is not None and not _can_be_kept_in(places.spool):
         yield (
             f"{user} cannot keep files in {places.spool}: events wait in memory, and are lost when the process ends; "
@@ -97,6 +112,15 @@ def _complaints(places: Places, user: str) -> Iterator[str]:
         )
     if places.ca_bundle is not None and not os.access(places.ca_bundle, os.R_OK):
         yield f"--ca-bundle {places.ca_bundle} cannot be read by {user}: nothing is delivered over TLS"
+
+
+def _complaints_of_interpreter(user: str) -> Iterator[str]:
+    if not os.access(sys.executable, os.X_OK) or not os.access(__file__, os.R_OK):
+        yield f"{user} cannot run {sys.executable} with {Path(__file__).parent}: let that user read both"
+
+
+def _worker(user: pwd.struct_passwd) -> str:
+    return f"user {user.pw_name}, whom Kong's workers run as,"
 
 
 def _can_be_kept_in(directory: Path) -> bool:

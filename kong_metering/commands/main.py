@@ -22,7 +22,8 @@ _LONGEST_MESSAGE = 4000
 
 
 # Each in the module of its name. They are imported when they are called: a probe is not to wait for what others need.
-_COMMANDS = ("health", "spool")
+_COMMANDS = ("health", "install", "spool", "uninstall")
+_MODULES = {"uninstall": "install"}
 
 
 class Program(click.Group):
@@ -36,7 +37,7 @@ class Program(click.Group):
         """Return a command; None if there is none of that name."""
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"kong_metering.commands.{cmd_name}")
+        module = importlib.import_module(f"kong_metering.commands.{_MODULES.get(cmd_name, cmd_name)}")
         command: click.Command = getattr(module, cmd_name)
         return command
 

@@ -34,9 +34,9 @@ class Absence:
         self._said_at = None
         if has_come():
             return
-        hindered = who_cannot_connect(self._path)
+        hindered = who_cannot_connect(self._path, is_missed=True)
         if hindered is not None:
-            LOGGER.error("nothing is metered: %s", hindered, extra=not_through_kong())
+            LOGGER.error("Kong has not come, and cannot: %s", hindered, extra=not_through_kong())
             return
         LOGGER.warning(
             "Kong has not come yet, which is right as long as it has nothing to meter. Else see that the plugin is "

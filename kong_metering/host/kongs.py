@@ -40,12 +40,12 @@ class Kong:
     master: Process
     workers: tuple[Process, ...]
 
-    def sockets(self) -> list[Path]:
-        """List the sockets of plugin servers that it is configured with; none where that may not be read."""
+    def sockets(self) -> list[Path] | None:
+        """List the sockets of plugin servers that it is configured with; None where that may not be read."""
         try:
             text = (self.prefix / _MARK).read_text(encoding="utf-8", errors="replace")
         except OSError:
-            return []
+            return None
         return [Path(path) for path in _SOCKET.findall(text)]
 
 
@@ -70,13 +70,15 @@ def running_kongs() -> list[Kong]:
     ]
 
 
-def who_cannot_connect(path: Path) -> str | None:
+def who_cannot_connect(path: Path, *, is_missed: bool = False) -> str | None:
     """Tell in words whose workers are kept from a socket that their gateway is configured to connect to.
 
-    None when no such gateway is to be seen.
+    None when no such gateway is to be seen. `is_missed`: Kong should have come by now, so that a gateway counts of
+    which this user may not read what it is configured with.
     """
     for kong in running_kongs():
-        if path not in kong.sockets():
+        sockets = kong.sockets()
+        if (sockets is None and not is_missed) or (sockets is not None and path not in sockets):
             continue
         for worker in kong.workers:
             with suppress(OSError):
