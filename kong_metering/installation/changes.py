@@ -37,7 +37,7 @@ class Changes:
     def text_of(self, path: Path) -> str | None:
         """Return what a file says, None if it is not there."""
         with contextlib.suppress(FileNotFoundError):
-            return self.at(path).read_text(encoding="utf-8", errors="surrogateescape")
+            return self.at(path).read_bytes().decode("utf-8", "surrogateescape")
         return None
 
     def directory(self, path: Path, owner: pwd.struct_passwd, mode: int) -> None:
@@ -104,8 +104,8 @@ def _write(place: Path, text: str) -> None:
     draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
             file.flush()
             try:
                 found = place.lstat()

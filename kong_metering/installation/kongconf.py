@@ -1,7 +1,8 @@
 """Our lines in kong.conf. Pure: text in, text out.
 
-Contract: `with_ours` and then `without_ours` gives the text that was there before, to the byte, if it ended with a line's
-end. Lines of the owner's that ours stand in for are kept, out of force, where they were. Doing it twice is doing it once.
+Contract: `with_ours` and then `without_ours` gives the text that was there before, to the byte, if it ended with a
+line's end. Lines of the owner's that ours stand in for are kept, out of force, where they were. Doing it twice is doing
+it once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _END = "# kong-metering: end"
 _OUT_OF_FORCE = "#kong-metering# "
 _SERVER = "metering"
 _OURS = re.compile(rf"plugins|pluginserver_names|pluginserver_{_SERVER}_\w+")
-_SETTING = re.compile(r"\s*([\w.]+)\s*=(.*)")
+_SETTING = re.compile(r"\s*([\w.]+)\s*=(.*)", re.DOTALL)
 # A number sign that no backslash takes its meaning from.
 _COMMENT = re.compile(r"(?<!\\)#.*")
 # What Kong has where nothing is said.
@@ -37,7 +38,7 @@ class Connection:
 def settings_in(text: str) -> dict[str, str]:
     """Return the settings that are in force, by their names; ours with them."""
     found = {}
-    for line in text.splitlines():
+    for line in _lines(text):
         if (match := _SETTING.fullmatch(_COMMENT.sub("", line))) is not None:
             found[match[1].lower()] = match[2].strip().strip("'\"")
     return found
@@ -57,19 +58,25 @@ def lines_for(connection: Connection, text: str = "") -> list[str]:
 def with_ours(text: str, connection: Connection) -> str:
     """Return a kong.conf with our lines, in the place of those that were there before."""
     before = without_ours(text)
-    kept = [_OUT_OF_FORCE + line if _is_in_our_place(line) else line for line in before.splitlines()]
+    kept = [_OUT_OF_FORCE + line if _is_in_our_place(line) else line for line in _lines(before)]
     return "\n".join([*kept, _BEGIN, *lines_for(connection, before), _END]) + "\n"
 
 
 def without_ours(text: str) -> str:
     """Return a kong.conf without our lines, and with those in force that they stood in for."""
-    lines = [line.removeprefix(_OUT_OF_FORCE) for line in _outside_of_block(text.splitlines())]
+    lines = [line.removeprefix(_OUT_OF_FORCE) for line in _outside_of_block(_lines(text))]
     return "".join(f"{line}\n" for line in lines)
 
 
 def has_ours(text: str) -> bool:
     """Return whether our lines are in a kong.conf."""
-    return _BEGIN in text.splitlines()
+    return _BEGIN in _lines(text)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines, without their ends; what else Python takes for an end of a line is part of one."""
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def _outside_of_block(lines: list[str]) -> Iterator[str]:
