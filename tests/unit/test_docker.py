@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from kong_metering import app
+from tests.support.image import command_of_the_image, make_directories, variables_of_the_image
 from tests.support.plugin_server import BIN, ROOT, ServerProcess, short_directory
 
 DOCKER = ROOT / "docker"
-IMAGE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
 _SECONDS = 60
 
 
@@ -58,24 +58,11 @@ def test_the_compose_file_is_one() -> None:
 # The image, by hand
 
 
-def variables_of_the_image() -> dict[str, str]:
-    """Read the variables that the image sets for the program."""
-    return dict(re.findall(r"\b(KONG_METERING_[A-Z_]+)=(\S+)", IMAGE))
-
-
-def command_of_the_image(instruction: str) -> list[str]:
-    """Read a command that the image runs without a shell."""
-    (found,) = re.findall(rf"^{instruction}\b.*?(\[.*\])$", IMAGE, re.MULTILINE)
-    command: list[str] = json.loads(found)
-    return [str(BIN / command[0]), *command[1:]]
-
-
 @pytest.fixture
 def root() -> Iterator[Path]:
     """Have a directory that stands for the image's root, with the directories that the image makes."""
     directory = short_directory()
-    for made in ("run/kong-metering", "var/lib/kong-metering/spool"):
-        (directory / made).mkdir(parents=True)
+    make_directories(directory)
     yield directory
     shutil.rmtree(directory)
 
@@ -93,7 +80,7 @@ def test_the_images_variables_are_flags_of_the_program() -> None:
 
 def test_the_image_serves_is_well_and_writes_what_kong_reads(root: Path) -> None:
     """Without a shell, as the entry point and the probe are run."""
-    environment = {name: str(root) + value for name, value in variables_of_the_image().items()}
+    environment = variables_of_the_image(root)
     entry_point = shlex.join(command_of_the_image("ENTRYPOINT"))
     with ServerProcess(entry_point, Path(environment["KONG_METERING_SOCKET"]), environment=environment) as server:
         assert server.complaints() == []
