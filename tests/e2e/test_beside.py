@@ -136,7 +136,7 @@ def restart_in_place(pair: Pair) -> None:
     said = f"info: serving on {pair.server.path}, taken over from the previous process"
     before = served(said)
     pair.server.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: served(said) > before, "the next one serves", lambda: f"{pair.server.log}")
+    wait_for(lambda: served(said) > before, "the next one serves", lambda: f"{pair.server.log}", 100)
 
 
 @contextmanager
