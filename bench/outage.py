@@ -26,8 +26,8 @@ from rich.table import Table
 from terminal import CONSOLE, argument_parser, say_progress
 
 from kong_metering import PLUGIN_NAME, SPOOL_DIRECTORY
+from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.directory import survey
-from kong_metering.spool.log import EventLog
 
 _PORTION = 2_000
 _IN_FLIGHT = 16

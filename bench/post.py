@@ -27,8 +27,8 @@ from terminal import CONSOLE, argument_parser, say_progress
 
 from kong_metering import __version__
 from kong_metering.clock import SystemClock
-from kong_metering.delivery.ingest import BATCH, SINGLE, Endpoint, IngestClient
-from kong_metering.delivery.outcome import Delivered
+from kong_metering.ingest.client import BATCH, SINGLE, Endpoint, IngestClient
+from kong_metering.trial.outcome import Delivered
 
 Post = Callable[[], bool]
 

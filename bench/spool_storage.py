@@ -19,8 +19,8 @@ from pathlib import Path
 
 from terminal import argument_parser
 
-from kong_metering.spool.format import encode_records
-from kong_metering.spool.log import EventLog
+from kong_metering.eventlog.format import encode_records
+from kong_metering.eventlog.log import EventLog
 
 EVENT_BYTES = 700
 ROUNDS = 3

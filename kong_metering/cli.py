@@ -24,7 +24,6 @@ from click.core import ParameterSource
 
 from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME, SPOOL_DIRECTORY, __version__, checks, dumpfile
 from kong_metering.clock import SystemClock
-from kong_metering.delivery.batching import ADAPTIVE_BATCH
 from kong_metering.errors import StartupError
 from kong_metering.host.admission import group_named
 from kong_metering.host.opening import Opening, Place, open_again, open_at
@@ -34,6 +33,7 @@ from kong_metering.log import LOGGER, ProcessLog, Relay, Repeats, cause_of, conf
 from kong_metering.plugin_identity import PRIORITY, PluginIdentity
 from kong_metering.quantities import DirectoryOrNone, Duration, PluginName, Size
 from kong_metering.spool.options import INBOX_DIRECTORY, SpoolOptions, Sync
+from kong_metering.trial.batching import ADAPTIVE_BATCH
 
 F = TypeVar("F", bound=Callable[..., Any])
 

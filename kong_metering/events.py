@@ -16,8 +16,8 @@ from urllib.parse import quote
 import orjson
 
 from kong_metering.ai import ai_usages
+from kong_metering.reasons import Skipped
 from kong_metering.record import Record, integer, legible, milliseconds, readable, section, text
-from kong_metering.stats import Skipped
 from kong_metering.subject import ResolvedSubject, place_of, resolve_subject
 
 if TYPE_CHECKING:

@@ -30,11 +30,11 @@ from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
 from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.plugin_identity import PRIORITY
+from kong_metering.reasons import Skipped
 from kong_metering.record import Record, parse_record, section, text
 from kong_metering.request import NO_HEADERS, FinishedRequest
 from kong_metering.runtime import Runtime, default_runtime
 from kong_metering.schema import config_fields
-from kong_metering.stats import Skipped
 from kong_metering.steps import AtOnce, Steps, call, run_steps
 
 # The names that kong-pdk's server looks for in a plugin's module.

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from kong_metering import PLUGIN_NAME
 from kong_metering.captured import CapturedHeaders
 from kong_metering.clock import Clock, SystemClock
-from kong_metering.delivery.batching import ADAPTIVE_BATCH
-from kong_metering.delivery.connections import Connections
 from kong_metering.delivery.couriers import Couriers
-from kong_metering.delivery.ingest import IngestClient
 from kong_metering.delivery.registry import Delivery
+from kong_metering.ingest.client import IngestClient
+from kong_metering.ingest.connections import Connections
 from kong_metering.log import LOGGER, Once, Relay, Repeats
 from kong_metering.stats import Stats
+from kong_metering.trial.batching import ADAPTIVE_BATCH
 from kong_metering.upkeep.spooler import Spooler
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from kong_metering.commands.options import Place, json_option, place_options, ta
 from kong_metering.commands.output import note, progress, say, tell
 from kong_metering.commands.sharedmemory import pour
 from kong_metering.delivery.delivering import Delivering
-from kong_metering.delivery.ingest import Endpoint, IngestClient
 from kong_metering.errors import DISK_ERRORS, KongMeteringError
+from kong_metering.ingest.client import Endpoint, IngestClient
 from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import Found, HeldLog, survey

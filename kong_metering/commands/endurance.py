@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery import outcome as outcomes
-from kong_metering.delivery.outcome import Delivered, Failed
+from kong_metering.trial import outcome as outcomes
+from kong_metering.trial.outcome import Delivered, Failed
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
-    from kong_metering.delivery.outcome import Failure, Outcome
+    from kong_metering.trial.outcome import Failure, Outcome
 
 TRIES = 5
 ROUNDS = 10

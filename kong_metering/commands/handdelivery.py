@@ -20,27 +20,26 @@ from typing import TYPE_CHECKING
 from kong_metering.clock import EpochClock, SystemClock
 from kong_metering.commands.endurance import Endurance
 from kong_metering.commands.words import shown
-from kong_metering.delivery.batching import MAX_EVENT_BYTES
-from kong_metering.delivery.decisions import Pause, Rules
+from kong_metering.delivery.delivering import Sending, by_source, noted
 from kong_metering.delivery.logsource import LogSource
-from kong_metering.delivery.sending import Sending, by_source, noted
 from kong_metering.errors import DISK_ERRORS
+from kong_metering.eventlog.log import DamageKind
+from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DeadLetter
-from kong_metering.spool.log import DamageKind
-from kong_metering.stats import Buried
+from kong_metering.trial.decisions import Pause, Rules
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.commands.interruption import Interruption
     from kong_metering.commands.output import Advance
     from kong_metering.delivery.delivering import Delivering, Post
-    from kong_metering.delivery.outcome import Outcome
     from kong_metering.delivery.source import Entry, Source
+    from kong_metering.eventlog.log import Damage
+    from kong_metering.reasons import Dropped
     from kong_metering.spool.deadletters import DeadLetters
     from kong_metering.spool.directory import HeldLog
     from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.log import Damage
-    from kong_metering.stats import Dropped
+    from kong_metering.trial.outcome import Outcome
 
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 4.0
@@ -121,20 +120,14 @@ class HeldEvents:
         return sum(source.waiting for source in self._sources)
 
     def read(self, limit: int) -> list[Entry]:
-        """Read the next events; those that are too large to be sent become dead letters."""
+        """Read the next events."""
         for source in self._sources:
             if source.unread:
                 entries = source.read(limit, _BATCH_BYTES)
                 self._bury_damage(source)
                 if entries:
-                    return self._without_too_large(entries)
+                    return entries
         return []
-
-    def _without_too_large(self, entries: list[Entry]) -> list[Entry]:
-        for entry in entries:
-            if len(entry.event) > MAX_EVENT_BYTES:
-                self.reject([entry], Buried.TOO_LARGE, f"an event of {len(entry.event)} bytes is too large to be sent")
-        return [entry for entry in entries if len(entry.event) <= MAX_EVENT_BYTES]
 
     def begin_send(self, entries: Sequence[Entry]) -> Sending:
         """Note on disk that events are about to go out; whatever happens from then on, the log says so."""

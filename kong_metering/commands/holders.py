@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import KongMeteringError
+from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.locks import LOCK
-from kong_metering.spool.log import EventLog
 
 if TYPE_CHECKING:
     from kong_metering.spool.directory import Found

@@ -27,7 +27,7 @@ from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLet
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
-    from kong_metering.spool.format import StoredEvent
+    from kong_metering.eventlog.format import StoredEvent
     from kong_metering.spool.identity import QueueIdentity
 
 _LIMIT = 50

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import SpoolFormatError
+from kong_metering.eventlog.log import DAMAGED, DamageKind, EventLog
 from kong_metering.spool.deadletters import DEAD_LETTERS
 from kong_metering.spool.directory import survey
 from kong_metering.spool.identity import load_identity
-from kong_metering.spool.log import DAMAGED, DamageKind, EventLog
 
 if TYPE_CHECKING:
     from kong_metering.commands.filters import Filters
-    from kong_metering.spool.format import StoredEvent
+    from kong_metering.eventlog.format import StoredEvent
     from kong_metering.spool.identity import QueueIdentity
 
 _TRIES = 3

@@ -33,9 +33,9 @@ from kong_metering.commands.options import (
 from kong_metering.commands.output import confirmed, note, say, tell
 from kong_metering.commands.sharedmemory import pour
 from kong_metering.errors import KongMeteringError
+from kong_metering.eventlog.log import DAMAGED
 from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
-from kong_metering.spool.log import DAMAGED
 
 _NO_CUT = 1 << 63
 

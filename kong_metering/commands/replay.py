@@ -28,10 +28,10 @@ from kong_metering.commands.letters import ChosenLetters, matching_letters, noth
 from kong_metering.commands.options import Chosen, filter_options, json_option, place_options, taking, yes_option
 from kong_metering.commands.output import confirmed, note, progress, say, tell
 from kong_metering.errors import KongMeteringError
-from kong_metering.spool import files
+from kong_metering.eventlog import files
+from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
 from kong_metering.spool.directory import HeldLog, SpoolDirectory
-from kong_metering.stats import Buried
 
 if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity

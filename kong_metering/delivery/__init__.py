@@ -1,1 +1,1 @@
-"""From an event to the ingest endpoint: queue, trial, HTTP."""
+"""The queues: where events wait, which configuration rules, and who delivers."""

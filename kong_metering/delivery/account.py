@@ -6,10 +6,11 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from kong_metering.log import LOGGER, trouble
+from kong_metering.log import LOGGER, cause_of, trouble
 
 if TYPE_CHECKING:
-    from kong_metering.stats import Buried, Dropped, Stats
+    from kong_metering.reasons import Buried, Dropped
+    from kong_metering.stats import Stats
 
 
 class QueueAccount:
@@ -64,6 +65,13 @@ class QueueAccount:
     def say(self, kind: str, message: str, level: int = logging.ERROR) -> None:
         """Log a trouble, or its end; the same kind is summarised when it repeats."""
         LOGGER.log(level, "queue %s: %s", self.name, message, extra=trouble(f"{kind}:{self.name}"))
+
+    def say_position_is_lost(self, error: Exception) -> None:
+        """Log that it cannot be written down what is delivered.
+
+        The price is paid by those who come after a crash: events are sent once more, with the same ids.
+        """
+        self.say("position", f"what is delivered cannot be written down: {cause_of(error)}")
 
     def _count(self, events: int) -> None:
         with self._lock:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from kong_metering.delivery import batching
-from kong_metering.delivery.delivering import Stock
-from kong_metering.delivery.sending import Sending
+from kong_metering.delivery.delivering import Sending, Stock
 from kong_metering.delivery.source import Entry, MemorySource
-from kong_metering.stats import Buried, Dropped
+from kong_metering.reasons import Buried, Dropped
+from kong_metering.trial import batching
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
@@ -79,8 +77,6 @@ class MemoryBacklog:
         self._source = MemorySource()
         self._on_ready: Callable[[], None] = lambda: None
         self._heir: MemoryBacklog | None = None
-        # Held while an event makes room for itself.
-        self._lock = threading.Lock()
         self._has_warned = False
         self._is_dropping = False
         self.reconfigure(settings)
@@ -111,8 +107,7 @@ class MemoryBacklog:
             return
         waiting = self._source.unread
         if waiting >= self._thresholds.roomy:
-            with self._lock:
-                self._make_room(len(event))
+            self._make_room(len(event))
         self._source.add([event], self._clock.monotonic())
         if self._heir is not None:
             self._pass_on(self._heir)  # it has come in between

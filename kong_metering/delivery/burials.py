@@ -1,13 +1,16 @@
-"""A queue's events on their way to become dead letters.
+"""A queue's events on their way to become dead letters, and where the queues of a process put these.
 
-Contract: couriers bury, and wait for the disk; the janitor does for what it finds damaged. An event is settled when its
+Contract: couriers bury, and wait for the disk; the janitor does for what it finds damaged; the syncer asks what is to
+be synced. The thread that answers Kong and the writer never come here. An event is settled when its
 letter is on disk, and not before. While letters cannot be written the events wait here, at most `MAX_PENDING` of them:
 beyond that the queue reads nothing more (`is_full`), so that a full disk and an endpoint that refuses everything take
-no more memory than that. `try_again` writes them. The lock is held over I/O; the log's own is taken within it.
+no more memory than that. `try_again` writes them. The locks are held over I/O, that of a
+queue's burials outermost; the log's own and the letterbox's are taken within it.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,18 +18,50 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import DISK_ERRORS
-from kong_metering.log import cause_of
-from kong_metering.spool.deadletters import DeadLetter
+from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.reasons import Buried
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetter, DeadLetters
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
     from kong_metering.delivery.account import QueueAccount
+    from kong_metering.delivery.logsource import LogSource
     from kong_metering.delivery.source import Entry
+    from kong_metering.eventlog.files import Unsynced
+    from kong_metering.eventlog.log import Damage
     from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.letterbox import LetterBox
-    from kong_metering.stats import Buried
+    from kong_metering.spool.options import SpoolOptions
 
 MAX_PENDING = 1000
+
+
+class LetterBox:
+    """The dead letters of a process: one writes at a time."""
+
+    def __init__(self, options: SpoolOptions, clock: EpochClock) -> None:
+        self._letters = DeadLetters(options.directory / DEAD_LETTERS, max_bytes=options.max_bytes // 4)
+        self._syncs_each_write = options.syncs_each_write
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def keep(self, letters: Sequence[DeadLetter]) -> None:
+        """Write dead letters, all or none. Raises one of `DISK_ERRORS`."""
+        with self._lock:
+            self._letters.add(letters, self._clock.wall_ms())
+            if self._syncs_each_write:
+                self._letters.unsynced().sync()
+            dropped, self._letters.dropped = self._letters.dropped, 0
+        if dropped:
+            LOGGER.error(
+                "%d dead letters, the oldest, were dropped to make room for new ones",
+                dropped,
+                extra=trouble("letters dropped"),
+            )
+
+    def unsynced(self) -> Unsynced:
+        """Tell what has to be synced to survive a power cut."""
+        with self._lock:
+            return self._letters.unsynced()
 
 
 @dataclass(frozen=True)
@@ -68,6 +103,21 @@ class Burials:
         """Make dead letters of events, with the words of the endpoint; without events, of a stretch of damage."""
         self._pending.append(_Burial(entries, reason, words))
         self.try_again()
+
+    def bury_damage(self, log: LogSource) -> None:
+        """Say what a look at the disk has found damaged, and keep a dead letter that tells where its bytes are."""
+        damages, lost = log.take_damage()
+        for damage in damages:
+            self._note_damage(damage)
+        if lost:
+            self._account.bury(Buried.UNREADABLE, lost, f"{lost} events on disk cannot be read")
+
+    def _note_damage(self, damage: Damage) -> None:
+        kept = f", its bytes are kept in {damage.kept_in}" if damage.kept_in else ""
+        where = f"{damage.kind.value}: {damage.length} bytes at {damage.offset} of {damage.segment}{kept}"
+        self._account.say(f"damage {damage.kind.value}", f"found in the spool: {where}", logging.WARNING)
+        if damage.events:
+            self.bury([], Buried.UNREADABLE, where)
 
     def try_again(self) -> None:
         """Write what could not be written before."""

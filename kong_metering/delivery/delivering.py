@@ -1,4 +1,4 @@
-"""Carries out what a trial decides: events are read, sent, and settled or rejected by what came of it.
+"""Carries out what a trial decides: events are read, noted as sent, sent, and settled or rejected by the outcome.
 
 Contract: workers' queues and delivery by hand drive it alike. `step` may be called by several threads at a time; the
 lock is held over the trial only, which is pure, and never over the disk or the network. What `post` or the stock raises
@@ -10,22 +10,37 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
-from kong_metering.delivery.decisions import Answered, Send, Take
-from kong_metering.delivery.outcome import Delivered, Outcome, surely_did_not_arrive
-from kong_metering.delivery.trial import Trial
-from kong_metering.stats import Buried
+from kong_metering.reasons import Buried
+from kong_metering.trial.batching import MAX_EVENT_BYTES
+from kong_metering.trial.decisions import Answered, Send, Take
+from kong_metering.trial.outcome import Delivered, Outcome, surely_did_not_arrive
+from kong_metering.trial.trial import Trial
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
-    from kong_metering.delivery.decisions import Decision, Rules
-    from kong_metering.delivery.parts import Part
-    from kong_metering.delivery.sending import Sending
-    from kong_metering.delivery.source import Entry
-    from kong_metering.stats import Dropped
+    from kong_metering.delivery.source import Entry, Source
+    from kong_metering.eventlog.format import Mark
+    from kong_metering.reasons import Dropped
+    from kong_metering.trial.decisions import Decision, Rules
+    from kong_metering.trial.parts import Part
 
 Post = Callable[[Sequence[bytes]], Outcome]
+MarkSent = Callable[["Source", list["Entry"]], Sequence["Mark"]]
+
+
+@dataclass(frozen=True)
+class Sending:
+    """Events that are about to go out: those that may, those that may not any more, and the sources' notes of it."""
+
+    fresh: list[Entry]
+    stale: list[Entry]
+    why_stale: str = ""
+    notes: Sequence[tuple[Source, Sequence[Mark]]] = ()
 
 
 class Stock(Protocol):
@@ -110,9 +125,14 @@ class Delivering:
 
     def _take(self, limit: int) -> None:
         entries = self._stock.read(limit)
-        if entries:
+        too_large = [entry for entry in entries if len(entry.event) > MAX_EVENT_BYTES]
+        fitting = [entry for entry in entries if entry not in too_large] if too_large else entries
+        if fitting:
             with self._lock:
-                self._trial.take(entries, self._clock.monotonic())
+                self._trial.take(fitting, self._clock.monotonic())
+        for entry in too_large:
+            words = f"an event of {len(entry.event)} bytes is too large to be sent"
+            self._stock.reject([entry], Buried.TOO_LARGE, words)
 
     def _send(self, part: Part[Entry], post: Post) -> None:
         sending = self._stock.begin_send(part.items)
@@ -140,3 +160,21 @@ class Delivering:
             self._stock.reject([entry], Buried.REJECTED, words)
         if answered.reason and (settled := self._stock.settle(answered.given_up)):
             self._account.drop(answered.reason, settled, answered.words)
+
+
+def noted(entries: Sequence[Entry], now_ms: int, dedupe_window: float, mark_sent: MarkSent) -> Sending:
+    """Have the sources note, by `mark_sent`, that events are about to go out; return those that may.
+
+    What went out without an answer longer ago than the endpoint recognises duplicate ids (`dedupe_window`, seconds) may
+    not: if it did arrive, it would be billed twice. Raises what `mark_sent` raises.
+    """
+    too_old_ms = now_ms - int(dedupe_window * 1000)
+    stale = [each for source, run in by_source(entries) for each in source.sent_before(run, too_old_ms)]
+    fresh = [entry for entry in entries if entry not in stale] if stale else list(entries)
+    why_stale = f"sent more than {dedupe_window / 3600:g} hours ago without an answer, and may have arrived"
+    return Sending(fresh, stale, why_stale, [(source, mark_sent(source, run)) for source, run in by_source(fresh)])
+
+
+def by_source(entries: Sequence[Entry]) -> list[tuple[Source, list[Entry]]]:
+    """Return the runs of events of one source each, in order."""
+    return [(source, list(run)) for source, run in groupby(entries, attrgetter("source"))]

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from kong_metering.delivery.source import Entry
 
 if TYPE_CHECKING:
+    from kong_metering.eventlog.format import Mark
+    from kong_metering.eventlog.log import Damage
     from kong_metering.spool.directory import HeldLog
-    from kong_metering.spool.format import Mark
-    from kong_metering.spool.log import Damage
 
 # What is kept in memory of unread events, at most: as much as Kong's queue keeps by default. To read them back from
 # disk costs 1.4 µs each.
@@ -41,6 +41,52 @@ class _Written(NamedTuple):
     end_bytes: int
 
 
+class _Recent:
+    """Unread events that are still in memory: the writer adds them, who reads takes them off, and neither waits."""
+
+    def __init__(self) -> None:
+        self._written: deque[_Written] = deque()
+        # Each side counts its own bytes.
+        self._end_bytes = 0
+        self._taken_bytes = 0
+
+    @property
+    def first(self) -> _Written | None:
+        """What comes next of it."""
+        with contextlib.suppress(IndexError):  # somebody takes it off just now
+            return self._written[0]
+        return None
+
+    def add(self, first: int, events: Sequence[bytes], time_ms: int, at: float) -> None:
+        """Keep events that were just written, unless that is too much."""
+        size = sum(map(len, events))
+        if self._end_bytes - self._taken_bytes + size <= _RECENT_BYTES:
+            self._end_bytes += size
+            self._written.append(_Written(first, events, time_ms, at, self._end_bytes))
+
+    def take(self, source: LogSource, first: int, limit: int, max_bytes: int) -> list[Entry]:
+        """Take the events from this number on, as entries of `source`; none if they are not there."""
+        entries: list[Entry] = []
+        while self._written and len(entries) < limit:
+            written = self._written[0]
+            start = first - written.first
+            if start < 0:
+                break
+            events = written.events[start : start + limit - len(entries)]
+            events = _within(events, max_bytes, needs_one=not entries)
+            numbers = range(first, first + len(events))
+            entries += [
+                Entry(event, number, source, written.time_ms) for event, number in zip(events, numbers, strict=True)
+            ]
+            first += len(events)
+            max_bytes -= sum(map(len, events))
+            if start + len(events) < len(written.events):
+                break
+            self._written.popleft()
+            self._taken_bytes = written.end_bytes
+        return entries
+
+
 class LogSource:
     """A log that this process holds."""
 
@@ -54,10 +100,7 @@ class LogSource:
         # Numbers that were passed in reading, or that are still ahead, whose events damage has cost; and those told of.
         self._lost_behind = 0
         self._lost_told = held.log.gaps_after(self._cursor)
-        # The writer appends, who reads takes off; each counts its own bytes.
-        self._recent: deque[_Written] = deque()
-        self._recent_end_bytes = 0
-        self._recent_taken_bytes = 0
+        self._recent = _Recent()
         self._is_quiet = False
         self._is_closed = False
         self.waiting_at_first = self.unread
@@ -83,11 +126,8 @@ class LogSource:
         """Tell when the first unread event came (monotonic), minus infinity if not known, None when there is none."""
         if not self.unread:
             return None
-        with contextlib.suppress(IndexError):  # a courier takes it off just now
-            oldest = self._recent[0]
-            if oldest.first <= self._cursor + 1:
-                return oldest.at
-        return -math.inf
+        oldest = self._recent.first
+        return oldest.at if oldest and oldest.first <= self._cursor + 1 else -math.inf
 
     # -- the writer's -------------------------------------------------------------------------------------------------
 
@@ -96,11 +136,8 @@ class LogSource:
         if not events:
             return
         numbers = self._log.append(events, now_ms)
-        size = sum(map(len, events))
-        in_memory = self._recent_end_bytes - self._recent_taken_bytes
-        if in_memory + size <= _RECENT_BYTES and self.unread <= _RECENT_EVENTS:
-            self._recent_end_bytes += size
-            self._recent.append(_Written(numbers.start, events, now_ms, now, self._recent_end_bytes))
+        if self.unread <= _RECENT_EVENTS:
+            self._recent.add(numbers.start, events, now_ms, now)
         if self._syncs_each_write:
             self._log.unsynced().sync()
 
@@ -113,9 +150,9 @@ class LogSource:
         with self._lock:
             numbers = self._log.append(events, now_ms)
             self._cursor = numbers.stop - 1
-            entries = [Entry(event, number, self, now_ms) for event, number in zip(events, numbers, strict=True)]
-            self._unsettled.update(zip(numbers, entries, strict=True))
-        return entries
+            return self._in_hand(
+                [Entry(event, number, self, now_ms) for event, number in zip(events, numbers, strict=True)]
+            )
 
     # -- the couriers' ------------------------------------------------------------------------------------------------
 
@@ -128,41 +165,27 @@ class LogSource:
 
     def _recall(self, limit: int, max_bytes: int) -> list[Entry]:
         """Take the next events from memory, none if they are not there."""
-        entries: list[Entry] = []
-        while self._recent and len(entries) < limit:
-            written = self._recent[0]
-            start = self._cursor + 1 - written.first
-            if start < 0:
-                break
-            events = written.events[start : start + limit - len(entries)]
-            events = _within(events, max_bytes, needs_one=not entries)
-            numbers = range(self._cursor + 1, self._cursor + 1 + len(events))
-            entries += [
-                Entry(event, number, self, written.time_ms) for event, number in zip(events, numbers, strict=True)
-            ]
-            self._cursor += len(events)
-            max_bytes -= sum(map(len, events))
-            if start + len(events) < len(written.events):
-                break
-            self._recent.popleft()
-            self._recent_taken_bytes = written.end_bytes
-        self._unsettled.update((entry.number, entry) for entry in entries)
-        return entries
+        entries = self._recent.take(self, self._cursor + 1, limit, max_bytes)
+        self._cursor += len(entries)
+        return self._in_hand(entries)
 
     def _read_back(self, limit: int, max_bytes: int) -> list[Entry]:
         """Read the next events from disk."""
-        with contextlib.suppress(IndexError):  # what is in memory need not be read
-            limit = min(limit, max(1, self._recent[0].first - 1 - self._cursor))
+        in_memory = self._recent.first
+        if in_memory:  # that need not be read
+            limit = min(limit, max(1, in_memory.first - 1 - self._cursor))
         # Asked before it is read: events come meanwhile.
         end = self._log.next_sequence - 1
         stored = self._log.read(self._cursor, limit, max_bytes)
         last = stored[-1].sequence if stored else end
         self._lost_behind += last - self._cursor - len(stored)
         self._cursor = last
-        entries = [Entry(event.payload, event.sequence, self, event.time_ms) for event in stored]
-        self._unsettled.update((entry.number, entry) for entry in entries)
-        if not entries:
+        if not stored:
             self._settle_head()
+        return self._in_hand([Entry(event.payload, event.sequence, self, event.time_ms) for event in stored])
+
+    def _in_hand(self, entries: list[Entry]) -> list[Entry]:
+        self._unsettled.update((entry.number, entry) for entry in entries)
         return entries
 
     def mark_sent(self, entries: Sequence[Entry], now_ms: int) -> list[Mark]:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kong_metering.config import Queue
-    from kong_metering.delivery.ingest import Endpoint
+    from kong_metering.ingest.client import Endpoint
 
 _MAX_SUPERSEDED = 16
 _MAX_TWINS = 4

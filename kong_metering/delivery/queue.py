@@ -20,35 +20,29 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from kong_metering.delivery import batching
-from kong_metering.delivery.decisions import Pause, Rules, Send
 from kong_metering.delivery.delivering import Delivering
-from kong_metering.delivery.outcome import Failed, Outcome
+from kong_metering.delivery.succession import StepGate
 from kong_metering.log import LOGGER, cause_of, printable
-from kong_metering.stats import Dropped
+from kong_metering.reasons import Dropped
+from kong_metering.trial import batching
+from kong_metering.trial.decisions import Pause, Rules, Send
+from kong_metering.trial.outcome import Failed, Outcome
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
-    from kong_metering.delivery.arrays import Arrays
     from kong_metering.delivery.backlog import Backlog
-    from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.couriers import Couriers
-    from kong_metering.delivery.decisions import Decision
-    from kong_metering.delivery.ingest import Endpoint
     from kong_metering.delivery.source import Entry
-
-
-class Succession(NamedTuple):
-    """How a queue hands over to another one: `is_off` tells whether it may not after all, `carry_out` moves events."""
-
-    heir: EventQueue
-    is_off: Callable[[], bool]
-    carry_out: Callable[[], None]
+    from kong_metering.delivery.succession import Succession
+    from kong_metering.ingest.arrays import Arrays
+    from kong_metering.ingest.client import Endpoint
+    from kong_metering.ingest.connections import Connections
+    from kong_metering.trial.decisions import Decision
 
 
 class EventQueue:
@@ -88,14 +82,9 @@ class EventQueue:
         self._delivering = Delivering(self._rules, backlog, clock=clock, account=account)
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
         self._wants_more = True
-        # How many couriers are at it.
-        self._steps = 0
-        self._counting = threading.Lock()
+        self._gate = StepGate()
         self._is_closing = False
         self._has_ended = False
-        # Which queue all goes to, once no request is under way; and when it has gone there.
-        self._succession: Succession | None = None
-        self._moved_to: EventQueue | None = None
         self._is_done = threading.Event()
         backlog.on_ready(self.wake)
 
@@ -116,8 +105,8 @@ class EventQueue:
 
     def put(self, event: bytes) -> None:
         """Take an event for delivery."""
-        if self._moved_to is not None:
-            self._moved_to.put(event)
+        if (heir := self._gate.moved_to) is not None:
+            heir.put(event)
             return
         self._account.accept()
         if self._has_ended:
@@ -145,24 +134,20 @@ class EventQueue:
         That is done when no request is under way any more, and not at all if one of them has shown that the endpoint
         accepts events.
         """
-        with self._counting:
-            if self._moved_to is None:
-                self._succession = succession
+        self._gate.shut(succession)
         self._call()
 
     def stay(self) -> bool:
         """Go on, if what waits was to be handed over; False when that is done already."""
-        with self._counting:
-            if self._moved_to is not None:
-                return False
-            self._succession = None
-        self._call()
-        return True
+        is_here = self._gate.open()
+        if is_here:
+            self._call()
+        return is_here
 
     @property
     def has_moved(self) -> bool:
         """Whether it has handed over to another queue."""
-        return self._moved_to is not None
+        return self._gate.moved_to is not None
 
     def begin_close(self) -> None:
         """Send what waits at once, each batch once."""
@@ -198,7 +183,8 @@ class EventQueue:
         self._is_single = self._arrays.are_refused_by(self._endpoint.url)
         self._settings = settings.model_copy(update={"max_batch_size": 1}) if self._is_single else settings
         self._adaptive_batch = 1 if self._is_single else self._most_adaptive
-        self._rules = Rules.of(self._settings, keeps=self._backlog.keeps, adaptive_batch=self._adaptive_batch)
+        batch_size = batching.batch_size(self._settings, self._adaptive_batch)
+        self._rules = Rules.of(self._settings, batch_size=batch_size, keeps=self._backlog.keeps)
 
     def _heed_arrays(self) -> None:
         """Send single events from now on if the endpoint has turned out to take no arrays, here or in another queue."""
@@ -234,7 +220,7 @@ class EventQueue:
     def step(self) -> float | None:
         """Do what is due, one request at most; tell when to come again (monotonic), None to wait for `wake`."""
         self._move()
-        while not self._has_ended and self._succession is None:
+        while not self._has_ended and not self._gate.is_shut:
             self._heed_arrays()
             self._wants_more = True
             due_in = self._due_in()
@@ -247,33 +233,26 @@ class EventQueue:
                 continue
             self._wants_more = ready == 0
             # The last one to have nothing to do: others may still settle what was answered.
-            if self._is_closing and decision.until is None and not self._steps:
+            if self._is_closing and decision.until is None and self._gate.is_empty:
                 self._is_done.set()
             times = [decision.until, now + due_in if due_in else None]
             return min((time for time in times if time is not None), default=None)
         return None
 
     def _stepped(self, ready: int) -> Decision[Entry]:
-        with self._counting:
-            if self._succession is not None:
-                return Pause(None)
-            self._steps += 1
+        if not self._gate.enter():
+            return Pause(None)
         try:
             return self._delivering.step(ready, self._post)
         finally:
-            with self._counting:
-                self._steps -= 1
-            self._go_on_leaving()
-
-    def _go_on_leaving(self) -> None:
-        if self._succession is not None:
-            self._couriers.wake(self, self._clock.monotonic())
+            self._gate.leave()
+            if self._gate.is_shut:
+                self._couriers.wake(self, self._clock.monotonic())
 
     def _move(self) -> None:
         """Hand over, if that is to be and no request is under way; none begins meanwhile."""
-        with self._counting:
-            succession = None if self._steps or self.has_moved else self._succession
-        if succession is None or not self._has_settled_on(succession, is_off=succession.is_off()):
+        succession = self._gate.due()
+        if succession is None or not self._gate.settle(succession, is_off=succession.is_off()):
             return
         LOGGER.info(
             "queue %s: %s never accepted an event; %d events that wait go to %s",
@@ -283,17 +262,6 @@ class EventQueue:
             printable(without_credentials(succession.heir.origin)),
         )
         succession.carry_out()
-
-    def _has_settled_on(self, succession: Succession, *, is_off: bool) -> bool:
-        """Hand over from now on, or not; False too where that was decided otherwise meanwhile."""
-        with self._counting:
-            if self.has_moved or self._succession is not succession:
-                return False
-            if is_off:
-                self._succession = None
-            else:
-                self._moved_to = succession.heir
-            return not is_off
 
     def _post(self, events: Sequence[bytes]) -> Outcome:
         if self.width > 1 and (self._delivering.lined_up or self._backlog.unread):

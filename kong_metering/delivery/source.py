@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from kong_metering.spool.format import Mark
+from kong_metering.eventlog.format import Mark
 
 
 class Entry(NamedTuple):

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import InboxError, SpoolFormatError
+from kong_metering.eventlog import files
+from kong_metering.eventlog.log import DAMAGED, Damage, EventLog
 from kong_metering.inbox.queues import QueueList, decode_list, encode_poured
 from kong_metering.inbox.remains import Remains, parts_of, sorted_out
 from kong_metering.inbox.ring import HEADER_BYTES, read_header, read_unread
-from kong_metering.spool import files, locks
+from kong_metering.spool import locks
 from kong_metering.spool.free import PART
 from kong_metering.spool.identity import save_identity
-from kong_metering.spool.log import DAMAGED, Damage, EventLog
 
 if TYPE_CHECKING:
     from kong_metering.inbox.place import Place, RingFile

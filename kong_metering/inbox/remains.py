@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kong_metering.spool.format import segment_first
+from kong_metering.eventlog.format import segment_first
+from kong_metering.eventlog.segment import Segment, SegmentReader
 from kong_metering.spool.free import PART
-from kong_metering.spool.segment import Segment, SegmentReader
 
 if TYPE_CHECKING:
+    from kong_metering.eventlog.format import StoredEvent
+    from kong_metering.eventlog.log import EventLog
     from kong_metering.inbox.queues import QueueList
-    from kong_metering.spool.format import StoredEvent
     from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.log import EventLog
 
 _NO_LIMIT = 1 << 62
 

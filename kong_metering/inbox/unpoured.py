@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import SpoolFormatError
+from kong_metering.eventlog.log import EventLog
 from kong_metering.inbox.queues import decode_list
 from kong_metering.inbox.remains import parts_of, sorted_out
 from kong_metering.inbox.ring import HEADER_BYTES, read_header, read_unread
-from kong_metering.spool.log import EventLog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

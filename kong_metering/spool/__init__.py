@@ -1,1 +1,1 @@
-"""What is accepted, kept on disk until it is delivered: opaque bytes in segment files, one process per directory."""
+"""The logs of all queues and processes in one directory: who owns which, and what became a dead letter."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kong_metering.spool import files
+from kong_metering.eventlog import files
 
 ACCEPTED = "accepted"
 

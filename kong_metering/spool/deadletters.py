@@ -1,7 +1,7 @@
 """Events that will not be delivered by themselves, kept with the reason until somebody decides.
 
     DIRECTORY/lock             held while something is added or removed, and while a file is read
-    DIRECTORY/00...01.seg      as `format.py` describes; a record's payload is one line of JSON, then the event
+    DIRECTORY/00...01.seg      as `eventlog/format.py` describes; a record's payload is one line of JSON, then the event
     DIRECTORY/damaged/         segments that are done with, but for bytes that nobody could read
 
 Contract: several processes use one directory at a time, the running servers and `kong-metering spool`; within a process
@@ -22,8 +22,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kong_metering.spool import files
-from kong_metering.spool.format import (
+from kong_metering.eventlog import files
+from kong_metering.eventlog.files import Unsynced
+from kong_metering.eventlog.format import (
     EVENT,
     SEGMENT_HEADER_BYTES,
     Record,
@@ -33,10 +34,9 @@ from kong_metering.spool.format import (
     removed_header,
     segment_first,
 )
+from kong_metering.eventlog.log import DAMAGED
+from kong_metering.eventlog.segment import Segment, SegmentWriter
 from kong_metering.spool.identity import QueueIdentity
-from kong_metering.spool.log import DAMAGED
-from kong_metering.spool.segment import Segment, SegmentWriter
-from kong_metering.spool.unsynced import Unsynced
 
 # The directory's name in the spool's.
 DEAD_LETTERS = "dead-letters"

@@ -26,12 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kong_metering.errors import SpoolError, SpoolFormatError
-from kong_metering.spool import files, locks
-from kong_metering.spool.allowance import Allowance
+from kong_metering.eventlog import files
+from kong_metering.eventlog.damage import Patience
+from kong_metering.eventlog.files import Allowance
+from kong_metering.eventlog.log import DAMAGED, Damage, EventLog
+from kong_metering.spool import locks
 from kong_metering.spool.free import FIXTURES, PART, Finding, FreeLogs, Refused, log_directories, parts
 from kong_metering.spool.identity import QueueIdentity, identity_files, load_identity, save_identity
-from kong_metering.spool.log import DAMAGED, Damage, EventLog
-from kong_metering.spool.patience import Patience
 
 _REMEDIES = {
     errno.EACCES: "let the user that Kong runs as write there, or choose another place with --spool-dir",

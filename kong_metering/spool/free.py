@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kong_metering.errors import SpoolFormatError
+from kong_metering.eventlog.log import POSITION
 from kong_metering.spool import locks
 from kong_metering.spool.identity import FILES as IDENTITY_FILES
 from kong_metering.spool.identity import QueueIdentity, load_identity
-from kong_metering.spool.log import POSITION
 
 PART = "proc-"
 # What every log has beside its events; `.new` is what a crash leaves of writing the file.

@@ -15,8 +15,8 @@ from typing import Any
 from zlib import crc32
 
 from kong_metering.errors import SpoolFormatError
-from kong_metering.spool import files
-from kong_metering.spool.format import FORMAT_VERSION
+from kong_metering.eventlog import files
+from kong_metering.eventlog.format import FORMAT_VERSION
 
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 

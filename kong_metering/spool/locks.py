@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from kong_metering.spool import files
+from kong_metering.eventlog import files
 
 LOCK = "lock"
 

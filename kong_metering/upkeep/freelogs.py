@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kong_metering.log import LOGGER, printable, trouble
-from kong_metering.stats import Dropped
+from kong_metering.reasons import Dropped
 
 if TYPE_CHECKING:
     from kong_metering.delivery.logsource import LogSource

@@ -30,13 +30,13 @@ from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
 from kong_metering.upkeep.takeovers import Takeovers
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.connections import Connections
     from kong_metering.delivery.spooled import Shared, SpooledBacklog
+    from kong_metering.eventlog.log import Damage
     from kong_metering.inbox.pouring import Pouring
+    from kong_metering.ingest.connections import Connections
     from kong_metering.spool.accepted import Acceptances
     from kong_metering.spool.directory import Adoption, HeldLog
     from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.log import Damage
     from kong_metering.stats import Stats
     from kong_metering.upkeep.retention import BoundedLog
     from kong_metering.upkeep.writer import Writer
@@ -150,7 +150,7 @@ class Janitor:
         """Have the writer try to write what the disk refused before."""
         for backlog in self.backlogs():
             if backlog.is_failing:
-                self._writer.order(backlog.spill)
+                self._writer.order(backlog.writing.spill)
 
     def end(self, timeout: float) -> None:
         """End, after what was released is closed, and wait for it, `timeout` seconds at most."""
@@ -189,10 +189,10 @@ class Janitor:
 
     def _leave_what_is_gone(self) -> None:
         """Begin anew when somebody has removed the directory from under us."""
-        gone = [backlog for backlog in self.backlogs() if not backlog.is_own_log_there]
+        gone = [backlog for backlog in self.backlogs() if not backlog.keeping.is_own_log_there]
         has_left = self._holdings.leave(is_gone=bool(gone))
         for backlog in gone:
-            self._writer.order(backlog.let_go)
+            self._writer.order(backlog.writing.let_go)
         if has_left:
             # From then on nothing is written to files that have no name any more.
             self._writer.flush(_LETTING_GO_SECONDS)
@@ -206,17 +206,19 @@ class Janitor:
         while self._released:
             backlog = self._released.popleft()
             backlog.end(is_written=True)
-            self._retire(backlog.take_all())
+            self._retire(backlog.keeping.take_all())
 
     def _retire_settled(self) -> None:
         backlogs = self.backlogs()
-        self._idle_rounds = {backlog: self._idle_rounds.get(backlog, 0) + 1 for backlog in backlogs if backlog.is_idle}
+        self._idle_rounds = {
+            backlog: self._idle_rounds.get(backlog, 0) + 1 for backlog in backlogs if backlog.keeping.is_idle
+        }
         for backlog, rounds in self._idle_rounds.items():
             if rounds >= _IDLE_ROUNDS:
-                self._writer.order(backlog.let_go)
+                self._writer.order(backlog.writing.let_go)
         for backlog in backlogs:
-            self._retire(backlog.take_settled())
-            backlog.rest_quiet_logs()
+            self._retire(backlog.keeping.take_settled())
+            backlog.keeping.rest_quiet()
 
     def _pour(self) -> None:
         if self._pouring is None:
@@ -278,7 +280,7 @@ class Janitor:
                 LOGGER.error("%s: %s", message, cause_of(error), extra=trouble("takeover"))
                 backlog = None
             where = f" for {printable(identity.endpoint)}, which never accepted an event"
-        if backlog is None or not backlog.adopt(log):
+        if backlog is None or not backlog.keeping.adopt(log):
             self._retire([log.held])
             return
         LOGGER.info(
@@ -345,7 +347,7 @@ class Janitor:
         is_due = now >= self._free_logs_at
         free = self._borrow() if excess > 0 or is_due else []
         try:
-            ours = [log for backlog in self.backlogs() for log in backlog.bounded_logs()]
+            ours = [log for backlog in self.backlogs() for log in backlog.keeping.bounded()]
             logs: list[BoundedLog] = [*free, *ours]
             # By the clock that shows less: when it was set, what was accepted between would look older than it is.
             keep_age(logs, int(min(self._clock.now_ms(), self._clock.wall_ms()) - self._options.max_age * 1000))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.clock import EpochClock
+from kong_metering.delivery.burials import LetterBox
 from kong_metering.delivery.couriers import STALLED_SECONDS
 from kong_metering.delivery.spooled import Shared, SpooledBacklog
 from kong_metering.errors import StartupError
@@ -20,7 +21,6 @@ from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.place import Place
 from kong_metering.inbox.pouring import Pouring
 from kong_metering.spool.accepted import Acceptances
-from kong_metering.spool.letterbox import LetterBox
 from kong_metering.spool.options import Sync
 from kong_metering.upkeep.guard import guarded
 from kong_metering.upkeep.holdings import Holdings
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
-    from kong_metering.delivery.connections import Connections
+    from kong_metering.eventlog.files import Unsynced
+    from kong_metering.ingest.connections import Connections
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.options import SpoolOptions
-    from kong_metering.spool.unsynced import Unsynced
     from kong_metering.stats import Stats
 
 _ENDING_SECONDS = 1.0
@@ -101,10 +101,10 @@ class Spooler:
         self._inbox.open_queue(number, identity)
         backlog = SpooledBacklog(identity, settings, self._shared, account, _Intake(self._inbox, number))
         self._number_of[backlog] = number
-        self._writer.register(number, backlog)
+        self._writer.register(number, backlog.writing)
         if self._inbox.name is None:
             # Nothing outlives a kill but what is in the log: its first event must not wait for it.
-            self._writer.order(backlog.prepare)
+            self._writer.order(backlog.writing.prepare)
         return backlog
 
     def look_after(self, backlog: SpooledBacklog) -> None:
@@ -115,7 +115,7 @@ class Spooler:
         """Have all that waits in one backlog, of which nothing is on its way, given to another one."""
 
         def hand_over() -> None:
-            old.hand_over(heir)
+            old.writing.hand_over(heir.writing)
             self._janitor.take_over(old, heir)
 
         self._writer.order(hand_over)
@@ -157,7 +157,7 @@ class Spooler:
     def _unsynced(self) -> Iterable[Unsynced]:
         yield self._shared.letters.unsynced()
         for backlog in self._janitor.backlogs():
-            yield from backlog.unsynced()
+            yield from backlog.keeping.unsynced()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from kong_metering.log import LOGGER, cause_of, trouble
 from kong_metering.upkeep.guard import guarded
 
 if TYPE_CHECKING:
-    from kong_metering.spool.unsynced import Unsynced
+    from kong_metering.eventlog.files import Unsynced
 
 _SYNC_SECONDS = 1.0
 

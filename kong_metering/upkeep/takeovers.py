@@ -47,7 +47,7 @@ class Takeovers:
         """Give what can be given now; what the disk does not allow is tried again with the next call."""
         while self._begun:
             old, heir = self._begun.popleft()
-            self._moving += [_Moving(held, old, heir, waiting) for held, waiting in old.give_up_logs()]
+            self._moving += [_Moving(held, old, heir, waiting) for held, waiting in old.keeping.give_up()]
         moving, self._moving = self._moving, []
         for each in moving:
             if not self._is_moved(each):
@@ -63,7 +63,7 @@ class Takeovers:
         """Leave what could not be given on disk, under the name that it has there."""
         self.carry_on()
         for each in self._moving:
-            each.old.leave(each.waiting)
+            each.old.keeping.leave(each.waiting)
             retire(each.held)
         self._moving = []
 
@@ -74,8 +74,6 @@ class Takeovers:
             message = f"events in {moving.held.directory} cannot be given to another endpoint, for now"
             LOGGER.error("%s: %s", message, cause_of(error), extra=trouble("takeover"))
             return False
-        moving.old.pass_account(moving.waiting, moving.heir)
-        if not moving.heir.take_over(log):
-            moving.heir.leave(moving.waiting)
+        if not moving.heir.keeping.take_over(log, moving.waiting, moving.old.keeping):
             self._holdings.retire(log.held)
         return True

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.deadletters import DeadLetters, StoredLetter
 from kong_metering.spool.directory import survey
-from kong_metering.spool.log import EventLog
 from kong_metering_sandbox.demo import plugin_status
 from kong_metering_sandbox.gateway.logphases import read_log_phases
 from kong_metering_soak.traffic import asked, number_of

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kong_metering.eventlog.log import EventLog
 from kong_metering.inbox.place import Place
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import survey
-from kong_metering.spool.log import EventLog
 from kong_metering.spool.options import INBOX_DIRECTORY
 from kong_metering_sandbox.contained import contained
 from kong_metering_torture.endpoint import TortureEndpoint

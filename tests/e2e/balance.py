@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.directory import survey
-from kong_metering.spool.log import EventLog
 from kong_metering_sandbox.demo import plugin_status
 from kong_metering_sandbox.gateways import wait_for
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from kong_metering.config import Queue
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import MemoryBacklog
-from kong_metering.delivery.batching import MAX_EVENT_BYTES
 from kong_metering.stats import Stats
+from kong_metering.trial.batching import MAX_EVENT_BYTES
 from tests.support.clock import FakeClock
 from tests.support.openmeter import valid_event
 

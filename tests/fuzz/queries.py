@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from kong_metering.config import parse_config
 from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
+from kong_metering.reasons import Skipped
 from kong_metering.record import legible, query_values, subject_text
 from kong_metering.request import FinishedRequest
-from kong_metering.stats import Skipped
 from kong_metering_sandbox.gateway.query import decode_args
 from tests.fuzz.cases import Case, Target
 from tests.fuzz.invariants import check_events

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from kong_metering.config import parse_config
 from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
+from kong_metering.reasons import Skipped
 from kong_metering.record import _parsed_leniently, parse_record, text
 from kong_metering.request import NO_HEADERS, FinishedRequest
-from kong_metering.stats import Skipped
 from tests.fuzz.cases import Case, Target
 from tests.fuzz.invariants import check_events
 from tests.fuzz.strategies import TENANT, TEXTS, configs, json_values, scalars, texts, whole_config

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 from kong_metering import app
 from kong_metering.log import LOGGER
-from kong_metering.stats import Buried, Dropped, Skipped, Stats
+from kong_metering.reasons import Buried, Dropped, Skipped
+from kong_metering.stats import Stats
 from kong_metering_soak.evidence import answered, final_accounts
 from kong_metering_soak.verdict import Answered, ProcessAccount
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from kong_metering.ai import ai_usages
 from kong_metering.config import parse_config
 from kong_metering.events import LLM_REQUEST, Meter
+from kong_metering.reasons import Skipped
 from kong_metering.record import parse_record
 from kong_metering.request import FinishedRequest
-from kong_metering.stats import Skipped
 from tests.support.clock import FakeClock
 from tests.support.openmeter import valid_event
 from tests.support.records import DATA, STARTED_AT_RFC3339, log_record, recorded

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from kong_metering.config import parse_config
 from kong_metering.events import API_REQUEST, EVENT_FIELDS, LLM_REQUEST, Meter
+from kong_metering.reasons import Skipped
 from kong_metering.request import FinishedRequest
-from kong_metering.stats import Skipped
 from tests.support.clock import FakeClock
 from tests.support.openmeter import valid_event
 from tests.support.records import DATA, answered_early, log_record

@@ -22,9 +22,9 @@ from kong_metering.events import (
     request_host,
     source_of,
 )
+from kong_metering.reasons import Skipped
 from kong_metering.record import parse_record
 from kong_metering.request import FinishedRequest
-from kong_metering.stats import Skipped
 from kong_metering_sandbox.collector.formats import is_uri_reference
 from tests.support.clock import FakeClock
 from tests.support.openmeter import catalogue, valid_event

@@ -1,4 +1,4 @@
-"""The modules import each other in one direction only, for the type checker too."""
+"""The modules import each other in one direction only, for the type checker too; the pure ones nothing else."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from pathlib import Path
 import kong_metering
 
 ROOT = Path(kong_metering.__file__).parent
+
+# No threads, no I/O and no clock in these: values in, decisions out.
+PURE = ("trial/*.py", "reasons.py", "delivery/precedence.py", "eventlog/format.py")
+# Of `logging` they take the names of the levels.
+HARMLESS = {
+    "__future__", "bisect", "collections", "collections.abc", "dataclasses", "enum", "functools", "itertools",
+    "logging", "math", "operator", "re", "struct", "typing", "zlib", "kong_metering.errors",
+}  # fmt: skip
 
 
 def name_of(path: Path) -> str:
@@ -40,3 +48,34 @@ def test_no_modules_import_each_other() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         raise AssertionError(" imports ".join(reversed(error.args[1]))) from None
+
+
+def imported_at_run_time(tree: ast.Module) -> set[str]:
+    """List what a module imports, but for types."""
+    found: set[str] = set()
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module))
+        nodes += ast.iter_child_nodes(node)
+    return found
+
+
+def test_pure_modules_import_no_threads_no_files_and_no_clocks() -> None:
+    pure = [path for pattern in PURE for path in ROOT.glob(pattern)]
+    allowed = HARMLESS | {name_of(path) for path in pure}
+    found = {name_of(path): imported_at_run_time(ast.parse(path.read_bytes())) for path in pure}
+    assert found.keys() >= {"kong_metering.trial.blame", "kong_metering.trial.trial"}
+    assert {name: imported - allowed for name, imported in found.items() if imported - allowed} == {}
+
+
+def test_the_trial_knows_of_no_queue_endpoint_or_spool_not_even_as_a_type() -> None:
+    known = {name_of(path) for path in ROOT.rglob("*.py")}
+    imported = {name for path in ROOT.glob("trial/*.py") for name in imported_by(path, known)}
+    others = {name for name in imported if not name.startswith("kong_metering.trial")}
+    assert others == {"kong_metering.config", "kong_metering.reasons"}

@@ -7,7 +7,8 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kong_metering.stats import Dropped, Skipped, Snapshot, Stats
+from kong_metering.reasons import Dropped, Skipped
+from kong_metering.stats import Snapshot, Stats
 
 
 def test_a_new_account_is_empty() -> None:

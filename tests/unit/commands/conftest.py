@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.delivery.ingest_server import IngestServer, running
+from tests.unit.ingest.ingest_server import IngestServer, running
 
 
 @pytest.fixture

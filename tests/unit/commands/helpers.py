@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from click.testing import CliRunner, Result
 
 from kong_metering.commands.main import program
+from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetter, DeadLetters
 from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import QueueIdentity
-from kong_metering.spool.log import EventLog
-from tests.unit.spool.helpers import segments
+from tests.unit.eventlog.helpers import segments
 
 if TYPE_CHECKING:
     from kong_metering.commands.handdelivery import Timing

@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 from tests.unit.commands.helpers import PLUGIN, dead_letters, event, events_of, letter, start, waiting
 
 if TYPE_CHECKING:
-    from tests.unit.delivery.ingest_server import Exchange, IngestServer
+    from tests.unit.ingest.ingest_server import Exchange, IngestServer
 
 pytestmark = pytest.mark.slow
 KILLS = 8

@@ -16,11 +16,11 @@ import pytest
 from kong_metering.commands.deliver import LEFT_TO_SERVERS
 from kong_metering.commands.endurance import ROUNDS, TRIES
 from kong_metering.commands.handdelivery import Timing
+from kong_metering.eventlog.log import EventLog
 from kong_metering.spool import deadletters
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import QueueIdentity
-from kong_metering.spool.log import EventLog
 from tests.support.clock import FakeClock
 from tests.support.waiting import wait_until
 from tests.unit.commands.helpers import (
@@ -37,7 +37,7 @@ from tests.unit.commands.helpers import (
     start,
     waiting,
 )
-from tests.unit.delivery.ingest_server import Exchange, IngestServer, answer
+from tests.unit.ingest.ingest_server import Exchange, IngestServer, answer
 
 if TYPE_CHECKING:
     from kong_metering.commands.holding import IsWanted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kong_metering.commands.endurance import ROUNDS, TRIES, Endurance
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from tests.support.clock import FakeClock
 
 DOWN = Failed("answered 503", "503", is_server_error=True)

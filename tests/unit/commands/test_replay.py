@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kong_metering.spool import files
+from kong_metering.eventlog import files
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import SpoolDirectory, survey
 from tests.unit.commands.helpers import (
@@ -25,7 +25,7 @@ from tests.unit.commands.helpers import (
     start,
     waiting,
 )
-from tests.unit.spool.helpers import failing_writes
+from tests.unit.eventlog.helpers import failing_writes
 
 ASKED = "Put 1 event (1 rejected) back into the queue? [y/N]: "
 

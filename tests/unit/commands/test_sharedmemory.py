@@ -25,7 +25,7 @@ from tests.unit.commands.helpers import (
 )
 
 if TYPE_CHECKING:
-    from tests.unit.delivery.ingest_server import IngestServer
+    from tests.unit.ingest.ingest_server import IngestServer
 
 
 def rings(root: Path) -> list[bytes]:

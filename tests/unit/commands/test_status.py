@@ -27,7 +27,7 @@ from tests.unit.commands.helpers import (
     start,
     waiting,
 )
-from tests.unit.spool.helpers import segments
+from tests.unit.eventlog.helpers import segments
 
 HOSTILE = 'a\x1b[31mb\x07[bold]c[/bold]\u202ed\x9b2Je\\[/]"'
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import ssl
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +9,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kong_metering.config import Queue
-from kong_metering.log import LOGGER, Repeats
 from tests.unit.delivery.fakes import (
     Decide,
     FakeEndpoint,
     LiveRig,
-    LogLines,
     Process,
     Rig,
     SteeredClock,
     on_disk,
     take_all,
 )
-from tests.unit.delivery.ingest_server import IngestServer, running
+from tests.unit.ingest.ingest_server import IngestServer, running
 
 if TYPE_CHECKING:
     from tests.support.clock import FakeClock
+    from tests.support.loglines import LogLines
 
 RigMaker = Callable[..., Rig]
 LiveRigMaker = Callable[..., LiveRig]
@@ -35,43 +31,9 @@ ProcessMaker = Callable[..., Process]
 
 
 @pytest.fixture
-def log(request: pytest.FixtureRequest, clock: FakeClock) -> Iterator[LogLines]:
-    is_steered = "steered" in request.fixturenames
-    lines, repeats = LogLines(), Repeats(request.getfixturevalue("steered") if is_steered else clock)
-    level = LOGGER.level
-    LOGGER.addHandler(lines)
-    LOGGER.addFilter(repeats)
-    LOGGER.setLevel(logging.DEBUG)
-    yield lines
-    LOGGER.removeFilter(repeats)
-    LOGGER.removeHandler(lines)
-    LOGGER.setLevel(level)
-
-
-@pytest.fixture
 def server() -> Iterator[IngestServer]:
     with running(IngestServer()) as server:
         yield server
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a certificate for 127.0.0.1 that is its own authority."""
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=ingest"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", str(path) + ".public"]
-    subprocess.run(command, check=True, capture_output=True)
-    with path.open("a") as file:
-        file.write(Path(str(path) + ".public").read_text())
-    return path
-
-
-@pytest.fixture
-def tls_context(certificate: Path) -> ssl.SSLContext:
-    """Make what a server needs for TLS with that certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
 
 
 @pytest.fixture

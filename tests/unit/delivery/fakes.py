@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import math
 import os
 import shutil
@@ -20,19 +19,19 @@ from unittest import mock
 
 from kong_metering.config import Queue
 from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.arrays import Arrays
 from kong_metering.delivery.backlog import MemoryBacklog
-from kong_metering.delivery.connections import Connections
 from kong_metering.delivery.couriers import Couriers
-from kong_metering.delivery.ingest import Endpoint
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.delivery.queue import EventQueue
+from kong_metering.eventlog.log import EventLog
+from kong_metering.ingest.arrays import Arrays
+from kong_metering.ingest.client import Endpoint
+from kong_metering.ingest.connections import Connections
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
 from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import QueueIdentity
-from kong_metering.spool.log import EventLog
 from kong_metering.spool.options import SpoolOptions
 from kong_metering.stats import Snapshot, Stats
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.upkeep.spooler import Spooler
 from tests.support.waiting import wait_until
 
@@ -41,10 +40,11 @@ if TYPE_CHECKING:
 
     from kong_metering.clock import Clock
     from kong_metering.delivery.couriers import Served
-    from kong_metering.delivery.ingest import IngestClient
     from kong_metering.delivery.spooled import SpooledBacklog
+    from kong_metering.ingest.client import IngestClient
     from kong_metering.spool.directory import Adoption
     from tests.support.clock import FakeClock
+    from tests.support.loglines import LogLines
 
 _PATIENCE_SECONDS = 20.0
 
@@ -187,24 +187,6 @@ class Choking:
 
     def __call__(self, events: list[bytes]) -> Outcome:
         return DOWN if self._bad & set(events) else Delivered()
-
-
-@dataclass
-class LogLines(logging.Handler):
-    """What the package logged, as pairs of level and text."""
-
-    lines: list[tuple[str, str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__(logging.DEBUG)
-
-    __hash__ = logging.Handler.__hash__
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append((record.levelname, record.getMessage()))
-
-    def with_text(self, text: str) -> list[tuple[str, str]]:
-        return [line for line in self.lines if text in line[1]]
 
 
 class HandCourier:

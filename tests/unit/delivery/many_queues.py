@@ -15,10 +15,10 @@ from pathlib import Path
 
 from kong_metering.clock import SystemClock
 from kong_metering.config import Entity, PluginConfig
-from kong_metering.delivery.connections import Connections
 from kong_metering.delivery.couriers import Couriers
-from kong_metering.delivery.ingest import IngestClient
 from kong_metering.delivery.registry import Delivery
+from kong_metering.ingest.client import IngestClient
+from kong_metering.ingest.connections import Connections
 from kong_metering.log import ProcessLog, Relay, Repeats, configure
 from kong_metering.spool.options import SpoolOptions
 from kong_metering.stats import Stats

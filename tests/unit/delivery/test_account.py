@@ -9,7 +9,8 @@ import pytest
 
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.log import LOGGER
-from kong_metering.stats import Buried, Dropped, Snapshot, Stats
+from kong_metering.reasons import Buried, Dropped
+from kong_metering.stats import Snapshot, Stats
 
 if TYPE_CHECKING:
     from collections.abc import Callable

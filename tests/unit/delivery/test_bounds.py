@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.delivery.outcome import Delivered, Outcome
 from kong_metering.stats import Snapshot
+from kong_metering.trial.outcome import Delivered, Outcome
 from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     DOWN,
     IDENTITY,
-    LogLines,
     Refusing,
     SteeredClock,
     down,
@@ -26,6 +25,7 @@ from tests.unit.delivery.fakes import (
 )
 
 if TYPE_CHECKING:
+    from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
     from tests.unit.delivery.fakes import Process, SpooledQueue
 

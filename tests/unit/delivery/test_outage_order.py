@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.delivery.outcome import Delivered
 from kong_metering.stats import Snapshot
+from kong_metering.trial.outcome import Delivered
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import DOWN, Choking, FakeEndpoint, SpooledQueue, take_all
 

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kong_metering.config import Queue
-from kong_metering.delivery.batching import MAX_EVENT_BYTES
-from kong_metering.delivery.decisions import UNLIMITED_IN_FLIGHT
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
-from kong_metering.delivery.trial import REACH
 from kong_metering.stats import Snapshot
+from kong_metering.trial.batching import MAX_EVENT_BYTES
+from kong_metering.trial.decisions import UNLIMITED_IN_FLIGHT
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.trial.trial import REACH
 from tests.support.clock import FakeClock
+from tests.support.loglines import LogLines
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     BUSY,
@@ -32,7 +33,6 @@ from tests.unit.delivery.fakes import (
     UNREACHABLE,
     Choking,
     FakeEndpoint,
-    LogLines,
     Refusing,
     Rig,
     numbered,
@@ -1256,7 +1256,8 @@ TestAccount.settings = hypothesis_settings(max_examples=40, stateful_step_count=
 
 def test_every_rule_in_the_documentation_names_tests_that_exist() -> None:
     here = Path(__file__)
-    sources = "".join(path.read_text("utf-8") for path in here.parent.glob("test_*.py"))
+    paths = [path for name in ("delivery", "trial", "ingest") for path in (here.parents[1] / name).glob("test_*.py")]
+    sources = "".join(path.read_text("utf-8") for path in paths)
     document = (here.parents[3] / "docs" / "queue.md").read_text("utf-8")
     lines = document.splitlines()
     # A table's first two lines are its head.

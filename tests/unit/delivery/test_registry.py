@@ -13,19 +13,19 @@ import pytest
 
 from kong_metering.clock import SystemClock
 from kong_metering.config import Entity, PluginConfig, parse_entity
-from kong_metering.delivery.connections import Connections
 from kong_metering.delivery.couriers import Couriers
-from kong_metering.delivery.ingest import IngestClient
 from kong_metering.delivery.registry import Delivery
+from kong_metering.ingest.client import IngestClient
+from kong_metering.ingest.connections import Connections
 from kong_metering.spool.options import SpoolOptions
 from kong_metering.stats import Snapshot, Stats
 from kong_metering.upkeep.spooler import Spooler
 from tests.support.waiting import wait_until
-from tests.unit.delivery.ingest_server import Exchange, IngestServer, Reaction, answer, running
+from tests.unit.ingest.ingest_server import Exchange, IngestServer, Reaction, answer, running
 
 if TYPE_CHECKING:
     from kong_metering.delivery.queue import EventQueue
-    from tests.unit.delivery.fakes import LogLines
+    from tests.support.loglines import LogLines
 
 ONE = Entity("11111111-one", "one")
 OTHER = Entity("22222222-other", "other")

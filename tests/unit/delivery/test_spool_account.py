@@ -25,16 +25,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kong_metering.config import Entity, PluginConfig, Queue
 from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.connections import Connections
-from kong_metering.delivery.ingest import IngestClient
 from kong_metering.delivery.logsource import LogSource
-from kong_metering.delivery.outcome import Delivered, Outcome, Rejected
 from kong_metering.delivery.registry import Delivery
 from kong_metering.delivery.spooled import Shared, SpooledBacklog
+from kong_metering.eventlog.log import EventLog
+from kong_metering.ingest.client import IngestClient
+from kong_metering.ingest.connections import Connections
+from kong_metering.reasons import Buried
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
-from kong_metering.spool.log import EventLog
 from kong_metering.spool.options import SpoolOptions, Sync
-from kong_metering.stats import Buried, Stats
+from kong_metering.stats import Stats
+from kong_metering.trial.outcome import Delivered, Outcome, Rejected
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     BUSY,
@@ -46,16 +47,16 @@ from tests.unit.delivery.fakes import (
     letters,
     on_disk,
 )
-from tests.unit.delivery.ingest_server import Exchange, IngestServer, running
+from tests.unit.ingest.ingest_server import Exchange, IngestServer, running
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
-    from kong_metering.delivery.sending import Sending
+    from kong_metering.delivery.burials import LetterBox
+    from kong_metering.delivery.delivering import Sending
     from kong_metering.delivery.source import Entry
+    from kong_metering.eventlog.format import StoredEvent
     from kong_metering.spool.deadletters import DeadLetter
-    from kong_metering.spool.format import StoredEvent
     from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.letterbox import LetterBox
     from kong_metering.upkeep.holdings import Holdings
     from tests.unit.delivery.conftest import ProcessMaker
     from tests.unit.delivery.fakes import SpooledQueue
@@ -243,7 +244,7 @@ class Hands:
 
     def write(self, backlog: SpooledBacklog) -> None:
         """Do what the writer does."""
-        backlog.write(self.put)
+        backlog.writing.write(self.put)
         self.put = []
 
 
@@ -279,7 +280,7 @@ def test_one_who_looks_while_a_write_is_tried_is_woken_afterwards(
     hands.write(backlog)
     assert woken == [1]
     for turn in (2, 3):
-        backlog.spill()
+        backlog.writing.spill()
         assert woken == [1] * turn
     assert [entry.event for entry in backlog.read(5)] == [b"1"]
     hands.directory.close()
@@ -423,7 +424,7 @@ class BacklogAgainstModel(RuleBasedStateMachine):
         left = self.stats.snapshot().left
         assert self.stats.snapshot().waiting == 0
         assert left == before.waiting
-        for held in self.backlog.take_all():
+        for held in self.backlog.keeping.take_all():
             self.hands.directory.retire(held)
         self.hands.directory.close()
         self.waiting = [event for event in self.waiting if event not in self.gone]
@@ -450,7 +451,7 @@ class BacklogAgainstModel(RuleBasedStateMachine):
         self.waiting = found
         self.unwritten = []
         self.forget()
-        for held in self.backlog.take_all():
+        for held in self.backlog.keeping.take_all():
             self.hands.directory.retire(held)
         self.adopt()
 
@@ -463,7 +464,7 @@ class BacklogAgainstModel(RuleBasedStateMachine):
         self.start()
         logs = [LogSource(held) for held in self.hands.directory.adopt().logs]
         for log in sorted(logs, key=lambda log: log.oldest_ms() or 0):
-            assert self.backlog.adopt(log)
+            assert self.backlog.keeping.adopt(log)
 
     @invariant()
     def it_adds_up(self) -> None:

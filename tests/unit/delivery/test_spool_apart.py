@@ -17,18 +17,17 @@ import pytest
 
 from kong_metering.config import parse_config, parse_entity
 from kong_metering.delivery.burials import MAX_PENDING
-from kong_metering.delivery.outcome import Delivered, Outcome, Rejected
 from kong_metering.delivery.registry import Delivery
-from kong_metering.delivery.trial import REACH
-from kong_metering.spool.log import EventLog
+from kong_metering.eventlog.log import EventLog
 from kong_metering.stats import Snapshot
+from kong_metering.trial.outcome import Delivered, Outcome, Rejected
+from kong_metering.trial.trial import REACH
 from tests.support.waiting import wait_until
 from tests.unit.delivery.doomed import IDENTITIES
 from tests.unit.delivery.fakes import (
     IDENTITY,
     FakeEndpoint,
     HangingDisk,
-    LogLines,
     Refusing,
     SteeredClock,
     broken_disk,
@@ -40,7 +39,8 @@ from tests.unit.delivery.fakes import (
 )
 
 if TYPE_CHECKING:
-    from kong_metering.spool.format import StoredEvent
+    from kong_metering.eventlog.format import StoredEvent
+    from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
 
 REPOSITORY = Path(__file__).parents[3]

@@ -14,10 +14,11 @@ import pytest
 from kong_metering.spool.directory import survey
 from kong_metering.stats import Snapshot
 from tests.support.waiting import wait_until
-from tests.unit.delivery.fakes import IDENTITY, REFUSED, FakeEndpoint, LogLines, letters, on_disk, take_all
-from tests.unit.spool.helpers import overwrite
+from tests.unit.delivery.fakes import IDENTITY, REFUSED, FakeEndpoint, letters, on_disk, take_all
+from tests.unit.eventlog.helpers import overwrite
 
 if TYPE_CHECKING:
+    from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
     from tests.unit.delivery.fakes import Process, SpooledQueue
 
@@ -83,7 +84,7 @@ def test_damage_that_the_bounds_come_upon_first_is_counted_as_well(process: Proc
     it = process().open(FakeEndpoint(lambda _: REFUSED), max_batch_size=10)
     it.endpoint.hold()
     wait_until(lambda: it.process.account().adopted, "they are taken over")
-    for bounded in it.backlog.bounded_logs():
+    for bounded in it.backlog.keeping.bounded():
         bounded.oldest_ms()
     it.endpoint.decide = take_all
     it.endpoint.let_go()

@@ -12,14 +12,13 @@ from unittest import mock
 
 import pytest
 
-from kong_metering.delivery.outcome import Delivered
 from kong_metering.stats import Snapshot
+from kong_metering.trial.outcome import Delivered
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     DOWN,
     REFUSED,
     FakeEndpoint,
-    LogLines,
     Refusing,
     SpooledQueue,
     broken_disk,
@@ -29,9 +28,10 @@ from tests.unit.delivery.fakes import (
     on_disk,
     take_all,
 )
-from tests.unit.spool.helpers import mounted
+from tests.unit.eventlog.helpers import mounted
 
 if TYPE_CHECKING:
+    from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
 
 CANNOT = "EVENTS CANNOT BE WRITTEN TO DISK and wait in memory"
@@ -128,7 +128,7 @@ def test_a_batch_that_was_taken_from_memory_is_written_too_when_the_disk_works_a
         wait_until(lambda: on_disk(root) == numbered(20), "all are on disk")
         it.endpoint.decide = lambda _: Delivered()
         assert it.process.settle() == Snapshot(accepted=20, delivered=20)
-        wait_until(lambda: not it.backlog._memory._moved, "they are forgotten")
+        wait_until(lambda: not it.backlog._sources.memory._moved, "they are forgotten")
     assert it.endpoint.delivered == numbered(20)
     assert on_disk(root) == []
 
@@ -242,7 +242,7 @@ def test_a_directory_that_cannot_be_used_at_the_start_is_used_as_soon_as_it_can_
 def test_a_directory_that_may_not_be_written_is_told_of(process: ProcessMaker, root: Path, log: LogLines) -> None:
     root.mkdir()
     denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    with mock.patch("kong_metering.spool.files.open_file", side_effect=denied):
+    with mock.patch("kong_metering.eventlog.files.open_file", side_effect=denied):
         it = process().open()
         it.put(b"event")
         it.process.settle()
@@ -285,7 +285,7 @@ def test_events_on_disk_that_cannot_be_read_for_a_while_wait(process: ProcessMak
     it = process().open(down(), max_batch_size=1)
     it.endpoint.wait_for_request()
     no_files = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    with mock.patch("kong_metering.spool.segment.SegmentReader.read", side_effect=no_files):
+    with mock.patch("kong_metering.eventlog.segment.SegmentReader.read", side_effect=no_files):
         it.endpoint.decide = take_all
         wait_until(lambda: log.with_text("events on disk cannot be read, for now"), "it is said")
         assert it.queue.waiting == 19
@@ -300,7 +300,7 @@ def test_a_position_that_cannot_be_written_holds_nothing(process: ProcessMaker, 
     it.process.settle()
     it.endpoint.script.extend([outcome] * 3)
     broken = OSError(errno.EIO, os.strerror(errno.EIO))
-    with mock.patch("kong_metering.spool.position.PositionFile.save", side_effect=broken):
+    with mock.patch("kong_metering.eventlog.position.PositionFile.save", side_effect=broken):
         it.put(*numbered(20))
         assert it.process.settle() == Snapshot(accepted=21, delivered=21)
     assert len(log.with_text("what is delivered cannot be written down")) == 1

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kong_metering.delivery.couriers import STALLED_SECONDS
-from kong_metering.delivery.outcome import Delivered, Failed, Outcome, Rejected
-from kong_metering.delivery.spooled import SpooledBacklog
+from kong_metering.delivery.writing import Writing
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.spool.options import Sync
 from kong_metering.stats import Snapshot
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     BUSY,
@@ -32,7 +32,6 @@ from tests.unit.delivery.fakes import (
     UNAUTHORIZED,
     UNREACHABLE,
     FakeEndpoint,
-    LogLines,
     Refusing,
     SpooledQueue,
     SteeredClock,
@@ -46,6 +45,7 @@ from tests.unit.delivery.fakes import (
 
 if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
+    from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
 
 DAY = 86_400
@@ -492,14 +492,14 @@ def test_a_disk_that_hangs_for_long_stalls_the_writer(process: ProcessMaker, mon
     it = process().open(down())
     it.put_on_disk(b"1")
     hangs, goes_on = threading.Event(), threading.Event()
-    write = SpooledBacklog.write
+    write = Writing.write
 
-    def hanging(backlog: SpooledBacklog, events: Sequence[bytes]) -> None:
+    def hanging(backlog: Writing, events: Sequence[bytes]) -> None:
         hangs.set()
         goes_on.wait(30)
         write(backlog, events)
 
-    monkeypatch.setattr(SpooledBacklog, "write", hanging)
+    monkeypatch.setattr(Writing, "write", hanging)
     it.put(b"2")
     wait_until(hangs.is_set, "it hangs")
     assert it.process.spooler.stalled()["writer"] == 0

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from kong_metering.config import Queue
-from kong_metering.delivery.ingest import Endpoint
 from kong_metering.delivery.precedence import Configuration, Precedence
+from kong_metering.ingest.client import Endpoint
 
 REFERENCE = "{vault://hcv/om-token}"
 

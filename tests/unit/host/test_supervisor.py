@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.directory import survey
-from kong_metering.spool.log import EventLog
 from tests.support import odd_host
 from tests.support.ingest import IngestServer
 from tests.support.plugin_server import PluginServerProcess, ServerProcess, script_command

@@ -29,7 +29,7 @@ from kong_metering.inbox.pouring import Pouring
 from kong_metering.inbox.ring import read_header, read_unread
 from kong_metering.spool.directory import SpoolDirectory
 from kong_metering.spool.identity import QueueIdentity
-from tests.unit.spool.helpers import payload
+from tests.unit.eventlog.helpers import payload
 
 _TOLD = struct.Struct("<QQ")
 _NO_LIMIT = 1 << 30

@@ -14,8 +14,8 @@ import pytest
 from kong_metering.errors import InboxError
 from kong_metering.inbox.place import Place
 from kong_metering.inbox.ring import HEADER_BYTES
+from tests.unit.eventlog.helpers import mounted
 from tests.unit.inbox.helpers import unread
-from tests.unit.spool.helpers import mounted
 
 CAPACITY = 8192
 REPOSITORY = Path(__file__).parents[3]

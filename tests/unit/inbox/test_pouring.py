@@ -18,12 +18,12 @@ from kong_metering.inbox.pouring import Poured, Pouring
 from kong_metering.inbox.ring import HEADER_BYTES
 from kong_metering.spool import locks
 from kong_metering.spool.directory import HeldLog, SpoolDirectory
+from tests.unit.eventlog.helpers import NOW, failing_writes, overwrite, payload, payloads, read_all, segments
 from tests.unit.inbox.helpers import OTHER, QUEUE
-from tests.unit.spool.helpers import NOW, failing_writes, overwrite, payload, payloads, read_all, segments
 
 if TYPE_CHECKING:
+    from kong_metering.eventlog.log import EventLog
     from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.log import EventLog
 
 RING = 64 * 1024
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kong_metering.spool.deadletters import DeadLetter, DeadLetters
 from kong_metering.spool.identity import QueueIdentity
-from tests.unit.spool.helpers import NOW, failing_writes, segments
+from tests.unit.eventlog.helpers import NOW, failing_writes, segments
 
 QUEUE = QueueIdentity("7b5c", "metering", "https://ingest.example/events")
 REPOSITORY = Path(__file__).parents[3]

@@ -21,11 +21,12 @@ from zlib import crc32
 import pytest
 
 from kong_metering.errors import SpoolError
-from kong_metering.spool import files, locks
+from kong_metering.eventlog import files
+from kong_metering.eventlog.log import EventLog
+from kong_metering.spool import locks
 from kong_metering.spool.directory import Adoption, Found, HeldLog, SpoolDirectory, survey
 from kong_metering.spool.identity import FILES, QueueIdentity, decode_identity, encode_identity, load_identity
-from kong_metering.spool.log import EventLog
-from tests.unit.spool.helpers import NOW, filled, mounted, payloads, read_all, segments
+from tests.unit.eventlog.helpers import NOW, filled, mounted, payloads, read_all, segments
 
 QUEUE = QueueIdentity("7b5c", "metering", "https://ingest.example/events")
 OTHER = QueueIdentity("7b5c", "metering", "https://elsewhere.example/events")

@@ -1,0 +1,147 @@
+"""What is done about the logs of one queue besides writing and delivering.
+
+Contract: all of it is the janitor's: it adopts what dead processes left, gives logs to another queue, takes settled
+ones away, keeps the bounds; `close_ranks` and `close_all` are for the end too. It waits for the disk, with the lock of
+one log. What is dropped or damaged goes through the queue's account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kong_metering.errors import DISK_ERRORS
+from kong_metering.reasons import Dropped
+
+if TYPE_CHECKING:
+    from kong_metering.delivery.account import QueueAccount
+    from kong_metering.delivery.burials import Burials
+    from kong_metering.delivery.logsource import LogSource
+    from kong_metering.delivery.sourcelist import SourceList
+    from kong_metering.eventlog.files import Unsynced
+    from kong_metering.spool.directory import HeldLog
+
+
+class Keeping:
+    """The keeping of one queue's logs."""
+
+    def __init__(self, sources: SourceList, burials: Burials, account: QueueAccount) -> None:
+        self._sources = sources
+        self._burials = burials
+        self._account = account
+
+    def adopt(self, log: LogSource) -> bool:
+        """Take over a log of another process; False when this queue has ended meanwhile."""
+        if not self._sources.add(log, count=self._account.adopt):
+            return False
+        self._burials.bury_damage(log)
+        self._sources.on_ready()
+        return True
+
+    def give_up(self) -> list[tuple[HeldLog, int]]:
+        """Give the logs away that another queue takes over, each with how many events wait; none after the end."""
+        self._burials.end()
+        self.close_ranks()
+        logs = self._sources.take_adopted()
+        return [(held, log.waiting) for log, held in zip(logs, _closed(logs), strict=True)]
+
+    def take_over(self, log: LogSource, events: int, other: Keeping) -> bool:
+        """Take a log of another queue in which so many events wait; False when this queue has ended meanwhile."""
+        other._account.move(events, self._account)
+        if not self._sources.add(log):
+            self.leave(events)
+            return False
+        self._sources.on_ready()
+        return True
+
+    def leave(self, events: int) -> None:
+        """Account for events that stay on disk."""
+        self._account.leave(events)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits, so that its log need not be open."""
+        own = self._sources.own
+        return own is not None and own.is_settled and self._account.waiting == 0
+
+    @property
+    def is_own_log_there(self) -> bool:
+        """Whether the directory of this process's own log is where it was, if there is one."""
+        own = self._sources.own
+        return own is None or own.held.directory.is_dir()
+
+    def take_settled(self) -> list[HeldLog]:
+        """Give the logs up in which nothing waits any more, and which nobody appends to."""
+        return _closed(self._sources.take_settled())
+
+    def take_all(self) -> list[HeldLog]:
+        """Give all logs up, to be closed; the queue has ended."""
+        return _closed(self._sources.take_all())
+
+    def close_all(self) -> int:
+        """Let no courier touch the logs any more; tell how many events wait in them."""
+        logs = self._sources.logs()
+        _closed(logs)
+        return sum(log.waiting for log in logs)
+
+    def close_ranks(self) -> None:
+        """Have what waits and was overtaken stand behind the last event, so that nothing delivered comes with it."""
+        try:
+            for log in self._sources.logs():
+                log.close_ranks()
+        except DISK_ERRORS as error:
+            self._account.say_position_is_lost(error)
+
+    def rest_quiet(self) -> None:
+        """Let logs that nobody has used since the last call hold no file open."""
+        for log in self._sources.logs():
+            log.rest_if_quiet()
+
+    def unsynced(self) -> list[Unsynced]:
+        """Tell what has to be synced to survive a power cut."""
+        return [log.held.log.unsynced() for log in self._sources.logs()]
+
+    def bounded(self) -> list[BoundedLog]:
+        """Give the logs of this queue, for the bounds of the spool."""
+        return [BoundedLog(log, self._burials, self._account) for log in self._sources.logs()]
+
+
+@dataclass(frozen=True)
+class BoundedLog:
+    """One log of a queue, for the bounds of the spool."""
+
+    log: LogSource
+    burials: Burials
+    account: QueueAccount
+
+    def oldest_ms(self) -> int | None:
+        """Tell when the oldest event was accepted, in milliseconds since 1970; None when nothing waits."""
+        oldest_ms = self.log.oldest_ms()
+        self.burials.bury_damage(self.log)
+        return oldest_ms
+
+    def bytes_on_disk(self) -> int:
+        """Tell the size of the log."""
+        return self.log.bytes_on_disk
+
+    def drop_segment(self) -> None:
+        """Drop the oldest segment, for the sake of the disk's space."""
+        if dropped := self.log.drop_segment():
+            message = f"{dropped} events, the oldest, were dropped: the spool is at --spool-max-bytes"
+            self.account.drop(Dropped.SPOOL_BYTES_FULL, dropped, message)
+        self.burials.bury_damage(self.log)
+
+    def drop_older_than(self, time_ms: int) -> int:
+        """Drop the oldest events that were accepted before this time, some of them; tell how many."""
+        if dropped := self.log.drop_older_than(time_ms):
+            message = f"{dropped} events were dropped: they are older than --spool-max-age"
+            self.account.drop(Dropped.SPOOL_AGE_EXCEEDED, dropped, message)
+        self.burials.bury_damage(self.log)
+        return dropped
+
+
+def _closed(logs: Sequence[LogSource]) -> list[HeldLog]:
+    for log in logs:
+        log.close()
+    return [log.held for log in logs]

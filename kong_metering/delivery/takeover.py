@@ -1,0 +1,148 @@
+"""The queues that are open, where each entity sends now, and which queue takes over what waits at another one.
+
+Contract: the registry calls, and holds its lock. Events never leave for another endpoint than the one they were
+accepted for, if that has ever accepted an event of the entity: then a changed endpoint is another queue, and the old
+one goes on until it is empty. What waits at an endpoint that never accepted one was configured wrong: the queue where
+the entity sends now takes it over. That is done by a courier, when no request is under way (`EventQueue.hand_over`),
+and not at all if the endpoint turns out to accept events. A configuration that comes late changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from kong_metering.delivery.backlog import MemoryBacklog
+from kong_metering.delivery.spooled import SpooledBacklog
+from kong_metering.delivery.succession import Succession
+
+if TYPE_CHECKING:
+    from kong_metering.config import Entity
+    from kong_metering.delivery.precedence import Precedence
+    from kong_metering.delivery.queue import EventQueue
+    from kong_metering.spool.accepted import Acceptances
+    from kong_metering.spool.identity import QueueIdentity
+    from kong_metering.upkeep.spooler import Spooler
+
+
+@dataclass(eq=False)
+class OpenQueue:
+    """A queue, what rules it, where its events wait, and how many instances use it."""
+
+    queue: EventQueue
+    precedence: Precedence
+    identity: QueueIdentity
+    backlog: SpooledBacklog | MemoryBacklog
+    users: int = 0
+    # Which one takes over what waits, unless it turns out that the endpoint accepts events.
+    heir: OpenQueue | None = None
+
+    @property
+    def on_disk(self) -> SpooledBacklog | None:
+        """The backlog, if that is on disk."""
+        return self.backlog if isinstance(self.backlog, SpooledBacklog) else None
+
+
+class _Course(NamedTuple):
+    """Where an entity sends now: the key of the queue, and the number of the configuration that led there."""
+
+    key: str
+    sequence: int
+
+
+class OpenQueues:
+    """All of them, by their keys; the caller locks."""
+
+    def __init__(self, acceptances: Acceptances, spooler: Spooler | None) -> None:
+        self._acceptances = acceptances
+        self._spooler = spooler
+        self._by_key: dict[str, OpenQueue] = {}
+        # Queues that have handed over and whose endpoint is another queue's again.
+        self._moved: list[OpenQueue] = []
+        self._courses: dict[str, _Course] = {}
+
+    def all(self) -> list[OpenQueue]:
+        """Return all, those too that have handed over."""
+        return [*self.current(), *self._moved]
+
+    def current(self) -> list[OpenQueue]:
+        """Return those that another one with the same key has not replaced."""
+        return list(self._by_key.values())
+
+    def get(self, key: str) -> OpenQueue | None:
+        """Return the one with this key."""
+        return self._by_key.get(key)
+
+    def add(self, opened: OpenQueue) -> None:
+        """Take one in; none with its key is there."""
+        self._by_key[opened.identity.key] = opened
+
+    def unneeded(self) -> list[OpenQueue]:
+        """Return those that nobody uses and in which nothing waits."""
+        # What still comes to one that has handed over goes to the other.
+        heirs = [opened.heir for opened in self.all() if opened.heir is not None]
+        idle = [opened for opened in self.all() if opened.users <= 0 and opened.queue.waiting == 0]
+        return [opened for opened in idle if not any(opened is heir for heir in heirs)]
+
+    def forget(self, closing: list[OpenQueue]) -> None:
+        """Let go of these."""
+        gone = set(map(id, closing))
+        self._by_key = {key: opened for key, opened in self._by_key.items() if id(opened) not in gone}
+        self._moved = [opened for opened in self._moved if id(opened) not in gone]
+        sending = {opened.identity.entity_id for opened in self.current()}
+        self._courses = {entity: course for entity, course in self._courses.items() if entity in sending}
+
+    def is_late(self, entity: Entity, key: str) -> bool:
+        """Return whether a configuration was another one's before it came: that is where the entity sends."""
+        course = self._courses.get(entity.id)
+        return course is not None and course.key != key and 0 < entity.sequence < course.sequence
+
+    def find(self, key: str, *, is_late: bool) -> OpenQueue | None:
+        """Return the queue with this key, or the one that took over from it; a late configuration changes nothing."""
+        opened = self._by_key.get(key)
+        while is_late and opened is not None and opened.heir is not None and opened.queue.has_moved:
+            opened = opened.heir
+        if opened is None or opened.heir is None or is_late:
+            return opened
+        if opened.queue.stay():
+            opened.heir = None
+            return opened
+        self._moved.append(self._by_key.pop(key))
+        return None
+
+    def settle_course(self, opened: OpenQueue, sequence: int, *, is_late: bool) -> None:
+        """Have an entity send to this queue, or, where its configuration came late, hand over to where it sends."""
+        if is_late:
+            self._hand_over(opened, self._by_key.get(self._courses[opened.identity.entity_id].key))
+        else:
+            self._send_to(opened, sequence)
+
+    def _send_to(self, opened: OpenQueue, sequence: int) -> None:
+        """Have the other queues of its entity hand over to this one, those whose endpoints never accepted an event."""
+        identity = opened.identity
+        course = self._courses.get(identity.entity_id)
+        if course is not None and course.key == identity.key:
+            return
+        self._courses[identity.entity_id] = _Course(identity.key, sequence)
+        if self._spooler is not None and opened.on_disk:
+            self._spooler.look_after(opened.on_disk)
+        for other in self.current():
+            if other.identity.entity_id == identity.entity_id:
+                self._hand_over(other, opened)
+
+    def _hand_over(self, opened: OpenQueue, heir: OpenQueue | None) -> None:
+        """Have a queue hand over to another one of its entity, if its endpoint never accepted an event."""
+        key = opened.identity.key
+        if heir is None or heir is opened or opened.heir is not None or self._acceptances.knows(key):
+            return
+        opened.heir = heir
+        carry_out = partial(self._carry_out, opened, heir)
+        opened.queue.hand_over(Succession(heir.queue, partial(self._acceptances.has, key), carry_out))
+
+    def _carry_out(self, old: OpenQueue, heir: OpenQueue) -> None:
+        """Move the events; on a courier's thread, without the lock."""
+        if self._spooler is not None and old.on_disk and heir.on_disk:
+            self._spooler.take_over(old.on_disk, heir.on_disk)
+        elif isinstance(old.backlog, MemoryBacklog) and isinstance(heir.backlog, MemoryBacklog):
+            old.backlog.hand_over(heir.backlog)

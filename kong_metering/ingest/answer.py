@@ -1,0 +1,126 @@
+"""Answers to POSTs over one connection, read within a time and a size, one after the other.
+
+Contract: an `AnswerReader` lives as long as its connection and belongs to whoever has that. `http.client` parses; what
+is added here: all answers of a connection come out of one buffer, so that no byte is lost between two of them; interim
+answers (1xx, however many) are read over; an answer is read whole within its time, however little of it comes at a time
+(the timeout of a socket alone counts from byte to byte), and 64 KB of its body at most. Reading raises OSError or
+HTTPException before the status is known, and nothing afterwards: then the status is what counts.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from dataclasses import dataclass
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException, HTTPResponse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import socket
+    from email.message import Message
+
+_BUFFER_BYTES = 16 * 1024
+_MAX_BODY_BYTES = 64 * 1024
+_SWITCHING_PROTOCOLS = 101
+_OK = 200
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A final answer; `body` is a bounded part of it, and `is_last`: the connection cannot be used again."""
+
+    status: int
+    headers: Message
+    body: bytes
+    is_last: bool
+
+
+class AnswerReader:
+    """Reads what comes over one connected socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._incoming = _Incoming(sock)
+        self._kept = _Kept(self._incoming, _BUFFER_BYTES)
+
+    @property
+    def holds_more(self) -> bool:
+        """True if bytes have been read that belong to no answer so far."""
+        self._incoming.deadline = None
+        return bool(self._kept.peek(1))
+
+    def makefile(self, mode: str) -> io.BufferedReader:  # noqa: ARG002 - as a socket does it
+        """Return the buffer: an HTTPResponse takes this reader for its socket."""
+        return self._kept
+
+    def read(self, seconds: float) -> Answer:
+        """Read the next final answer."""
+        self._incoming.deadline = time.monotonic() + seconds
+        while True:
+            response = HTTPResponse(self, method="POST")  # type: ignore[arg-type]
+            response.begin()
+            # Nobody asked for another protocol: what comes after a 101 is not HTTP, so it is final.
+            if response.status >= _OK or response.status == _SWITCHING_PROTOCOLS:
+                _check_length(response.headers)
+                return _answer(response)
+
+
+def _check_length(headers: Message) -> None:
+    """Refuse an answer whose end nobody can tell: what comes after it could be taken for the next one."""
+    if len({length.strip() for value in headers.get_all("Content-Length", ()) for length in value.split(",")}) > 1:
+        raise HTTPException("the answer has several lengths")
+
+
+def _answer(response: HTTPResponse) -> Answer:
+    body = b""
+    try:
+        while len(body) <= _MAX_BODY_BYTES and (more := response.read1(_BUFFER_BYTES)):
+            body += more
+    except (OSError, ValueError, HTTPException):
+        is_whole = False
+    else:
+        is_whole = len(body) <= _MAX_BODY_BYTES and (response.chunked or response.length == 0)
+    is_last = response.will_close or not is_whole or response.status < _OK
+    return Answer(response.status, response.headers, body, is_last)
+
+
+class _Incoming(io.RawIOBase):
+    """What comes over a socket until the deadline; without a deadline, only what is there already counts."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.deadline: float | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self.deadline is None:
+            return None
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+        return self._sock.recv_into(buffer)
+
+
+class _Kept(io.BufferedReader):
+    def close(self) -> None:
+        """Stay open: an HTTPResponse closes what it reads from at its end, and the next one reads on."""
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Return a Retry-After header, in seconds or as a date, as seconds from `now` (wall clock); nonsense is None."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(value)
+        except (ValueError, TypeError, OverflowError):
+            return None
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp() - now
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,0 +1,254 @@
+"""What to send next, and whose fault a failure is: answers and a clock's reading in, decisions out. Pure.
+
+An answer says something about an event only if the endpoint is seen to take others. So:
+
+- While nothing gets through it is the endpoint, or the configuration, whatever it answers. All waits, in order; the
+  oldest event probes (`probing`), with growing pauses. When something gets through batches go again.
+- While requests fail at random, as often as they did lately, what failed is sent again as it is, with short pauses.
+- Where others get through, what goes on failing is cut up until one event is alone, set apart, and tried between the
+  others until it gets through or is found to be to blame (`blame`). Events that the endpoint names are set apart at
+  once, and refused when others of their batch got through.
+
+Contract: whoever drives it calls one method at a time. `next` tells what to do; what it asked for comes by `take`, a
+part that was sent comes back by `answer`, each once. It holds a batch and `REACH` events more at most (with many in
+flight: those and `REACH`), whatever fails. `turns` decides what is sent, this file what an answer means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from kong_metering.reasons import Dropped
+from kong_metering.trial import outcome
+from kong_metering.trial.blame import Suspicion
+from kong_metering.trial.decisions import BREAKER_CLOSED, Answered, Decision, Note, Pause, Rules, Send, Take
+from kong_metering.trial.endings import Endings
+from kong_metering.trial.hand import Hand
+from kong_metering.trial.outcome import Delivered, Failure, Outcome, Rejected
+from kong_metering.trial.parts import Part, thirds
+from kong_metering.trial.probing import IN_A_ROW
+from kong_metering.trial.retrying import Breaker, Standing, retry_delay
+from kong_metering.trial.turns import REACH, Turns
+
+__all__ = ["REACH", "Answered", "Decision", "Note", "Part", "Pause", "Rules", "Send", "Take", "Trial"]
+
+T = TypeVar("T")
+
+
+class Trial(Generic[T]):
+    """The events that one queue has in hand, and what is known of the endpoint; an event may be anything."""
+
+    def __init__(self, rules: Rules, now: float) -> None:
+        self._hand: Hand[T] = Hand()
+        self._standing = Standing(rules, now)
+        self._turns = Turns(self._hand, self._standing)
+        self._endings = Endings(self._hand, self._standing)
+
+    def next(self, now: float, ready: int) -> Decision[T]:
+        """Return what to do now; `ready`: how many events may leave the queue by the batching rule.
+
+        `Answered` comes from here too: what is given up without being sent.
+        """
+        return self._turns.next(now, ready)
+
+    def take(self, items: Sequence[T], now: float) -> None:  # noqa: ARG002 - every call tells the time; this needs none
+        """Take events in, in their order; those that `next` asked for, or fewer."""
+        self._hand.take(items, self._standing.rules.batch_size)
+
+    def unsettled(self) -> list[T]:
+        """Return all events in hand, in order; those that are out too."""
+        return self._hand.unsettled
+
+    @property
+    def lined_up(self) -> int:
+        """How many events in hand stand in line, to be sent."""
+        return self._hand.line.events
+
+    def withdraw(self, part: Part[T], items: Sequence[T]) -> bool:
+        """Let events (by identity) of a part that was to be sent go; False if none is left: it is not answered."""
+        gone = {id(item) for item in items}
+        kept = [index for index, item in enumerate(part.items) if id(item) not in gone]
+        self._hand.forget([part])
+        part.items, part.places = [part.items[index] for index in kept], [part.places[index] for index in kept]
+        if not kept:
+            self._hand.out.remove(part)
+        return bool(kept)
+
+    def reconfigure(self, rules: Rules, now: float) -> None:
+        """Go by a newer configuration: what failed before counts for nothing, all stands in order again, at once."""
+        standing = self._standing
+        standing.rules, standing.works_since, standing.breaker = rules, now, Breaker()
+        standing.silence.end()
+        self._turns.generation += 1
+        self._hand.acquit_all(rules.batch_size)
+
+    def close(self) -> None:
+        """Send each part once more at most; with `keeps`, what fails is left, and so is all behind it."""
+        self._turns.is_closing = True
+        self._hand.recall_named()
+        if not self._standing.rules.keeps:
+            self._hand.recall_suspects()
+        self._hand.join(self._standing.rules.batch_size)
+
+    def answer(self, part: Part[T], answer: Outcome, now: float) -> Answered[T]:
+        """Return what becomes of events now that a part was answered; of its own, and of others."""
+        self._hand.out.remove(part)
+        answered: Answered[T] = Answered()
+        if isinstance(answer, Delivered):
+            self._delivered(part, now, answered)
+        elif part.generation != self._turns.generation:
+            part.may_have_arrived |= outcome.may_have_arrived(answer)
+            part.suspicion = None
+            self._hand.line.add(part)
+        else:
+            self._failed(part, answer, now, answered)
+        return answered
+
+    def _delivered(self, part: Part[T], now: float, answered: Answered[T]) -> None:
+        answered.settled = part.items
+        if part.generation != self._turns.generation:
+            return
+        hand, standing = self._hand, self._standing
+        hand.evidence.passed(part.places, part.failures, part.refusals)
+        for named, words in hand.named_beside(part.places):
+            self._endings.refuse(named, words, answered)
+        if standing.silence.is_probing and hand.line:
+            hand.join(standing.rules.batch_size, keep_front=hand.line.front.places[0] < part.places[0])
+        standing.silence.end()
+        standing.works_since = now
+        if standing.breaker.succeeded():
+            answered.notes.append(BREAKER_CLOSED)
+        if part.suspicion is None:
+            self._count_other()
+            self._turns.let_suspects_in()
+
+    def _count_other(self) -> None:
+        for suspect in self._hand.suspects:
+            if suspect.suspicion is not None:
+                suspect.suspicion.wait -= 1
+
+    # -- a part failed ------------------------------------------------------------------------------------------------
+
+    def _failed(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> None:
+        is_refusal = isinstance(failure, Rejected)
+        part.failures += 1
+        part.refusals += is_refusal
+        part.may_have_arrived |= outcome.may_have_arrived(failure)
+        part.seen = part.seen or self._hand.evidence.seen
+        answered.notes.append(Note.failed(len(part.items), failure))
+        if is_refusal and not self._standing.rules.keeps and self._standing.breaker.succeeded():
+            answered.notes.append(BREAKER_CLOSED)
+        if part.is_last_try or self._turns.is_closing:
+            self._endings.at_the_end(part, failure, answered)
+            self._turns.is_over = self._endings.is_over
+        elif not self._turns.ready and self._endings.is_last_to_blame(part, failure):
+            self._endings.refuse(part, outcome.words_of(failure), answered)
+        elif part.suspicion is not None:
+            self._suspect_failed(part, part.suspicion, failure, now, answered)
+        else:
+            self._count_other()
+            self._standing.silence.failures += 1
+            if not self._endings.gives_up(part, failure, now, answered):
+                self._tries_again(part, failure, now, answered)
+
+    def _tries_again(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> None:
+        silence, evidence = self._standing.silence, self._hand.evidence
+        if silence.is_probing and part.round < silence.rounds:
+            self._hand.line.add(part)  # it was out before the probes began
+        elif len(part.items) > 1 and self._is_clear(failure):
+            self._search(part, failure, now)
+        elif evidence.is_plausible(max(part.failures, silence.failures)):
+            self._wait_as_it_is(part, failure, now)
+        elif len(part.items) > 1:
+            self._search(part, failure, now)
+        elif self._stands_out(part, failure):
+            self._set_apart(part, failure, now, answered)
+        else:
+            self._probe_failed(part, failure, now)
+
+    def _is_clear(self, failure: Failure) -> bool:
+        """Return whether an endpoint that works says that an event is bad."""
+        return isinstance(failure, Rejected) and self._hand.evidence.passes > 0
+
+    def _wait_as_it_is(self, part: Part[T], failure: Failure, now: float) -> None:
+        asked = outcome.retry_after(failure)
+        part.not_before = now + retry_delay(self._standing.rules, 1, asked)
+        if asked is not None:
+            self._standing.silence.until = part.not_before
+        self._hand.line.add(part)
+
+    def _search(self, part: Part[T], failure: Failure, now: float) -> None:
+        """Take a part that fails apart, or, where that is the first trouble seen, let its oldest event probe."""
+        hand, silence = self._hand, self._standing.silence
+        is_clear = self._is_clear(failure)
+        named = failure.named(len(part.items)) if isinstance(failure, Rejected) else []
+        if named and silence.failures <= IN_A_ROW:
+            hand.set_named_apart(part, named, outcome.words_of(failure))
+            return
+        is_cut = is_clear or part.is_searched
+        part.is_searched = True
+        if is_cut:
+            silence.is_probing = False
+            hand.cut(part, *thirds(len(part.items)))
+        else:
+            hand.line.add(part)
+            self._begin_probing(failure)
+        if not is_clear:
+            self._standing.end_round(now, outcome.retry_after(failure), hand.evidence)
+
+    def _begin_probing(self, failure: Failure) -> None:
+        self._standing.silence.begin(leaves_doubt=outcome.may_have_arrived(failure))
+        self._hand.recall_named()
+
+    def _probe_failed(self, part: Part[T], failure: Failure, now: float) -> None:
+        silence = self._standing.silence
+        if part.passes_then is None:
+            part.passes_then = self._hand.evidence.passes
+        part.is_searched = False
+        self._hand.line.add(part)
+        was_other = silence.is_others_turn
+        silence.others += was_other
+        self._begin_probing(failure)
+        if was_other or outcome.is_about_no_event(failure):
+            self._standing.end_round(now, outcome.retry_after(failure), self._hand.evidence)
+        else:
+            silence.is_others_turn = True
+            silence.retry_after = outcome.retry_after(failure)
+
+    # -- an event under suspicion -------------------------------------------------------------------------------------
+
+    def _stands_out(self, part: Part[T], failure: Failure) -> bool:
+        """Return whether others got through since this one failed alone: now it fails again."""
+        has_failed_before = part.passes_then is not None and self._hand.evidence.passes > part.passes_then
+        return has_failed_before and not outcome.is_about_no_event(failure)
+
+    def _set_apart(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> None:
+        evidence = self._hand.evidence
+        part.suspicion = suspicion = Suspicion(part.seen or evidence.seen, evidence.passes)
+        for _ in range(2):  # before the others got through, and after
+            is_refusal = part.refusals == part.failures
+            suspicion.count(is_refusal=is_refusal, passes=evidence.passes, words=outcome.words_of(failure))
+        self._standing.silence.end()
+        answered.notes.append(Note.suspected(failure))
+        self._judge(part, suspicion, failure, now, answered)
+
+    def _suspect_failed(
+        self, part: Part[T], suspicion: Suspicion, failure: Failure, now: float, answered: Answered[T]
+    ) -> None:
+        passes = self._hand.evidence.passes
+        suspicion.alone = 1 if passes > suspicion.passes else suspicion.alone + 1
+        if passes > suspicion.passes and not outcome.is_about_no_event(failure):
+            suspicion.count(is_refusal=isinstance(failure, Rejected), passes=passes, words=outcome.words_of(failure))
+        self._judge(part, suspicion, failure, now, answered)
+
+    def _judge(self, part: Part[T], suspicion: Suspicion, failure: Failure, now: float, answered: Answered[T]) -> None:
+        rules = self._standing.rules
+        if self._hand.evidence.blames(suspicion):
+            self._endings.refuse(part, suspicion.words, answered)
+        elif not rules.keeps and self._standing.had_its_time(part.since, now):
+            self._endings.lose([part], Dropped.RETRY_TIME_EXCEEDED, failure, answered)
+        else:
+            suspicion.wait = self._hand.evidence.next_wait(suspicion)
+            part.not_before = now + retry_delay(rules, suspicion.alone, outcome.retry_after(failure))
+            self._hand.suspects.append(part)
