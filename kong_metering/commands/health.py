@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import msgpack
+from click.core import ParameterSource
 
 from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME
 from kong_metering.host.handover import status_request
@@ -24,6 +25,8 @@ from kong_metering.host.paths import reachable
 from kong_metering.log import printable
 from kong_metering.quantities import Duration, PluginName
 
+# Where a server is that Kong does not start.
+USUAL_SOCKET = Path("/run/kong-metering/kong-metering.sock")
 _DOES_NOT_SERVE = 1
 _DELIVERY_IS_NOT_ALIVE = 3
 _ANSWER_BYTES = 65_536
@@ -101,12 +104,18 @@ def health(  # noqa: PLR0913, PLR0917 - the command's options
 ) -> None:
     """Tell whether the server serves, and whether delivery is alive.
 
+    Without --socket, --socket-name and --kong-prefix it is the server that systemd or a container runs, if there is
+    one, else the one in Kong's usual prefix.
+
     It serves when it answers over its socket, and no worker of Kong that is to be seen is kept from connecting.
     Delivery is alive when the threads that write, look after the spool and deliver come round: none has ended, been at
     one thing for two minutes, or left for two minutes what is due. An endpoint that fails is no failure here: events
     wait.
     """
     path = socket_path or kong_prefix / (socket_name or f"{plugin_name}.sock")
+    is_told = socket_path or socket_name or context.get_parameter_source("kong_prefix") is not ParameterSource.DEFAULT
+    if not is_told and USUAL_SOCKET.exists():
+        path = USUAL_SOCKET
     verdict = judged(path, timeout, only_serving=serving)
     click.echo(printable(verdict.line, _LONGEST_LINE))
     context.exit(verdict.status)

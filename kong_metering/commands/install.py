@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import click
 
 from kong_metering import PLUGIN_NAME, SPOOL_DIRECTORY, checks, cli
-from kong_metering.commands.health import judged
+from kong_metering.commands.health import USUAL_SOCKET, judged
 from kong_metering.commands.options import taking
 from kong_metering.errors import StartupError
 from kong_metering.host.kongs import running_kongs
@@ -37,8 +37,9 @@ from kong_metering.quantities import PluginName
 
 F = TypeVar("F", bound=Callable[..., object])
 
-_RUN, _STATE = Path("/run/kong-metering"), Path("/var/lib/kong-metering")
-SOCKET, DUMP, SPOOL = _RUN / "kong-metering.sock", _STATE / "dump.json", _STATE / "spool"
+SOCKET = USUAL_SOCKET
+_RUN, _STATE = SOCKET.parent, Path("/var/lib/kong-metering")
+DUMP, SPOOL = _STATE / "dump.json", _STATE / "spool"
 UNIT = Path("/etc/systemd/system/kong-metering.service")
 _PROGRAM = "kong-metering-plugin-server"
 _OLDEST_KONG, _KONG_WITH_ITS_OWN = (3, 4), (3, 14)
@@ -276,7 +277,7 @@ def _tell_next(wish: Wish, kong: Findings, command: list[str]) -> None:
     if not Path("/run/systemd/system").is_dir():
         by_hand = f"runuser -u {kong.user.pw_name} -- {shlex.join(command)}"
         steps = [f"systemd does not run here; where it does: {steps[0]}. By hand: {by_hand}"]
-    steps.append(f"kong-metering health --socket {SOCKET}")
+    steps.append("kong-metering health")
     if not wish.write:
         steps.append(f"the lines above into {kong.conf}")
     steps.append(f"kong reload -c {kong.conf} -p {kong.prefix}" if kong.is_running else f"kong start -c {kong.conf}")
