@@ -180,7 +180,8 @@ def _still_to_do(conf: Path) -> Iterator[str]:
     """Tell what has to happen before the server may go."""
     for kong in running_kongs():
         if SOCKET in (kong.sockets() or ()):
-            yield f"Kong in {kong.prefix} runs with the plugin: delete its entities, then kong reload -c {conf} -p {kong.prefix}"
+            reload = f"kong reload -c {conf} -p {kong.prefix}"
+            yield f"Kong in {kong.prefix} runs with the plugin: delete its entities, then {reload}"
     if judged(SOCKET, _PROBE_SECONDS, only_serving=True).status == 0:
         yield "the server runs: systemctl disable --now kong-metering"
 
