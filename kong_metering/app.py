@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from kong_metering import __version__
 from kong_metering.host.absence import Absence
 from kong_metering.host.dispatch import Dispatcher, Limits
 from kong_metering.host.figures import Figures
@@ -18,15 +19,20 @@ from kong_metering.plugin import Plugin
 from kong_metering.plugin_identity import PluginIdentity
 from kong_metering.runtime import Runtime, make_runtime
 from kong_metering.schema import plugin_info
+from kong_metering.watching.watcher import watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from kong_metering.host.board import Slot
     from kong_metering.host.opening import Opening
     from kong_metering.host.station import Station
+    from kong_metering.quantities import Listen
     from kong_metering.spool.options import SpoolOptions
 
 PHASES = ("access", "log")
+# How long the disk may take over the end of a server: the supervisor kills it three seconds after `stop_timeout`.
+_DISK_TIMEOUT_SECONDS = 2.5
 # Each server counts what waits on disk in the one spool.
 _ALIKE = ("waiting_for_instances",)
 _OURS = PluginIdentity()
@@ -63,11 +69,15 @@ class DeliveryOptions:
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What each server does: as which plugin, how long it keeps what Kong forgot, how it delivers."""
+    """How servers serve and deliver: as which plugin, how long they keep what Kong forgot.
+
+    `metrics`: where those who watch are answered, None: nowhere.
+    """
 
     limits: Limits
     delivery: DeliveryOptions
     identity: PluginIdentity
+    metrics: Listen | None = None
 
 
 def run(
@@ -81,7 +91,11 @@ def run(
     def run_server(station: Station) -> None:
         _run_server(station, options, log)
 
-    Supervisor(opening, supervisor, log, run_server).run()
+    def run_watcher(slots: Sequence[Slot], supervisor: int) -> None:
+        if options.metrics is not None:
+            watch(slots, options.metrics, supervisor)
+
+    Supervisor(opening, supervisor, log, run_server, run_watcher if options.metrics else None).run()
 
 
 def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> None:
@@ -94,7 +108,7 @@ def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> No
         adaptive_batch=delivery.adaptive_batch,
         shared_key=identity.name,
     )
-    figures = Figures(station, lambda: _figures(runtime, dispatcher), alike=_ALIKE)
+    figures = Figures(station, lambda: _figures(runtime, dispatcher), lambda: _details(runtime, delivery), alike=_ALIKE)
     definition = _definition(identity, runtime, figures.told)
     dispatcher = Dispatcher(definition, clock=runtime.clock, limits=options.limits)
     absence = Absence(station.path, runtime.clock) if station.index == 0 and not station.takes_over else None
@@ -123,9 +137,10 @@ def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> No
     try:
         serve(dispatcher, station, hooks)
     finally:
-        runtime.delivery.close(delivery.stop_timeout)
+        runtime.delivery.close(delivery.stop_timeout, _DISK_TIMEOUT_SECONDS)
         dispatcher.close()
         log.repeats.flush()
+        figures.publish()
     _say_account(runtime)
 
 
@@ -135,7 +150,10 @@ def _definition(
     def create(config: Mapping[str, Any]) -> Plugin:
         return Plugin(config, runtime)
 
-    return PluginDefinition(identity.name, PHASES, create, plugin_information(identity), status)
+    def observe(phase: str, seconds: float) -> None:
+        runtime.timings.phase(phase).observe(seconds)
+
+    return PluginDefinition(identity.name, PHASES, create, plugin_information(identity), status, observe)
 
 
 def _figures(runtime: Runtime, dispatcher: Dispatcher) -> dict[str, Any]:
@@ -146,7 +164,20 @@ def _figures(runtime: Runtime, dispatcher: Dispatcher) -> dict[str, Any]:
         "queues": runtime.delivery.waiting(),
         "instances_started": dispatcher.instances.times.starts,
         "stalled": runtime.delivery.stalled(),
+        "held_back": runtime.delivery.held_back(),
         "waiting_for_instances": runtime.delivery.waiting_for_instances(),
+    }
+
+
+def _details(runtime: Runtime, delivery: DeliveryOptions) -> dict[str, Any]:
+    """Return what is told of each server by itself: its plugin entities, queues and times."""
+    spool = delivery.spool
+    return {
+        "version": __version__,
+        "plugins": runtime.requests.told(),
+        "queue_details": runtime.delivery.told(),
+        "timings": runtime.timings.told(),
+        "spool": None if spool is None else {"directory": str(spool.directory), "max_bytes": spool.max_bytes},
     }
 
 
@@ -154,7 +185,7 @@ def _say_account(runtime: Runtime) -> None:
     account = runtime.stats.snapshot()
     LOGGER.info(
         "ended: process %d, %d events accepted, %d adopted, %d delivered, %d left on disk, dead letters %s, "
-        "dropped %s; requests without an event %s",
+        "dropped %s; requests without an event %s%s",
         os.getpid(),
         account.accepted,
         account.adopted,
@@ -163,4 +194,5 @@ def _say_account(runtime: Runtime) -> None:
         account.dead_letters or "none",
         account.dropped or "none",
         account.skipped or "none",
+        f"; {account.dead_letters_dropped} dead letters dropped for newer ones" if account.dead_letters_dropped else "",
     )

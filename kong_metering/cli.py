@@ -31,7 +31,7 @@ from kong_metering.host.restart import Restart
 from kong_metering.lenient import LenientCommand, LenientOption, complaints_of
 from kong_metering.log import LOGGER, ProcessLog, Relay, Repeats, cause_of, configure, printable
 from kong_metering.plugin_identity import PRIORITY, PluginIdentity
-from kong_metering.quantities import DirectoryOrNone, Duration, PluginName, Size
+from kong_metering.quantities import DirectoryOrNone, Duration, Listen, ListenAddress, PluginName, Size
 from kong_metering.spool.options import INBOX_DIRECTORY, SpoolOptions, Sync
 from kong_metering.trial.batching import ADAPTIVE_BATCH
 
@@ -72,6 +72,7 @@ class Options:
     spool_max_age: float
     dedupe_window: float
     no_spool: bool
+    metrics_listen: Listen | None
     dump: bool
     dump_file: Path | None
     protocol: Literal["protobuf", "msgpack"]
@@ -282,6 +283,13 @@ def _is_without_spool() -> bool:
     help="File to write at the start, with what --dump prints: for a Kong whose query_cmd is 'cat FILE'.",
 )
 @_setting(
+    "--metrics-listen",
+    type=ListenAddress(),
+    metavar="ADDRESS",
+    help="Where to serve /metrics for Prometheus, /healthz, /readyz and a status page: HOST:PORT or unix:PATH; nowhere "
+    "by default. Whoever can connect can read it.",
+)
+@_setting(
     "--protocol",
     type=click.Choice(["protobuf", "msgpack"]),
     default="protobuf",
@@ -388,7 +396,7 @@ def _serve(opening: Opening, options: Options, log: ProcessLog) -> None:
         options.stop_timeout, options.ca_bundle, _spool_options(options), options.adaptive_batch
     )
     supervisor = SupervisorOptions(options.servers, _parent(options.parent), options.stop_timeout)
-    app.run(opening, supervisor, app.ServerOptions(limits, delivery, options.identity), log)
+    app.run(opening, supervisor, app.ServerOptions(limits, delivery, options.identity, options.metrics_listen), log)
 
 
 def _fill_standard_descriptors() -> None:

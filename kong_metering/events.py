@@ -112,6 +112,11 @@ class Meter:
         return place_of(self._config.subject)
 
     @property
+    def meters_api_requests(self) -> bool:
+        """Whether each request that gives events gives one for itself, the first of them."""
+        return self._config.meter_api_requests
+
+    @property
     def meters_anything(self) -> bool:
         """Whether any request can give an event."""
         return self._config.meter_api_requests or self._config.meter_ai_token_usage

@@ -56,6 +56,7 @@ class Plugin:
         self._headers: tuple[str, ...] = ()
         self._experience = HeaderExperience(self._runtime.clock)
         self._has_met_unserialisable = False
+        self._requests = self._runtime.requests.of(self._entity)
         try:
             settings = parse_config(config)
         except ConfigError as error:
@@ -203,6 +204,8 @@ class Plugin:
             return
         for event in events:
             self._queue.put(event)
+        api_events = int(self._meter.meters_api_requests)
+        self._requests.meter(api_events, len(events) - api_events)
 
     def _skip(self, reason: Skipped, subject_place: str) -> None:
         if reason is Skipped.NO_SUBJECT and self._runtime.once.is_first(f"{self._entity.id}:{subject_place}"):
@@ -211,12 +214,16 @@ class Plugin:
                 self._entity.name,
                 subject_place,
             )
+        self._count(reason)
+
+    def _count(self, reason: Skipped) -> None:
         self._runtime.stats.skip(reason)
+        self._requests.skip(reason)
 
     def _count_unusable(self) -> None:
         if self._runtime.clock.monotonic() - self._unusable_said_at >= _UNUSABLE_SAID_SECONDS:
             self._say_unusable()
-        self._runtime.stats.skip(Skipped.UNUSABLE_CONFIGURATION)
+        self._count(Skipped.UNUSABLE_CONFIGURATION)
 
     def _say_unusable(self) -> None:
         self._unusable_said_at = self._runtime.clock.monotonic()
@@ -269,7 +276,7 @@ class Plugin:
             self._runtime.delivery.release(self._queue)
 
     def _fail(self, error: Exception) -> None:
-        self._runtime.stats.skip(Skipped.ERROR)
+        self._count(Skipped.ERROR)
         self._report("log", error)
 
     def _report(self, phase: str, error: Exception) -> None:

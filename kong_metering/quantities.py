@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 _SIZES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+_LARGEST_PORT = 65_535
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where to listen: `host` and `port`, or the `path` of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg] # generic for the type checker only
@@ -62,6 +78,26 @@ class PluginName(click.ParamType):  # type: ignore[type-arg] # the same
         if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name, re.ASCII) is None:
             self.fail(f"{name} is no name for a plugin: small letters, digits, '-' and '_', 64 at most", param, ctx)
         return name
+
+
+class ListenAddress(click.ParamType):  # type: ignore[type-arg] # the same
+    """An address to listen at, `HOST:PORT`, `[IPv6]:PORT` or `unix:PATH`."""
+
+    name = "address"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Listen:
+        """Read it; fails as click's own types do."""
+        if isinstance(value, Listen):
+            return value
+        text = str(value).strip()
+        if text.startswith("unix:") and len(text) > len("unix:"):
+            return Listen(path=Path(text.removeprefix("unix:")))
+        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]/\s]+)):(\d{1,5})", text, re.ASCII)
+        if match is None or int(match[3]) > _LARGEST_PORT:
+            self.fail(
+                f"{value} is no address, such as 127.0.0.1:9542, [::1]:9542 or unix:/run/metrics.sock", param, ctx
+            )
+        return Listen(match[1] or match[2], int(match[3]))
 
 
 class DirectoryOrNone(click.ParamType):  # type: ignore[type-arg] # the same

@@ -15,6 +15,7 @@ from kong_metering.delivery.registry import Delivery
 from kong_metering.ingest.client import IngestClient
 from kong_metering.ingest.connections import Connections
 from kong_metering.log import LOGGER, Once, Relay, Repeats
+from kong_metering.measures import Requests, Timings
 from kong_metering.stats import Stats
 from kong_metering.trial.batching import ADAPTIVE_BATCH
 from kong_metering.upkeep.spooler import Spooler
@@ -27,7 +28,7 @@ _EXIT_FLUSH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Runtime:
-    """Clock, account, delivery and what access phases captured, of one process.
+    """Clock, account, delivery, what access phases captured, and what is measured, of one process.
 
     `shared_key`: under which name an access phase keeps in Kong what it cannot keep here.
     """
@@ -37,7 +38,9 @@ class Runtime:
     delivery: Delivery
     relay: Relay
     captured: CapturedHeaders
+    timings: Timings
     shared_key: str = PLUGIN_NAME
+    requests: Requests = field(default_factory=Requests)
     once: Once = field(default_factory=Once)
 
 
@@ -55,11 +58,11 @@ def make_runtime(  # noqa: PLR0913, PLR0917 - what it is made of
     """
     clock = clock or SystemClock()
     relay = Relay() if relay is None else relay
-    stats = Stats()
+    stats, timings = Stats(), Timings()
     connections = Connections(clock, functools.partial(IngestClient, clock=clock))
     spooler = None
     if spool is not None:
-        spooler = Spooler(spool, clock=clock, stats=stats, connections=connections)
+        spooler = Spooler(spool, clock=clock, stats=stats, connections=connections, timings=timings)
         spooler.start()
     delivery = Delivery(
         clock=clock,
@@ -69,8 +72,9 @@ def make_runtime(  # noqa: PLR0913, PLR0917 - what it is made of
         ca_bundle=ca_bundle,
         adaptive_batch=adaptive_batch,
         spooler=spooler,
+        timings=timings,
     )
-    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock), shared_key)
+    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock), timings, shared_key)
 
 
 @functools.cache

@@ -22,8 +22,8 @@ _LONGEST_MESSAGE = 4000
 
 
 # Each in the module of its name. They are imported when they are called: a probe is not to wait for what others need.
-_COMMANDS = ("health", "install", "spool", "uninstall")
-_MODULES = {"uninstall": "install"}
+_COMMANDS = ("health", "install", "spool", "status", "uninstall")
+_MODULES = {"status": "serverstatus", "uninstall": "install"}
 
 
 class Program(click.Group):

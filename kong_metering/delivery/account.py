@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
+from kong_metering.delivery.outages import told
 from kong_metering.log import LOGGER, cause_of, trouble
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class QueueAccount:
-    """A queue's name and how many of its events wait, over the account of its process; any thread may use it.
+    """A queue's name and the account of its events, within that of its process; any thread may use it.
 
     What is counted was said before: who sees a count finds its reason in the log.
     """
@@ -24,43 +26,46 @@ class QueueAccount:
         self.waiting = 0
         self._stats = stats
         self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._dead_letters: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
 
     def accept(self) -> None:
         """Count an event that came in."""
-        self._count(1)
+        self._count(1, "accepted")
         self._stats.accept()
 
     def adopt(self, events: int) -> None:
         """Count events that another process had accepted."""
-        self._count(events)
+        self._count(events, "adopted")
         self._stats.adopt(events)
 
     def deliver(self, events: int) -> None:
         """Count events that the endpoint took."""
         self._stats.deliver(events)
-        self._count(-events)
+        self._count(-events, "delivered")
 
     def move(self, events: int, other: QueueAccount) -> None:
         """Count events that wait in another queue from now on."""
-        other._count(events)
-        self._count(-events)
+        other._count(events, "moved_in")
+        self._count(-events, "moved_out")
 
     def leave(self, events: int) -> None:
         """Count events that stay on disk for another process."""
         self._stats.leave(events)
-        self._count(-events)
+        self._count(-events, "left")
 
     def drop(self, reason: Dropped, events: int, message: str) -> None:
         """Say that events are given up, and count them."""
         self.say(f"dropped:{reason.value}", message)
         self._stats.drop(reason, events)
-        self._count(-events)
+        self._lose(events, self._dropped, reason)
 
     def bury(self, reason: Buried, events: int, message: str) -> None:
         """Say that events became dead letters, and count them."""
         self.say(f"dead letters:{reason.value}", message)
         self._stats.bury(reason, events)
-        self._count(-events)
+        self._lose(events, self._dead_letters, reason)
 
     def say(self, kind: str, message: str, level: int = logging.ERROR) -> None:
         """Log a trouble, or its end; the same kind is summarised when it repeats."""
@@ -73,6 +78,24 @@ class QueueAccount:
         """
         self.say("position", f"what is delivered cannot be written down: {cause_of(error)}")
 
-    def _count(self, events: int) -> None:
+    def say_recovery(self, seconds: float) -> None:
+        """Say that the endpoint takes events again, after it took none for so long, and how many wait."""
+        events = "event" if self.waiting == 1 else "events"
+        message = f"the endpoint works again after {told(seconds)}; {self.waiting:,} {events} waited"
+        self.say("works again", message, logging.WARNING)
+
+    def told(self) -> dict[str, Any]:
+        """Return all counts: of events, dead letters and dropped ones by their reason."""
+        with self._lock:
+            counts = {"accepted": 0, "adopted": 0, "delivered": 0, **self._counts, "waiting": self.waiting}
+            return {**counts, "dead_letters": dict(self._dead_letters), "dropped": dict(self._dropped)}
+
+    def _count(self, events: int, what: str) -> None:
         with self._lock:
             self.waiting += events
+            self._counts[what] += abs(events)
+
+    def _lose(self, events: int, counts: Counter[str], reason: Buried | Dropped) -> None:
+        with self._lock:
+            self.waiting -= events
+            counts[reason.value] += events

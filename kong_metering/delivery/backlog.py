@@ -31,6 +31,11 @@ class Backlog(Stock, Protocol):
         ...
 
     @property
+    def disk_state(self) -> str:
+        """The state of the disk in a word, `none` where events wait in memory."""
+        ...
+
+    @property
     def unread(self) -> int:
         """How many events can be read now."""
         ...
@@ -69,6 +74,7 @@ class MemoryBacklog:
     """Events in memory, within Kong's parameters: beyond them the oldest are dropped. Nothing outlives the process."""
 
     keeps = False
+    disk_state = "none"
 
     def __init__(self, settings: Queue, clock: Clock, account: QueueAccount, *, adaptive_batch: int = 1) -> None:
         self._adaptive_batch = adaptive_batch
@@ -134,6 +140,9 @@ class MemoryBacklog:
 
     def did_not_arrive(self, sending: Sending) -> None:
         """Do nothing: nobody would ask."""
+
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Do nothing: none are held back."""
 
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let events go."""

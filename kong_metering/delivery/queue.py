@@ -20,11 +20,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kong_metering.delivery.delivering import Delivering
+from kong_metering.delivery.requests import RequestFigures
 from kong_metering.delivery.succession import StepGate
 from kong_metering.log import LOGGER, cause_of, printable
+from kong_metering.measures import Histogram
 from kong_metering.reasons import Dropped
 from kong_metering.trial import batching
 from kong_metering.trial.decisions import Pause, Rules, Send
@@ -60,6 +62,7 @@ class EventQueue:
         connections: Connections,
         arrays: Arrays,
         adaptive_batch: int = 1,
+        post_times: Histogram | None = None,
         on_answer: Callable[[Endpoint, Outcome], None] = lambda _endpoint, _outcome: None,
     ) -> None:
         """Put it together; `on_answer` is called on a courier's thread, without a lock, after each request.
@@ -79,6 +82,7 @@ class EventQueue:
         self._go_by(settings)
         # When its last request was begun.
         self._sent_at = -math.inf
+        self._requests = RequestFigures(clock, post_times or Histogram())
         self._delivering = Delivering(self._rules, backlog, clock=clock, account=account)
         # Whether more events would be read, if there were any: who waits for an answer or a pause need not be woken.
         self._wants_more = True
@@ -92,6 +96,23 @@ class EventQueue:
     def waiting(self) -> int:
         """How many events are in the queue, those on their way included."""
         return self._account.waiting
+
+    def told(self) -> dict[str, Any]:
+        """Return the queue's figures: its account, how it stands with the endpoint, its requests; times are epoch."""
+        delivering = self._delivering.told()
+        in_hand_ms = delivering.pop("oldest_in_hand_ms")
+        oldest_at = self._backlog.oldest_at() if self.waiting else None
+        wall, monotonic = self._clock.wall(), self._clock.monotonic()
+        ages = [wall - in_hand_ms / 1000] if in_hand_ms else []
+        ages += [monotonic - oldest_at] if oldest_at is not None else []
+        return {
+            "endpoint": without_credentials(self._endpoint.url),
+            **self._account.told(),
+            **delivering,
+            **self._requests.told(),
+            "oldest_seconds": round(max(ages), 3) if ages and self.waiting else 0,
+            "disk": self._backlog.disk_state,
+        }
 
     @property
     def origin(self) -> str:
@@ -266,9 +287,10 @@ class EventQueue:
     def _post(self, events: Sequence[bytes]) -> Outcome:
         if self.width > 1 and (self._delivering.lined_up or self._backlog.unread):
             self._couriers.wake(self, self._clock.monotonic())  # another courier sends what comes next meanwhile
-        self._sent_at = self._clock.monotonic()
+        began = self._sent_at = self._clock.monotonic()
         endpoint = self._endpoint
         outcome = self._posted(events, endpoint)
+        self._requests.note(outcome, self._clock.monotonic() - began)
         if self._arrays.note(endpoint.url, events, outcome):
             LOGGER.warning(
                 "%s takes no arrays, only single events: from now on each event is sent alone",

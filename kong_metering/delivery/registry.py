@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import MemoryBacklog
@@ -25,11 +25,13 @@ from kong_metering.delivery.takeover import OpenQueue, OpenQueues
 from kong_metering.ingest.arrays import Arrays
 from kong_metering.ingest.client import Endpoint
 from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.measures import Timings
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.identity import QueueIdentity
 from kong_metering.trial import outcome as outcomes
 from kong_metering.trial.batching import ADAPTIVE_BATCH
 from kong_metering.trial.outcome import Delivered
+from kong_metering.upkeep.guard import within
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Delivery:
         ca_bundle: str | None = None,
         adaptive_batch: int = ADAPTIVE_BATCH,
         spooler: Spooler | None = None,
+        timings: Timings | None = None,
     ) -> None:
         """Put it together; without a `spooler` events wait in memory.
 
@@ -70,6 +73,7 @@ class Delivery:
         self._ca_bundle = ca_bundle
         self._adaptive_batch = adaptive_batch
         self._spooler = spooler
+        self._timings = timings or Timings()
         self._arrays = Arrays()
         self._lock = threading.Lock()
         self._acceptances = spooler.acceptances if spooler else Acceptances(None)
@@ -158,25 +162,33 @@ class Delivery:
         for queue in queues:
             queue.begin_close()
 
-    def close(self, timeout: float) -> None:
-        """Send what waits in all queues, each batch once, for `timeout` seconds at most; account for the rest."""
+    def close(self, timeout: float, disk_timeout: float = 30.0) -> None:
+        """Send what waits in all queues, each batch once, for `timeout` seconds at most; account for the rest.
+
+        A disk that takes longer than `disk_timeout` seconds over that hangs: the next process does it then.
+        """
         deadline = self._clock.monotonic() + timeout
         self.begin_close()
         if self._spooler is not None:
-            self._spooler.flush(timeout)
+            self._spooler.flush(deadline)
         with self._lock:
             closing = self._queues.all()
             self._queues.forget(closing)
         for opened in closing:
             opened.queue.close(deadline)
+        if not within(disk_timeout, partial(self._end, closing)):
+            LOGGER.error("the disk hangs: what was not written down of the end is left to the next process")
+        self._couriers.close(max(0.0, deadline - self._clock.monotonic()))
+        self._connections.close()
+
+    def _end(self, closing: list[OpenQueue]) -> None:
+        """Account for what is left, and let go of all that is on disk."""
         is_written = self._spooler is None or self._spooler.end()
         for opened in closing:
             opened.queue.end(is_written=is_written)
             self._let_go(opened)
         if self._spooler is not None:
             self._spooler.close()
-        self._couriers.close(max(0.0, deadline - self._clock.monotonic()))
-        self._connections.close()
 
     def waiting(self) -> dict[str, int]:
         """Tell how many events wait, by the name of their queue: after a change of the endpoint two have the same."""
@@ -190,6 +202,21 @@ class Delivery:
         """Tell what of delivery is not alive: 1 for each thread, or pool of threads, that gets nowhere, else 0."""
         of_spool = {} if self._spooler is None else self._spooler.stalled()
         return {**of_spool, "couriers": int(self._couriers.is_stalled())}
+
+    def held_back(self) -> dict[str, int]:
+        """Tell by queue how many events on disk may not be sent, because the disk does not take the note of it."""
+        held: Counter[str] = Counter()
+        with self._lock:
+            for opened in self._queues.all():
+                if isinstance(opened.backlog, SpooledBacklog):
+                    held[opened.queue.name] += opened.backlog.held_back
+        return dict(+held)
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return the figures of each queue, with the plugin entity that it belongs to."""
+        with self._lock:
+            opened = self._queues.all()
+        return [{"entity": one.identity.entity_id, "name": one.identity.name, **one.queue.told()} for one in opened]
 
     def waiting_for_instances(self) -> dict[str, int]:
         """Tell how many events waited on disk, within the last minute, until an instance opens their queue."""
@@ -216,6 +243,7 @@ class Delivery:
             connections=self._connections,
             arrays=self._arrays,
             adaptive_batch=self._adaptive_batch,
+            post_times=self._timings.post,
             on_answer=partial(self._note_answer, identity.key),
         )
         if self._spooler is not None and isinstance(backlog, SpooledBacklog):

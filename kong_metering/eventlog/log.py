@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kong_metering.eventlog.appending import Appender
@@ -65,8 +65,9 @@ class EventLog:
     ) -> None:
         """Use `open` or `view`."""
         self.directory = directory
-        self._damage = DamageKeeper(directory, is_view=is_view)
         self._position = PositionFile(directory / POSITION, patience)
+        self._marks = Marks(self._position.position.marks)
+        self._damage = DamageKeeper(directory, self._marks.all, is_view=is_view)
         known = None if self._position.was_lost else self._position.position
         found = Recovery(directory, known, self._damage, patience)
         # What was written since the last sync, in order, and what a sync that failed gave back. Nobody knows what was
@@ -76,7 +77,6 @@ class EventLog:
         self._failed: deque[Path] = deque()
         self._appender = Appender(directory, found, self._written, segment_bytes)
         self._reader = Reader(self._appender, found.settled, self._damage, patience)
-        self._marks = Marks(self._position.position.marks)
         self._marks.forget_up_to(found.settled.done)
         self._allowance = allowance
         self._has_place = False
@@ -276,6 +276,10 @@ class EventLog:
         """Forget marks that `mark_ambiguous` gave: their events did not arrive."""
         for mark in marks:
             self._marks.remove(mark)
+
+    def correct_marks(self, as_now: Callable[[int], int]) -> None:
+        """Have the times of the marks be by the clock as it is set now; on disk with the next position that is."""
+        self._marks.correct(as_now)
 
     @property
     def marks(self) -> tuple[Mark, ...]:

@@ -46,14 +46,14 @@ _RETURN = {"Data": "ret"}
 class _Event:
     """One phase under way: its steps, and the PDK function that it waits for; slots, for it is made for each."""
 
-    __slots__ = ("instance", "method", "phase", "steps", "touched_at")
+    __slots__ = ("begun_at", "instance", "method", "phase", "steps", "touched_at")
 
-    def __init__(self, steps: Steps[None], instance: Instance, phase: str, touched_at: float) -> None:
+    def __init__(self, steps: Steps[None], instance: Instance, phase: str, begun_at: float) -> None:
         self.steps = steps
         self.instance = instance
         self.phase = phase
         self.method = ""
-        self.touched_at = touched_at
+        self.begun_at = self.touched_at = begun_at
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Dispatcher:
 
     def _finished(self, event_id: int, event: _Event) -> Mapping[str, object]:
         del self._events[event_id]
-        self.instances.leave(event.instance)
+        self.instances.finish(event.instance, event.phase, event.begun_at)
         return _RETURN
 
     def unsayable(self, argument: Any, result: Any, error: Exception) -> object:

@@ -36,7 +36,8 @@ class PluginDefinition:
     `access(kong)`, or the phase in steps, as `access_steps()`, or both. It may have `access_at_once()`, which gives the
     phase as an `AtOnce` when it knows beforehand what it will ask, and None otherwise; `busy` (it must not be closed
     yet), `outdated` (why Kong is to start it anew, or None; asked once a second) and `close()`. `info` is what
-    `plugin.GetPluginInfo` answers; `status` gives figures of the plugin's own for `plugin.GetStatus`.
+    `plugin.GetPluginInfo` answers; `status` gives figures of the plugin's own for `plugin.GetStatus`; `observe` is told
+    the name of each phase that came to its end, and how many seconds it took.
     """
 
     name: str
@@ -44,6 +45,7 @@ class PluginDefinition:
     create: Callable[[Mapping[str, Any]], object]
     info: Mapping[str, Any]
     status: Callable[[], Mapping[str, Any]] = dict
+    observe: Callable[[str, float], None] = lambda _phase, _seconds: None
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,11 @@ class Instances:
         """Count an event that begins in an instance."""
         instance.used_at = self.clock.monotonic()
         instance.events += 1
+
+    def finish(self, instance: Instance, phase: str, begun_at: float) -> None:
+        """Count an event as over that came to its end, and began then (monotonic)."""
+        self.plugin.observe(phase, self.clock.monotonic() - begun_at)
+        self.leave(instance)
 
     def leave(self, instance: Instance) -> None:
         """Count an event as over; a closed instance waited for the last one."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 SUPERVISOR_NAME = "metering-super"
 SERVER_NAME = "metering-server"
+WATCHER_NAME = "metering-watch"
 
 
 def name_process(name: str) -> None:

@@ -103,6 +103,8 @@ class PBConversation:
         self._due = 0
         self._answers: list[bytes] = []
         self._event: _SteppedEvent | None = None
+        # When it began (monotonic).
+        self._begun_at = 0.0
 
     @property
     def is_quiet(self) -> bool:
@@ -175,6 +177,7 @@ class PBConversation:
 
     def _begin(self, known: _Known, sequence: bytes) -> bytes:
         self._shared.instances.enter(known.instance)
+        self._begun_at = known.instance.used_at
         asked = self._asked_at_once(known)
         if asked is None:
             event = self._event = _SteppedEvent(known.instance, known.phase, known.phase.steps(), sequence)
@@ -217,7 +220,7 @@ class PBConversation:
             end(*arguments)
         except BaseException as error:  # noqa: BLE001 - sys.exit() in a plugin must not end the host
             self._report(known.phase, error)
-        self._shared.instances.leave(known.instance)
+        self._shared.instances.finish(known.instance, known.phase.name, self._begun_at)
 
     def _report(self, phase: Phase, error: BaseException) -> None:
         LOGGER.error(
@@ -253,7 +256,7 @@ class PBConversation:
                 self._end(event)
             return frames
         self._event = None
-        self._shared.instances.leave(event.instance)
+        self._shared.instances.finish(event.instance, event.phase.name, self._begun_at)
         return _END + frame(event.sequence)
 
     def _end(self, event: _SteppedEvent) -> None:

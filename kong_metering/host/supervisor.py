@@ -32,11 +32,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kong_metering.errors import StartupError
 from kong_metering.host import restart
+from kong_metering.host.attendant import Attendant
 from kong_metering.host.board import Board, State
 from kong_metering.host.channels import Channel, Kind
 from kong_metering.host.handover import Elder, Inheritance, Sockets, Successor, process_of
 from kong_metering.host.lifetime import ORPHANED, SIGNALS
-from kong_metering.host.names import SERVER_NAME, SUPERVISOR_NAME, name_process
+from kong_metering.host.names import SERVER_NAME, SUPERVISOR_NAME, WATCHER_NAME, name_process
 from kong_metering.host.opening import listen
 from kong_metering.host.readiness import tell_ready
 from kong_metering.host.station import Station
@@ -45,6 +46,7 @@ from kong_metering.host.workers import Workers
 from kong_metering.log import LOGGER, ProcessLog, cause_of, flush, trouble
 
 if TYPE_CHECKING:
+    from kong_metering.host.board import Slot
     from kong_metering.host.opening import Opening
 
 _LOOK_SECONDS = 1.0
@@ -100,8 +102,17 @@ class Supervisor:
     """Keeps servers running; `serve` is called in each server's process, and serves until that is to end."""
 
     def __init__(
-        self, opening: Opening, options: SupervisorOptions, log: ProcessLog, serve: Callable[[Station], None]
+        self,
+        opening: Opening,
+        options: SupervisorOptions,
+        log: ProcessLog,
+        serve: Callable[[Station], None],
+        watch: Callable[[Sequence[Slot], int], None] | None = None,
     ) -> None:
+        """Take what each server does, and what a process beside them does with what they show, if there is to be one.
+
+        `watch` is given the servers' slots, and the supervisor's process.
+        """
         self._opening = opening
         self._options = options
         self._log = log
@@ -110,6 +121,8 @@ class Supervisor:
         self._posts = [_Post() for _ in range(options.servers)]
         self._board = Board(options.servers)
         self._workers = Workers(options.servers)
+        slots, pid = self._board.slots, self._pid
+        self._attendant = None if watch is None else Attendant(lambda: watch(slots, pid))
         self._takes_over = opening.takes_over
         # Those that serve no more, and are not gone yet.
         self._leaving: dict[int, _Server] = {}
@@ -151,7 +164,10 @@ class Supervisor:
                 self._ask_heir()
                 self._forget_elder()
                 self._start_due()
+                self._start_attendant()
                 self._look()
+        if self._attendant is not None:
+            self._attendant.end()
         self._log.repeats.flush()
 
     # -- its loop -----------------------------------------------------------------------------------------------------
@@ -221,16 +237,10 @@ class Supervisor:
         """Start a server, which takes its share of what is left by those before."""
         post = self._posts[index]
         self._board.slots[index].clear()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_BACK)
-        try:
-            pid = os.fork()
-        except OSError as error:
-            LOGGER.error("no server can be started: %s", cause_of(error), extra=trouble("fork"))
+        pid = self._forked()
+        if pid is None:
             post.due_at = time.monotonic() + _LONGEST_PAUSE_SECONDS
             return
-        finally:
-            if os.getpid() == self._pid:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, _KEPT_BACK)
         if pid == 0:
             self._be_server(index, shares)
         # What was to be said through Kong, the new server says.
@@ -238,23 +248,51 @@ class Supervisor:
             pass
         post.server = _Server(pid, index, time.monotonic())
 
+    def _forked(self) -> int | None:
+        """Fork with signals kept back, which the child is to heed when it can; None, said, when that cannot be."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_BACK)
+        try:
+            return os.fork()
+        except OSError as error:
+            LOGGER.error("no process can be started: %s", cause_of(error), extra=trouble("fork"))
+            return None
+        finally:
+            if os.getpid() == self._pid:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _KEPT_BACK)
+
+    def _start_attendant(self) -> None:
+        if self._attendant is not None and self._may_start and self._attendant.is_due:
+            self._attendant.start(self._forked, self._begin_as_attendant)
+
+    def _begin_as_attendant(self) -> None:
+        self._begin_as_child(WATCHER_NAME)
+        self._sockets.listener.close()
+        for channel in (*self._sockets.servers, self._sockets.supervisor):
+            if channel is not None:
+                channel.close()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _KEPT_BACK)
+
+    def _begin_as_child(self, name: str) -> None:
+        """Let go, in a process that was just forked, of what is the supervisor's alone."""
+        self._log.repeats.forget()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
+        for unneeded in (self._wakes, self._woken, self._successor, self._heir, self._elder):
+            if unneeded is not None:
+                unneeded.close()
+        self._watch.forget()
+        self._opening.leave()
+        name_process(name)
+
     def _be_server(self, index: int, shares: Sequence[Inheritance]) -> NoReturn:
         status = 1
         try:
-            self._log.repeats.forget()
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
-            for unneeded in (self._wakes, self._woken, self._successor, self._heir, self._elder):
-                if unneeded is not None:
-                    unneeded.close()
-            self._watch.forget()
-            self._opening.leave()
+            self._begin_as_child(SERVER_NAME)
             for other, share in enumerate(shares):
                 if other != index:
                     share.close()
-            name_process(SERVER_NAME)
             _be_told_of_parents_death()
             self._board.slots[index].claim()
             self._serve(self._station(index, shares[index] if shares else Inheritance()))
@@ -295,6 +333,8 @@ class Supervisor:
             return
         if self._rehearsal is not None and self._rehearsal[0] == pid:
             self._start_anew(code)
+            return
+        if self._attendant is not None and self._attendant.bury(pid, code, is_missed=self._may_start):
             return
         for post in self._posts:
             server = post.server
@@ -393,6 +433,8 @@ class Supervisor:
     def _retire(self) -> None:
         """Serve no more; what the servers have is delivered until they are told to end."""
         self._is_retired = True
+        if self._attendant is not None:
+            self._attendant.end()
         for post in self._posts:
             if post.server is not None and self._board.slots[post.server.index].state is not State.PARTED:
                 # Two processes must not serve one socket.
@@ -420,6 +462,8 @@ class Supervisor:
         if not self._may_start:
             return
         LOGGER.info("restarting")
+        if self._attendant is not None:
+            self._attendant.end()
         ends = [end.fileno() for channel in self._sockets.servers for end in (channel.inlet, channel.outlet)]
         servers = [0 if post.server is None else post.server.pid for post in self._posts]
         flush()

@@ -67,6 +67,13 @@ Failure = Failed | Rejected
 Outcome = Delivered | Failure
 
 
+def kind_of(outcome: Outcome) -> str:
+    """Return in a word what came of a request: `2xx`, `refused`, a status or a type of error."""
+    if isinstance(outcome, Delivered):
+        return "2xx"
+    return outcome.kind if isinstance(outcome, Failed) else "refused"
+
+
 def may_have_arrived(failure: Failure) -> bool:
     """Return whether the endpoint may hold events all the same."""
     return isinstance(failure, Failed) and failure.may_have_arrived

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from kong_metering.trial.blame import OUTAGE_CHANCE
@@ -66,6 +67,18 @@ class Breaker:
         return closed
 
 
+class Condition(str, Enum):
+    """How it stands with an endpoint, for people."""
+
+    WORKS = "works"
+    # Requests fail, and are sent again as they are; others get through, or did a moment ago.
+    FAILS_AT_TIMES = "fails_at_times"
+    # All waits, and the oldest event probes.
+    NOTHING_GETS_THROUGH = "nothing_gets_through"
+    # Without a spool, by Kong's rules: what comes is given up, but for a probe now and then.
+    BREAKER_OPEN = "breaker_open"
+
+
 class Standing:
     """What a trial knows of the endpoint beside the evidence, and from when on it may be asked again (monotonic).
 
@@ -77,6 +90,15 @@ class Standing:
         self.silence = Silence()
         self.breaker = Breaker()
         self.works_since = now
+
+    @property
+    def condition(self) -> Condition:
+        """How it stands now."""
+        if self.breaker.is_open:
+            return Condition.BREAKER_OPEN
+        if self.silence.is_probing:
+            return Condition.NOTHING_GETS_THROUGH
+        return Condition.FAILS_AT_TIMES if self.silence.failures else Condition.WORKS
 
     @property
     def free_at(self) -> float:

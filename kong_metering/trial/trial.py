@@ -28,7 +28,7 @@ from kong_metering.trial.hand import Hand
 from kong_metering.trial.outcome import Delivered, Failure, Outcome, Rejected
 from kong_metering.trial.parts import Part, thirds
 from kong_metering.trial.probing import IN_A_ROW
-from kong_metering.trial.retrying import Breaker, Standing, retry_delay
+from kong_metering.trial.retrying import Breaker, Condition, Standing, retry_delay
 from kong_metering.trial.turns import REACH, Turns
 
 __all__ = ["REACH", "Answered", "Decision", "Note", "Part", "Pause", "Rules", "Send", "Take", "Trial"]
@@ -59,6 +59,21 @@ class Trial(Generic[T]):
     def unsettled(self) -> list[T]:
         """Return all events in hand, in order; those that are out too."""
         return self._hand.unsettled
+
+    @property
+    def condition(self) -> Condition:
+        """How it stands with the endpoint."""
+        return self._standing.condition
+
+    @property
+    def free_at(self) -> float:
+        """From when on something may be sent (monotonic); in the past, or minus infinity, if it may be now."""
+        return self._standing.free_at
+
+    @property
+    def suspects(self) -> int:
+        """How many events are set apart, to be found good or bad."""
+        return sum(len(part.items) for part in self._hand.suspects)
 
     @property
     def lined_up(self) -> int:

@@ -15,6 +15,7 @@ from kong_metering.spool.directory import Adoption, HeldLog, SpoolDirectory
 
 if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
+    from kong_metering.spool.times import SpoolTimes
 
 _SHARE_OF_DESCRIPTORS = 4
 
@@ -22,8 +23,9 @@ _SHARE_OF_DESCRIPTORS = 4
 class Holdings:
     """The ones that were opened through it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, times: SpoolTimes) -> None:
         self.root = root
+        self._times = times
         self._directory: SpoolDirectory | None = None
         # Each takes a descriptor for its lock.
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -69,6 +71,6 @@ class Holdings:
     def _opened(self) -> SpoolDirectory:
         directory = self._directory
         if directory is None:
-            directory = self._directory = SpoolDirectory(self.root)
+            directory = self._directory = SpoolDirectory(self.root, times=self._times)
             self._made.append(directory)
         return directory

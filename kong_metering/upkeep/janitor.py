@@ -22,8 +22,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from kong_metering.delivery.logsource import LogSource
+from kong_metering.delivery.outages import told
 from kong_metering.errors import DISK_ERRORS
-from kong_metering.log import LOGGER, cause_of, printable, trouble
+from kong_metering.log import LOGGER, Once, cause_of, printable, trouble
 from kong_metering.upkeep.freelogs import FreeLog, FreeLogsReport
 from kong_metering.upkeep.guard import guarded
 from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from kong_metering.spool.accepted import Acceptances
     from kong_metering.spool.directory import Adoption, HeldLog
     from kong_metering.spool.identity import QueueIdentity
+    from kong_metering.spool.times import SpoolTimes
     from kong_metering.stats import Stats
     from kong_metering.upkeep.retention import BoundedLog
     from kong_metering.upkeep.writer import Writer
@@ -66,6 +68,7 @@ class Janitor:
         stats: Stats,
         connections: Connections,
         acceptances: Acceptances,
+        times: SpoolTimes,
         round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._root = shared.options.directory
@@ -77,7 +80,8 @@ class Janitor:
         self._stats = stats
         self._connections = connections
         self._acceptances = acceptances
-        self._takeovers = Takeovers(shared.holdings, syncs_each_write=shared.options.syncs_each_write)
+        self._times = times
+        self._takeovers = Takeovers(shared.holdings, shared.options)
         self._round_seconds = round_seconds
         self._lock = threading.Lock()
         self._backlogs: dict[str, SpooledBacklog] = {}
@@ -92,6 +96,10 @@ class Janitor:
         self._bounds_at = self._clock.monotonic()
         self._free_logs_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
         self._report = FreeLogsReport()
+        self._strays_at = self._clock.monotonic()
+        self._told = Once()
+        # The write that hangs: when it began.
+        self._hangs_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="metering janitor", daemon=True)
 
     def start(self) -> None:
@@ -179,6 +187,8 @@ class Janitor:
             self._retire_released,
             self._retire_settled,
             self._pour,
+            self._tidy_strays,
+            self._acceptances.learn,
             self._takeovers.carry_on,
             self._take_over,
             self._try_again,
@@ -235,6 +245,20 @@ class Janitor:
                 unpoured.reason,
                 extra=trouble(f"unpoured:{unpoured.path}"),
             )
+
+    def _tidy_strays(self) -> None:
+        """Clear up what is left in shared memory of spools that were replaced; say what holds events."""
+        if self._pouring is None or self._clock.monotonic() < self._strays_at:
+            return
+        self._strays_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
+        for stray in self._pouring.strays():
+            if self._told.is_first(str(stray.directory)):
+                LOGGER.warning(
+                    "%s holds %d events of killed servers of another spool, which was replaced or whose servers do not "
+                    "run: they stay there for them (`kong-metering spool status` shows it)",
+                    stray.directory,
+                    stray.events,
+                )
 
     def _take_over(self) -> None:
         with self._lock:
@@ -311,7 +335,7 @@ class Janitor:
         found: list[tuple[float, LogSource]] = []
         for held in held_logs:
             try:
-                log = LogSource(held, syncs_each_write=self._options.syncs_each_write)
+                log = LogSource(held, self._options)
                 found.append((log.oldest_ms() or float("inf"), log))
             except DISK_ERRORS as error:
                 message = f"events in {held.directory} cannot be read, for now: {cause_of(error)}"
@@ -323,8 +347,17 @@ class Janitor:
         self.order_spills()
         for backlog in self.backlogs():
             guarded(backlog.try_again)
+        self._look_at_writer()
+
+    def _look_at_writer(self) -> None:
+        """Say that the disk hangs, and when it goes on."""
         since = self._writer.writing_since
+        if self._hangs_since is not None and since != self._hangs_since:
+            lasted = told(self._clock.monotonic() - self._hangs_since)
+            LOGGER.warning("the disk works again after it hung for %s", lasted, extra=trouble("disk works"))
+            self._hangs_since = None
         if since is not None and self._clock.monotonic() - since > _HANGING_SECONDS:
+            self._hangs_since = since
             LOGGER.error(
                 "the disk hangs: a write has taken %.0f s by now; events wait in memory meanwhile",
                 self._clock.monotonic() - since,
@@ -349,8 +382,9 @@ class Janitor:
         try:
             ours = [log for backlog in self.backlogs() for log in backlog.keeping.bounded()]
             logs: list[BoundedLog] = [*free, *ours]
-            # By the clock that shows less: when it was set, what was accepted between would look older than it is.
-            keep_age(logs, int(min(self._clock.now_ms(), self._clock.wall_ms()) - self._options.max_age * 1000))
+            clock = self._times.look()
+            if clock.is_steady:
+                keep_age(logs, clock.older_than_ms(self._options.max_age))
             keep_bytes(logs, excess)
             if is_due:
                 self._free_logs_at = now + _FREE_LOGS_SECONDS

@@ -20,9 +20,12 @@ from kong_metering.errors import StartupError
 from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.place import Place
 from kong_metering.inbox.pouring import Pouring
+from kong_metering.log import LOGGER
+from kong_metering.measures import Timings
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.options import Sync
-from kong_metering.upkeep.guard import guarded
+from kong_metering.spool.times import SpoolTimes
+from kong_metering.upkeep.guard import guarded, within
 from kong_metering.upkeep.holdings import Holdings
 from kong_metering.upkeep.janitor import ROUND_SECONDS, Janitor
 from kong_metering.upkeep.syncer import Syncer
@@ -39,29 +42,35 @@ if TYPE_CHECKING:
     from kong_metering.stats import Stats
 
 _ENDING_SECONDS = 1.0
+# Nobody is served before: a disk that takes longer hangs.
+_OPENING_SECONDS = 5.0
 
 
 class Spooler:
     """The spool of this process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         options: SpoolOptions,
         *,
         clock: Clock,
         stats: Stats,
         connections: Connections,
+        timings: Timings | None = None,
         janitor_round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._options = options
-        self._holdings = Holdings(options.directory)
+        self._clock = clock
+        timings = timings or Timings()
+        times = SpoolTimes(options.directory, clock)
+        self._holdings = Holdings(options.directory, times)
         bell = Bell()
         place = Place(options.inbox_directory, options.directory) if options.inbox_directory else None
         self._inbox = self._opened(place, bell)
-        self._writer = Writer(self._inbox, bell, clock)
+        self._writer = Writer(self._inbox, bell, clock, timings.write)
         epoch = EpochClock(clock)
         self.acceptances = Acceptances(options.directory)
-        self._shared = Shared(self._holdings, LetterBox(options, epoch), options, epoch)
+        self._shared = Shared(self._holdings, LetterBox(options, epoch, stats), options, epoch)
         self._numbers = itertools.count(1)
         self._number_of: dict[SpooledBacklog, int] = {}
         pouring = Pouring(place, options.directory, epoch.wall_ms) if place else None
@@ -72,16 +81,25 @@ class Spooler:
             stats=stats,
             connections=connections,
             acceptances=self.acceptances,
+            times=times,
             round_seconds=janitor_round_seconds,
         )
-        self._syncer = Syncer(self._unsynced)
+        self._syncer = Syncer(self._unsynced, clock, timings.sync)
 
     def _opened(self, place: Place | None, bell: Bell) -> Inbox:
         """Open the inbox in shared memory, which belongs to the spool's directory; else in our own."""
         if place is None:
             return Inbox.in_memory(bell.ring)
-        guarded(self._holdings.make)
-        return Inbox.open(place, bell.ring)
+        opened: list[Inbox] = []
+
+        def open_it() -> None:
+            guarded(self._holdings.make)
+            opened.append(Inbox.open(place, bell.ring))
+
+        if not within(_OPENING_SECONDS, open_it) or not opened:
+            LOGGER.error("the disk hangs: a plugin server that is killed will lose the events of its last moments")
+            return Inbox.in_memory(bell.ring)
+        return opened[0]
 
     def start(self) -> None:
         """Begin to write; raises `StartupError` when that cannot be."""
@@ -136,11 +154,11 @@ class Spooler:
             "janitor": int(self._janitor.is_stalled(STALLED_SECONDS)),
         }
 
-    def flush(self, timeout: float) -> None:
-        """Have what is in the inbox written, and what dead processes left adopted, `timeout` seconds at most."""
+    def flush(self, deadline: float) -> None:
+        """Have what is in the inbox written, and what dead processes left adopted, until `deadline` (monotonic)."""
         self._janitor.order_spills()
-        self._writer.flush(timeout)
-        self._janitor.look_for_others(timeout)
+        self._writer.flush(max(0.0, deadline - self._clock.monotonic()))
+        self._janitor.look_for_others(max(0.0, deadline - self._clock.monotonic()))
 
     def end(self) -> bool:
         """Write no more; False if the disk hangs, and events are left in the inbox."""

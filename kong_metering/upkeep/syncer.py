@@ -13,7 +13,9 @@ from kong_metering.log import LOGGER, cause_of, trouble
 from kong_metering.upkeep.guard import guarded
 
 if TYPE_CHECKING:
+    from kong_metering.clock import Clock
     from kong_metering.eventlog.files import Unsynced
+    from kong_metering.measures import Histogram
 
 _SYNC_SECONDS = 1.0
 
@@ -21,8 +23,11 @@ _SYNC_SECONDS = 1.0
 class Syncer:
     """The thread; `written` gives what was written since the last time."""
 
-    def __init__(self, written: Callable[[], Iterable[Unsynced]]) -> None:
+    def __init__(self, written: Callable[[], Iterable[Unsynced]], clock: Clock, times: Histogram) -> None:
+        """Take what gives what was written, and where the time of each sync is counted."""
         self._written = written
+        self._clock = clock
+        self._times = times
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metering syncer", daemon=True)
 
@@ -42,7 +47,10 @@ class Syncer:
 
     def _sync(self) -> None:
         for unsynced in self._written():
+            began = self._clock.monotonic()
             try:
                 unsynced.sync()
             except OSError as error:
                 LOGGER.error("the disk does not confirm what was written: %s", cause_of(error), extra=trouble("sync"))
+            else:
+                self._times.observe(self._clock.monotonic() - began)

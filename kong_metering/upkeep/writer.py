@@ -21,6 +21,7 @@ from kong_metering.upkeep.guard import guarded
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.inbox.inbox import Inbox
+    from kong_metering.measures import Histogram
 
 # Kong is answered before; what comes meanwhile is written together.
 ROUND_SECONDS = 0.006
@@ -62,11 +63,12 @@ class Bell:
 class Writer:
     """The thread, and the logs by the number of their queue."""
 
-    def __init__(self, inbox: Inbox, bell: Bell, clock: Clock) -> None:
-        """Take the inbox, and the bell that it rings."""
+    def __init__(self, inbox: Inbox, bell: Bell, clock: Clock, times: Histogram) -> None:
+        """Take the inbox, the bell that it rings, and where the time of each write is counted."""
         self._inbox = inbox
         self._bell = bell
         self._clock = clock
+        self._times = times
         self._logs: dict[int, Log] = {}
         # Those that were written to lately, and so hold a file open, the longest ago first.
         self._awake: dict[int, Log] = {}
@@ -144,8 +146,9 @@ class Writer:
             by_queue.setdefault(number, []).append(event)
         for number, events in by_queue.items():
             log = self._logs[number]
-            self.writing_since = self._clock.monotonic()
+            began = self.writing_since = self._clock.monotonic()
             guarded(functools.partial(log.write, events))
+            self._times.observe(self._clock.monotonic() - began)
             self._let_others_rest(number, log)
         self._inbox.advance(drained)
         return len(drained.events) == _EVENTS_A_ROUND

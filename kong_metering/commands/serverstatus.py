@@ -1,0 +1,166 @@
+"""`kong-metering status`: what the running servers do, for whom events wait, and why."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.text import Text
+
+from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME
+from kong_metering.commands import words
+from kong_metering.commands.askserver import server_status
+from kong_metering.commands.options import json_option, taking
+from kong_metering.commands.output import cell, console, cut, say, table, tell
+from kong_metering.quantities import Duration
+from kong_metering.watching.page import CONDITIONS, duration
+from kong_metering.watching.view import View
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kong_metering.watching.view import QueueView
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerStatusOptions:
+    """What `status` takes; `watch` in seconds."""
+
+    kong_prefix: Path
+    socket: Path | None
+    watch: float | None
+    as_json: bool
+
+    @property
+    def path(self) -> Path:
+        """The socket to ask at."""
+        return self.socket or self.kong_prefix / f"{PLUGIN_NAME}.sock"
+
+
+@click.command("status")
+@click.option(
+    "--kong-prefix",
+    "-p",
+    type=click.Path(path_type=Path),
+    default=Path("/usr/local/kong"),
+    envvar=f"{ENVIRONMENT_PREFIX}KONG_PREFIX",
+    show_envvar=True,
+    show_default=True,
+    metavar="DIR",
+    help="Kong's prefix, where the plugin server has its socket.",
+)
+@click.option("--socket", type=click.Path(path_type=Path), metavar="FILE", help="The socket, if it is elsewhere.")
+@click.option("--watch", type=Duration(), metavar="TIME", help="Show it anew each so often, until Ctrl-C.")
+@json_option("one JSON document")
+@taking(ServerStatusOptions)
+def status(options: ServerStatusOptions) -> None:
+    """Show what the running servers do: what waits, for whom, and why.
+
+    Asks the plugin server itself, and changes nothing; `kong-metering spool status` looks at the disk instead, also
+    when nothing runs. Run it as the user that the plugin server runs as. The counts are those since the servers were
+    started.
+
+    Exit status: 0 when the plugin server answered, 1 when it did not.
+    """
+    while True:
+        told = server_status(options.path)
+        if options.as_json:
+            say(words.json_document(_document(told)))
+        else:
+            if options.watch:
+                click.clear()
+            _print(told, time.time())
+        if not options.watch:
+            return
+        time.sleep(options.watch)
+
+
+def _view(told: Mapping[str, Any]) -> View:
+    return View.of(told["Status"].get("servers", ()))
+
+
+def _document(told: Mapping[str, Any]) -> dict[str, Any]:
+    view = _view(told)
+    return {
+        "servers": [asdict(server) for server in view.servers],
+        "instances": len(told.get("Instances", ())),
+        "phases_under_way": told.get("Events", 0),
+        "account": view.account,
+        "plugins": [asdict(plugin) for plugin in view.plugins.values()],
+        "queues": [asdict(queue) for queue in view.queues.values()],
+        "waiting_for_instances": view.waiting_for_instances,
+        "spool": view.spool,
+    }
+
+
+def _print(told: Mapping[str, Any], now: float) -> None:
+    view = _view(told)
+    processes = ", ".join(f"{server.pid} ({server.version or 'another version'})" for server in view.servers)
+    tell(f"servers {processes}; {len(told.get('Instances', ()))} instances; {view.waiting} events wait")
+    if not view.plugins:
+        tell("No plugin has been started yet: Kong starts one with its first metered request.")
+        return
+    console().print(_queues(view, now))
+    console().print(_requests(view))
+    for queue in view.queues.values():
+        if queue.last_failure:
+            ago = duration(max(0.0, now - queue.last_failure["at"]))
+            console().print(Text(f"{queue.name}: last failure {ago} ago: {words.shown(queue.last_failure['reason'])}"))
+    for name, events in view.waiting_for_instances.items():
+        tell(f"{events} events of {words.shown(name)} wait on disk until Kong starts the plugin: send it a request")
+
+
+def _queues(view: View, now: float) -> Table:
+    made = table(
+        "plugin",
+        "endpoint",
+        "it",
+        "waiting",
+        "oldest",
+        "delivered",
+        "last",
+        "dead letters",
+        "dropped",
+        whole=["waiting"],
+    )
+    for queue in view.queues.values():
+        made.add_row(
+            cut(queue.name),
+            cut(queue.endpoint),
+            _condition(queue),
+            str(queue.waiting),
+            duration(queue.oldest_seconds) if queue.waiting else "",
+            str(queue.counts["delivered"]),
+            f"{duration(max(0.0, now - queue.delivered_at))} ago" if queue.delivered_at else "never",
+            _by_reason(queue.dead_letters),
+            _by_reason(queue.dropped),
+        )
+    return made
+
+
+def _condition(queue: QueueView) -> Text:
+    said = CONDITIONS.get(queue.condition, queue.condition)
+    if queue.next_try_in_seconds:
+        said += f", next try in {duration(queue.next_try_in_seconds)}"
+    if queue.disk == "refuses":
+        said += "; the disk refuses events"
+    is_well = queue.condition == "works" and queue.disk != "refuses"
+    return cell(said, "" if is_well else "red")
+
+
+def _requests(view: View) -> Table:
+    made = table("plugin", "requests metered", "not metered", "events", whole=["requests metered", "events"])
+    for plugin in view.plugins.values():
+        skipped = Counter({name: count for name, count in plugin.requests.items() if name != "metered"})
+        metered, events = plugin.requests["metered"], plugin.events.total()
+        made.add_row(cut(plugin.name), str(metered), _by_reason(skipped), str(events))
+    return made
+
+
+def _by_reason(counts: Counter[str]) -> Text:
+    return cell(", ".join(f"{count} {reason}" for reason, count in counts.items() if count))
