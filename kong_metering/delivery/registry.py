@@ -227,6 +227,11 @@ class Delivery:
                 waiting[opened.queue.name] += opened.queue.waiting
         return dict(waiting)
 
+    def stalled(self) -> dict[str, int]:
+        """Tell what of delivery is not alive: 1 for each thread, or pool of threads, that gets nowhere, else 0."""
+        of_spool = {} if self._spooler is None else self._spooler.stalled()
+        return {**of_spool, "couriers": int(self._couriers.is_stalled())}
+
     def held_back(self) -> dict[str, int]:
         """Tell by queue how many events on disk may not be sent, because the disk does not take the note of it."""
         held: Counter[str] = Counter()

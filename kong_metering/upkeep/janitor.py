@@ -97,6 +97,7 @@ class Janitor:
         # How many rounds are over, and who waits for the end of one.
         self.rounds = 0
         self._round_over = threading.Condition()
+        self._round_ended_at = self._clock.monotonic()
         self._bounds_at = self._clock.monotonic()
         self._free_logs_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
         self._report = FreeLogsReport()
@@ -109,6 +110,12 @@ class Janitor:
     def start(self) -> None:
         """Begin; raises `RuntimeError` when no thread can be started."""
         self._thread.start()
+
+    def is_stalled(self, seconds: float) -> bool:
+        """Whether it has ended though nobody told it to, or no round has ended for so long."""
+        if self._is_ending:
+            return False
+        return not self._thread.is_alive() or self._clock.monotonic() - self._round_ended_at >= seconds
 
     def backlogs(self) -> list[SpooledBacklog]:
         """Give those that are open."""
@@ -196,6 +203,7 @@ class Janitor:
             self._keep_house()
             with self._round_over:
                 self.rounds += 1
+                self._round_ended_at = self._clock.monotonic()
                 self._round_over.notify_all()
             self._wanted.wait(self._round_seconds)
         guarded(functools.partial(self._takeovers.end, self._holdings.retire))

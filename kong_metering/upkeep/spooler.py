@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from kong_metering.clock import EpochClock
 from kong_metering.delivery.burials import LetterBox
+from kong_metering.delivery.couriers import STALLED_SECONDS
 from kong_metering.delivery.spooled import Shared, SpooledBacklog
 from kong_metering.errors import StartupError
 from kong_metering.inbox.inbox import Inbox
@@ -176,6 +177,13 @@ class Spooler:
     def waiting_for_instances(self) -> dict[str, int]:
         """Tell how many events waited on disk, within the last minute, for queues that are not open here."""
         return self._janitor.waiting_for_instances()
+
+    def stalled(self) -> dict[str, int]:
+        """Tell of each thread whether it has ended, or been at one thing for `STALLED_SECONDS`: 1, else 0."""
+        return {
+            "writer": int(self._writer.is_stalled(STALLED_SECONDS)),
+            "janitor": int(self._janitor.is_stalled(STALLED_SECONDS)),
+        }
 
     def flush(self, deadline: float) -> None:
         """Have what is in the inbox written, and what dead processes left adopted, until `deadline` (monotonic)."""

@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from kong_metering.delivery.couriers import STALLED_SECONDS
+from kong_metering.delivery.writing import Writing
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.spool.options import Sync
@@ -495,6 +498,45 @@ def test_a_disk_that_hangs_does_not_keep_a_queue_from_being_opened(
     assert on_disk(root) == []
     goes_on.set()
     wait_until(lambda: on_disk(root) == [b"1"], "it is on disk")
+
+
+def test_threads_that_are_at_one_thing_for_long_are_stalled_and_the_others_are_not(
+    process: ProcessMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = process().open(down())
+    dead.put_on_disk(b"old")
+    dead.process.close()
+    goes_on = stalled_adoption(monkeypatch)
+    it = process().open()
+    it.put_on_disk(b"new")
+    spooler = it.process.spooler
+    assert spooler.stalled() == {"writer": 0, "janitor": 0}
+    it.process.let_pass(STALLED_SECONDS + 1)
+    assert spooler.stalled() == {"writer": 0, "janitor": 1}
+    goes_on.set()
+    it.process.settle(adopted=1)
+    wait_until(lambda: spooler.stalled() == {"writer": 0, "janitor": 0}, "it goes on")
+
+
+def test_a_disk_that_hangs_for_long_stalls_the_writer(process: ProcessMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = process().open(down())
+    it.put_on_disk(b"1")
+    hangs, goes_on = threading.Event(), threading.Event()
+    write = Writing.write
+
+    def hanging(backlog: Writing, events: Sequence[bytes]) -> None:
+        hangs.set()
+        goes_on.wait(30)
+        write(backlog, events)
+
+    monkeypatch.setattr(Writing, "write", hanging)
+    it.put(b"2")
+    wait_until(hangs.is_set, "it hangs")
+    assert it.process.spooler.stalled()["writer"] == 0
+    it.process.let_pass(STALLED_SECONDS + 1)
+    assert it.process.spooler.stalled()["writer"] == 1
+    goes_on.set()
+    wait_until(lambda: it.process.spooler.stalled()["writer"] == 0, "it goes on")
 
 
 def test_events_are_written_while_it_takes_long_to_take_over_what_a_dead_process_left(
