@@ -11,6 +11,7 @@ SOAK_SECONDS ?= 1800
 TORTURE_KILLS ?= 200
 TORTURE ?=
 BENCH ?=
+LATENCY ?=
 
 # Leaves no process and no temporary file behind, whatever ends it, and fails if a test has left a process.
 CONTAINED := $(BIN)/python -m kong_metering_sandbox.contained
@@ -41,7 +42,8 @@ help:
 	@echo "make bench-host  what the plugin server costs, next to kong-pdk's own"
 	@echo "make bench-inbox what an event costs on its way through shared memory"
 	@echo "make bench-latency"
-	@echo "                 what gets through to an endpoint that is far away, with the defaults"
+	@echo "                 what gets through to an endpoint that is far away, with the defaults;"
+	@echo "                 LATENCY='--seconds 2 --rates 100' for less of it, see bench/latency.py"
 	@echo "make bench-spool events/s through queue, spool and delivery, bursts, starts (10 GB of disk)"
 
 quick: lint types
@@ -79,7 +81,7 @@ bench-inbox: $(VENV)/.dev
 	$(BIN)/python bench/inbox.py
 
 bench-latency: $(VENV)/.dev
-	$(BIN)/python bench/latency.py
+	$(BIN)/python bench/latency.py $(LATENCY)
 
 bench-spool: $(VENV)/.dev
 	$(BIN)/python bench/spool.py

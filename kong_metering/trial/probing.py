@@ -6,11 +6,13 @@ many bad ones in a row with few tries.
 
 Where events are kept and a failure leaves it open whether they have arrived, the others are those that are in doubt
 already, because they were sent together with the oldest. One more joins them only where there are none, and then it is
-always the same; one more after a minute, and after an hour. So an outage leaves in doubt what was under way when it
-began, and one; what joined later counts only if it lasts so much longer than the endpoint recognises duplicate ids.
+always the same, so far behind that it reaches over bad ones in a row; one more after a minute, and after an hour. So an
+outage leaves in doubt what was under way when it began, and one; what joined later counts only if it lasts so much
+longer than the endpoint recognises duplicate ids.
 
-Where the answer is about who sends (401, 407, 429) the oldest has two rounds, then every other one; the others have
-those between: a limit on the rate, or a token that is refused, gets no more requests for it.
+Where the answer is about who sends (401, 407, 429) a round has one request, so that a limit on the rate, or a token
+that is refused, gets no more of them for it: the other's turn is in every second round; after some rounds, when it has
+most likely to do with no event, in every tenth, so that it is the oldest one that is tried when it works again.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class Silence:
         """End a round."""
         self.rounds += 1
         self.until = until
-        self.is_others_turn = self.is_about_the_sender and self.rounds % 2 == 0
+        between = 2 if self.rounds <= 2 * IN_A_ROW else IN_A_ROW
+        self.is_others_turn = self.is_about_the_sender and self.rounds % between == 0
         self.retry_after = None
 
     def depth(self) -> int:

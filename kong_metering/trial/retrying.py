@@ -101,7 +101,7 @@ class Standing:
         """How it stands now."""
         if self.breaker.is_open:
             return Condition.BREAKER_OPEN
-        if self.silence.is_probing:
+        if self.silence.is_probing and self.silence.failures:
             return Condition.NOTHING_GETS_THROUGH
         return Condition.FAILS_AT_TIMES if self.silence.failures else Condition.WORKS
 

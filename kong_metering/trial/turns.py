@@ -155,7 +155,7 @@ class Turns(Generic[T]):
         in_doubt = [depth for depth in self._hand.line.depths_in_doubt() if depth > 0]
         silence.joined = min(len(in_doubt), max(1, silence.joined))
         if silence.lets_join(now):
-            return in_doubt[-1] + IN_A_ROW if in_doubt else 1
+            return (in_doubt[-1] if in_doubt else 0) + IN_A_ROW
         return in_doubt[silence.choice(len(in_doubt))] if in_doubt else 0
 
     def _behind_breaker(self, now: float, ready: int) -> Decision[T]:

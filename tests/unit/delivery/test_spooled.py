@@ -146,10 +146,12 @@ def test_an_outage_longer_than_the_retry_time_costs_nothing(
     it.put(*numbered(100, first=100))
     it.endpoint.decide = lambda _: Delivered()
     assert it.process.settle() == Snapshot(accepted=200, delivered=200)
-    # Where it comes back while another one than the oldest is tried, that one is early.
-    early = [event for place, event in enumerate(it.endpoint.delivered) if int(event) > place]
-    assert sorted(it.endpoint.delivered, key=int) == numbered(200)
-    assert len(early) <= 1
+    # Where somebody has seen the requests, an event may be the reason, and another one probes beside the oldest: where
+    # the endpoint comes back just then, that one is early, and no other.
+    first, *others = it.endpoint.delivered
+    if failure is REFUSED:
+        assert first == b"0"
+    assert others == [event for event in numbered(200) if event != first]
 
 
 def test_memory_holds_no_more_than_a_batch_whatever_waits(process: ProcessMaker) -> None:

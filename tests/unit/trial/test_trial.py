@@ -11,6 +11,7 @@ from kong_metering.config import Queue
 from kong_metering.reasons import Dropped
 from kong_metering.trial.decisions import Pause, Rules, Send, Take
 from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.trial.retrying import Condition
 from kong_metering.trial.trial import REACH, Trial
 from tests.unit.trial.world import (
     ALL_FAILURES,
@@ -162,10 +163,10 @@ def test_an_outage_puts_one_event_in_doubt_besides_a_single_one_that_was_under_w
     world.endpoint = lambda _: failure
     world.put(5000)
     world.run(seconds=59)
-    assert world.in_doubt == {500, 501}
+    assert world.in_doubt == {500, 510}
     assert len(world.requests) > 500 + 15
     world.run(seconds=3 * 86400)
-    assert world.in_doubt == {500, 501, 511, 521}
+    assert world.in_doubt == {500, 510, 520, 530}
 
 
 @pytest.mark.parametrize("failure", IN_DOUBT)
@@ -174,13 +175,25 @@ def test_an_endpoint_that_has_taken_nothing_so_far_is_asked_with_single_events(f
     world = World(lambda _: failure, batch_size=batch, asks_first=True)
     world.put(5000)
     world.run(seconds=59)
-    assert world.in_doubt == {0, 1}
+    assert world.in_doubt == {0, 10}
     world.reconfigure()
     world.run(seconds=59)
-    assert world.in_doubt == {0, 1}
+    assert world.in_doubt == {0, 10}
     world.endpoint = take_all
     world.run()
     assert sorted(world.delivered) == list(range(5000))
+
+
+def test_an_endpoint_that_is_only_asked_so_far_is_not_said_to_fail() -> None:
+    world = World(lambda _: DOWN, batch_size=10, asks_first=True)
+    assert world.trial.condition.value == Condition.WORKS.value
+    world.put(5)
+    world.run(until=lambda: len(world.requests) == 1)
+    assert world.trial.condition.value == Condition.WORKS.value
+    world.run(seconds=30)
+    assert world.trial.condition.value == Condition.NOTHING_GETS_THROUGH.value
+    world.reconfigure()
+    assert world.trial.condition.value == Condition.WORKS.value
 
 
 def test_once_the_one_event_got_through_batches_go() -> None:
@@ -201,10 +214,14 @@ def test_a_failure_that_leaves_no_doubt_does_not_end_the_care_for_those_that_do(
 def test_the_oldest_event_is_tried_first_in_each_round() -> None:
     world = World(lambda _: DOWN, batch_size=10)
     world.put(100)
-    world.run(seconds=600)
+    world.run(seconds=59)
     probes = [request[0] for request in world.requests[1:]]
     assert probes[::2] == [0] * len(probes[::2])
     assert set(probes[1::2]) == {1, 2, 4, 8}
+    world.run(seconds=600)
+    probes = [request[0] for request in world.requests[1:]]
+    assert probes[::2] == [0] * len(probes[::2])
+    assert set(probes[1::2]) == {1, 2, 4, 8, 19}
 
 
 def test_no_other_event_is_tried_where_none_can_be_the_reason() -> None:
