@@ -105,6 +105,7 @@ def test_what_a_running_server_holds_goes_to_the_url_that_the_plugin_has_now(
     assert list((gateway.root / REQUESTS).iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_is_redirected_to_a_url_that_no_plugin_has_waits_there_and_what_comes_later_does_not(
     serve: Callable[..., Gateway], old: IngestServer, new: IngestServer, token: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_what_is_in_flight_is_settled_first(
     assert sorted(accepted + gateway.waiting(new.url)) == sorted(ids)
 
 
+@pytest.mark.slow
 def test_marks_go_with_the_events(serve: Callable[..., Gateway], old: IngestServer, new: IngestServer) -> None:
     """Which ones may have arrived is known at the new endpoint too."""
     gateway = serve()
@@ -175,6 +177,7 @@ def test_marks_go_with_the_events(serve: Callable[..., Gateway], old: IngestServ
     assert queue["may_have_arrived"] >= before
 
 
+@pytest.mark.slow
 def test_two_servers_give_up_what_each_of_them_holds(
     serve: Callable[..., Gateway], old: IngestServer, new: IngestServer
 ) -> None:
@@ -203,6 +206,7 @@ def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
     assert list((root / REQUESTS).iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_meanwhile_loses_nothing(
     serve: Callable[..., Gateway], old: IngestServer, new: IngestServer
 ) -> None:
@@ -221,6 +225,7 @@ def test_a_server_that_is_killed_meanwhile_loses_nothing(
     assert gateway.waiting(new.url) == ids
 
 
+@pytest.mark.slow
 def test_each_event_arrives_once_while_requests_come_and_redirects_go_to_and_fro(
     serve: Callable[..., Gateway], old: IngestServer, new: IngestServer
 ) -> None:
@@ -386,6 +391,7 @@ def test_a_letter_that_a_killed_redirect_left_at_both_is_one_again(root: Path) -
 # ------------------------------------------------------------------------------------------------------------- a kill
 
 
+@pytest.mark.slow
 def test_a_redirect_that_is_killed_is_in_one_place_or_the_other(root: Path) -> None:
     for part in range(30):
         waiting(root, [event(part * 10 + n) for n in range(10)], OLD)
