@@ -378,9 +378,12 @@ def test_a_send_without_an_answer_is_repeated_only_within_the_deduplication_wind
 def test_only_what_may_have_arrived_is_ambiguous(
     process: ProcessMaker, steered: SteeredClock, outcome: Failed, *, is_ambiguous: bool
 ) -> None:
-    it = process().open(down(outcome), max_batch_size=3, initial_retry_delay=1000, max_retry_delay=1000)
+    it = process().open(max_batch_size=3, initial_retry_delay=1000, max_retry_delay=1000)
+    it.put_on_disk(b"before")
+    it.process.settle()
+    it.endpoint.decide = lambda _: outcome
     it.put_on_disk(*numbered(3))
-    it.endpoint.wait_for_request()
+    it.endpoint.wait_for_request(2)
     it.process.wait_for_rest()
     it.process.close(0)
     steered.advance(30 * DAY - 60)
