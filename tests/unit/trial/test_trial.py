@@ -184,6 +184,10 @@ def test_an_endpoint_that_has_taken_nothing_so_far_is_asked_with_single_events(f
     assert sorted(world.delivered) == list(range(5000))
 
 
+def condition_of(world: World) -> str:
+    return world.trial.condition.value
+
+
 def test_an_endpoint_that_is_only_asked_so_far_is_not_said_to_fail() -> None:
     world = World(lambda _: DOWN, batch_size=10, asks_first=True)
     conditions = [world.trial.condition]
