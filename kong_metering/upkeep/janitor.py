@@ -282,7 +282,8 @@ class Janitor:
         self._strays_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
         for stray in self._pouring.strays():
             if self._told.is_first(str(stray.directory)):
-                LOGGER.warning(
+                # No trouble of this spool's, and perhaps another Kong's that is just down.
+                LOGGER.info(
                     "%s holds %d events of killed servers of another spool, which was replaced or whose servers do not "
                     "run: they stay there for them (`kong-metering spool status` shows it)",
                     stray.directory,

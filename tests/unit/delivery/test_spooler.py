@@ -415,9 +415,9 @@ def test_a_batch_that_fails_for_longer_than_the_window_is_not_sent_blindly_by_th
 
 
 @pytest.mark.parametrize("failure", [DOWN, UNREACHABLE], ids=["5xx", "no answer"])
-@pytest.mark.parametrize(("has_worked", "in_doubt"), [(True, 1000), (False, 1)])
+@pytest.mark.parametrize("has_worked", [True, False])
 def test_an_outage_longer_than_the_window_leaves_the_probing_event_in_doubt(
-    process: ProcessMaker, failure: Failed, in_doubt: int, *, has_worked: bool
+    process: ProcessMaker, failure: Failed, *, has_worked: bool
 ) -> None:
     it = process().open(max_batch_size=1000, initial_retry_delay=1800, max_retry_delay=1800)
     it.put_on_disk(b"before")
@@ -427,16 +427,31 @@ def test_an_outage_longer_than_the_window_leaves_the_probing_event_in_doubt(
     it.endpoint.decide = lambda _: failure
     it.put_on_disk(*numbered(5000))
     it.endpoint.wait_for_request(2)
+    in_doubt = len(it.endpoint.requests[1])
+    assert (in_doubt > 1) == has_worked
     for _ in range(49):  # 24.5 hours
-        it.process.wait_for_rest()
-        it.let_pass(1801)
+        let_the_next_try_come(it)
     wait_until(lambda: it.process.account().dead_letters.get("ambiguous"), "the oldest is set aside")
     it.endpoint.decide = lambda _: Delivered()
-    it.process.wait_for_rest()
-    it.let_pass(1801)
+    let_the_next_try_come(it)
     account = it.process.settle()
-    assert account.dead_letters == {"ambiguous": in_doubt}
-    assert account.delivered == 5001 - in_doubt
+    # Besides, one more joins after a minute and one after an hour: the oldest may be what is to blame.
+    ambiguous = account.dead_letters["ambiguous"]
+    assert in_doubt <= ambiguous <= in_doubt + 2
+    assert account.delivered == 5001 - ambiguous
+
+
+def let_the_next_try_come(it: SpooledQueue) -> None:
+    """Let half an hour pass, and wait until something was sent, or set aside."""
+
+    def done() -> tuple[int, int]:
+        return len(it.endpoint.requests), it.process.account().dead_letters.get("ambiguous", 0)
+
+    it.process.wait_for_rest()
+    before = done()
+    it.let_pass(1801)
+    wait_until(lambda: done() != before, "the next try")
+    it.process.wait_for_rest()
 
 
 @pytest.mark.parametrize("jump", [DAY + 3600, -DAY - 3600, 3 * DAY])
