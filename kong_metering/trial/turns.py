@@ -21,6 +21,9 @@ REACH = 100
 _WITNESSES = 32
 # Where others fail as often as this, there are enough of them.
 _MANY_FAILURES = 0.5
+# How far behind the last event in doubt the next one is that joins: no divisor of the first distance, or one bad event
+# in ten would hide all good ones.
+_FURTHER = 7
 # One in so many events under suspicion is tried for each request of others that gets through, but one at least.
 _SUSPECTS_A_TURN = 10
 
@@ -155,7 +158,7 @@ class Turns(Generic[T]):
         in_doubt = [depth for depth in self._hand.line.depths_in_doubt() if depth > 0]
         silence.joined = min(len(in_doubt), max(1, silence.joined))
         if silence.lets_join(now):
-            return (in_doubt[-1] if in_doubt else 0) + IN_A_ROW
+            return in_doubt[-1] + _FURTHER if in_doubt else IN_A_ROW
         return in_doubt[silence.choice(len(in_doubt))] if in_doubt else 0
 
     def _behind_breaker(self, now: float, ready: int) -> Decision[T]:

@@ -31,7 +31,7 @@ _PREFIX = "/usr/local/kong"
 _SUFFIXES = ("_socket", "_start_cmd", "_query_cmd")
 _LISTS = ("plugins", "pluginserver_names")
 _ANY = "pluginserver_"
-_LOOKED_AT = ("kong_prefix", "socket_name", "no_spool", "adaptive_batch", "dump")
+_LOOKED_AT = ("kong_prefix", "socket", "socket_name", "plugin_name", "no_spool", "adaptive_batch", "dump")
 # Flags that print something and end.
 _ENDING = ("-h", "--help", "--version", "-version")
 
@@ -65,7 +65,10 @@ class Command:
     @property
     def socket(self) -> FilePath:
         """Where it makes its socket."""
-        return FilePath(str(self.options["kong_prefix"])) / str(self.options["socket_name"])
+        if self.options["socket"] is not None:
+            return FilePath(str(self.options["socket"]))
+        name = self.options["socket_name"] or f"{self.options['plugin_name']}.sock"
+        return FilePath(str(self.options["kong_prefix"])) / str(name)
 
 
 @dataclass(frozen=True)
@@ -327,8 +330,11 @@ def command_of(setting: Setting) -> Command | None:
 def _as_kong_starts_it(context: click.Context, option: click.Parameter) -> object:
     """Return the value of an option without the variables of this environment, of which Kong hands on none."""
     name = str(option.name)
-    if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+    if callable(option.default):
+        # A default that is worked out comes from this environment, too.
+        is_told = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        return context.params.get(name) if is_told else None
+    if context.get_parameter_source(name) is not ParameterSource.ENVIRONMENT:
         return context.params.get(name)
-    # A default that is worked out comes from this environment, too.
-    default = None if callable(option.default) else option.get_default(context)
-    return None if default is None else option.type_cast_value(context, default)
+    default = option.get_default(context)
+    return option.type_cast_value(context, default) if isinstance(default, (str, int, float)) else None

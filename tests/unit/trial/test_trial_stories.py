@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kong_metering.trial.outcome import Rejected, was_seen
+from kong_metering.trial.outcome import Rejected, may_have_arrived, was_seen
 from tests.unit.trial.world import (
     ABOUT_AN_EVENT,
     ALL_FAILURES,
@@ -114,13 +114,14 @@ def test_ten_different_events_in_a_row_that_are_refused_after_it_worked_come_bac
 @pytest.mark.parametrize("bad", [0, 1, 37, 99, 100, 200])
 @pytest.mark.parametrize("failure", [failure for failure in ABOUT_AN_EVENT if failure is not TOO_MANY])
 def test_the_one_event_that_a_firewall_takes_offence_at_is_refused_and_no_other(
-    failure: Outcome, bad: int, batch: int
+    failure: Failure, bad: int, batch: int
 ) -> None:
     world = World(choking({bad}, failure), batch_size=batch)
     world.put(300)
     world.run()
     assert set(world.refused) == {bad}
-    assert world.late == []
+    # Where it is open whether the bad one arrived, the other one that is tried meanwhile is ten behind it.
+    assert set(world.late) <= set(range(bad + 1, bad + 10) if may_have_arrived(failure) else ())
     search = 3 * math.ceil(math.log(min(batch, 300), 3) - 1e-9) if batch > 1 else 0
     witnesses = 25
     assert len(world.requests) <= 300 / batch + search + witnesses
