@@ -63,6 +63,7 @@ class Options:
     spool_max_bytes: int
     spool_max_age: float
     dedupe_window: float
+    keep_delivered: float
     no_spool: bool
     metrics_listen: Listen | None
     dump: bool
@@ -219,6 +220,14 @@ def _is_without_spool() -> bool:
     metavar="TIME",
     help="How long the endpoint recognises duplicate ids. An event that was sent without an answer is not sent again "
     "after that, but set aside as a dead letter.",
+)
+@_setting(
+    "--keep-delivered",
+    type=Duration(may_be_zero=True),
+    default="24h",
+    metavar="TIME",
+    help="How long events stay in the spool after they were delivered, so that `kong-metering verify` can read them "
+    "back; within --spool-max-bytes, for which they go first. 0 keeps none.",
 )
 @click.option(
     "--no-spool",
@@ -378,6 +387,7 @@ def _spool_options(options: Options) -> SpoolOptions | None:
         max_bytes=options.spool_max_bytes,
         max_age=options.spool_max_age,
         dedupe_window=options.dedupe_window,
+        keep_delivered=options.keep_delivered,
         inbox_directory=options.inbox_dir,
     )
 

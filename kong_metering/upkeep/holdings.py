@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from kong_metering.spool.directory import Adoption, HeldLog, SpoolDirectory
 
 if TYPE_CHECKING:
+    from kong_metering.spool.delivered import Delivered
     from kong_metering.spool.identity import QueueIdentity
 
 _SHARE_OF_DESCRIPTORS = 4
@@ -22,8 +23,9 @@ _SHARE_OF_DESCRIPTORS = 4
 class Holdings:
     """The ones that were opened through it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, delivered: Delivered | None = None) -> None:
         self.root = root
+        self._delivered = delivered
         self._directory: SpoolDirectory | None = None
         # Each takes a descriptor for its lock.
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -69,6 +71,6 @@ class Holdings:
     def _opened(self) -> SpoolDirectory:
         directory = self._directory
         if directory is None:
-            directory = self._directory = SpoolDirectory(self.root)
+            directory = self._directory = SpoolDirectory(self.root, delivered=self._delivered)
             self._made.append(directory)
         return directory

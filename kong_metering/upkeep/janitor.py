@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.upkeep.freelogs import FreeLog, FreeLogsReport
 from kong_metering.upkeep.guard import guarded
-from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
+from kong_metering.upkeep.retention import bytes_used, forget_delivered, keep_age, keep_bytes
 from kong_metering.upkeep.takeovers import Takeovers
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from kong_metering.inbox.pouring import Pouring
     from kong_metering.ingest.connections import Connections
     from kong_metering.spool.accepted import Acceptances
+    from kong_metering.spool.delivered import Delivered
     from kong_metering.spool.directory import Adoption, HeldLog
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.stats import Stats
@@ -52,6 +54,8 @@ _IDLE_ROUNDS = 10
 _LETTING_GO_SECONDS = 1.0
 # A write that takes longer is said.
 _HANGING_SECONDS = 5.0
+# What was delivered leaves this part of the spool's bound free on its disk.
+_SHARE_LEFT_FREE = 10
 
 
 class Janitor:
@@ -63,6 +67,7 @@ class Janitor:
         writer: Writer,
         pouring: Pouring | None,
         *,
+        delivered: Delivered,
         stats: Stats,
         connections: Connections,
         acceptances: Acceptances,
@@ -74,6 +79,7 @@ class Janitor:
         self._clock = shared.clock
         self._writer = writer
         self._pouring = pouring
+        self._delivered = delivered
         self._stats = stats
         self._connections = connections
         self._acceptances = acceptances
@@ -336,6 +342,7 @@ class Janitor:
         self._bounds_at = now + (_BOUNDS_SECONDS if used < self._options.max_bytes / 2 else 0)
         # On a disk that is read-only just now, dropping events would free nothing.
         excess = used - self._options.max_bytes if os.access(self._root, os.W_OK) else 0
+        excess -= self._forget_delivered(excess)
         is_due = now >= self._free_logs_at
         free = self._borrow() if excess > 0 or is_due else []
         try:
@@ -349,6 +356,14 @@ class Janitor:
                 self._report.say([log.held for log in free], now)
         finally:
             self._retire([log.held for log in free])
+
+    def _forget_delivered(self, excess: int) -> int:
+        """Keep what was delivered within its bounds, `excess` bytes less; tell how many went."""
+        free = shutil.disk_usage(self._root).free
+        # What others need on this disk goes before it too.
+        wanted = max(excess, self._options.max_bytes // _SHARE_LEFT_FREE - free)
+        oldest_ms = int(self._clock.wall_ms() - self._options.keep_delivered * 1000)
+        return forget_delivered(self._delivered, oldest_ms, wanted)
 
     def _borrow(self) -> list[FreeLog]:
         """Take the logs whose queues are not open here, for a moment."""

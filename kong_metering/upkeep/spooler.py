@@ -21,6 +21,7 @@ from kong_metering.inbox.place import Place
 from kong_metering.inbox.pouring import Pouring
 from kong_metering.measures import Timings
 from kong_metering.spool.accepted import Acceptances
+from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.options import Sync
 from kong_metering.upkeep.guard import guarded
 from kong_metering.upkeep.holdings import Holdings
@@ -56,21 +57,24 @@ class Spooler:
     ) -> None:
         self._options = options
         timings = timings or Timings()
-        self._holdings = Holdings(options.directory)
+        epoch = EpochClock(clock)
+        delivered = Delivered(options.directory, epoch.wall_ms)
+        kept = delivered if options.keep_delivered else None
+        self._holdings = Holdings(options.directory, kept)
         bell = Bell()
         place = Place(options.inbox_directory, options.directory) if options.inbox_directory else None
         self._inbox = self._opened(place, bell)
         self._writer = Writer(self._inbox, bell, clock, timings.write)
-        epoch = EpochClock(clock)
         self.acceptances = Acceptances(options.directory)
         self._shared = Shared(self._holdings, LetterBox(options, epoch), options, epoch)
         self._numbers = itertools.count(1)
         self._number_of: dict[SpooledBacklog, int] = {}
-        pouring = Pouring(place, options.directory, epoch.wall_ms) if place else None
+        pouring = Pouring(place, options.directory, epoch.wall_ms, kept) if place else None
         self._janitor = Janitor(
             self._shared,
             self._writer,
             pouring,
+            delivered=delivered,
             stats=stats,
             connections=connections,
             acceptances=self.acceptances,

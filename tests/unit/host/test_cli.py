@@ -16,6 +16,7 @@ import click
 import pytest
 
 from kong_metering import __version__, app, cli
+from kong_metering.quantities import Listen
 from kong_metering.spool.options import INBOX_DIRECTORY, Sync
 from tests.support.ingest import IngestServer
 from tests.support.plugin_server import BIN, ROOT, PluginServerProcess, ServerProcess, example_settings, script_command
@@ -43,6 +44,8 @@ FLAGS = {
     "--spool-max-bytes": "500M",
     "--spool-max-age": "7d",
     "--dedupe-window": "32d",
+    "--keep-delivered": "7h",
+    "--metrics-listen": "127.0.0.1:9542",
 }
 # What stands for the values of those that are not just text.
 MEANINGS = {
@@ -50,6 +53,8 @@ MEANINGS = {
     "--spool-max-bytes": 500 * 1024**2,
     "--spool-max-age": 604_800.0,
     "--dedupe-window": 2_764_800.0,
+    "--keep-delivered": 25_200.0,
+    "--metrics-listen": Listen("127.0.0.1", 9542),
 }
 
 
