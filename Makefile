@@ -30,7 +30,7 @@ help:
 	@echo "make test        lint, types and all tests: what CI runs"
 	@echo "make demo        see it run: gateway, plugin server, collector, and whether it all adds up"
 	@echo "                 (make demo GATEWAY=kong: on the real Kong that is on the PATH)"
-	@echo "make sandbox     the same, kept running, to play with"
+	@echo "make sandbox     the same, kept running, with a curl for each row of README's failure table"
 	@echo "make fuzz        feed records, headers, queries and frames for FUZZ_SECONDS (600)"
 	@echo "make soak        faults of every kind for SOAK_SECONDS (1800), and whether an event is missing afterwards"
 	@echo "make torture     TORTURE_KILLS (200) SIGKILLs of two processes over one spool, and whether an event is missing"

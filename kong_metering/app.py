@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from kong_metering.spool.options import SpoolOptions
 
 PHASES = ("access", "log")
+# How long the disk may take over the end of a server: the supervisor kills it three seconds after `stop_timeout`.
+_DISK_TIMEOUT_SECONDS = 2.5
 # Each server counts what waits on disk in the one spool.
 _ALIKE = ("waiting_for_instances",)
 
@@ -123,7 +125,7 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
     try:
         serve(dispatcher, station, hooks)
     finally:
-        runtime.delivery.close(delivery.stop_timeout)
+        runtime.delivery.close(delivery.stop_timeout, _DISK_TIMEOUT_SECONDS)
         dispatcher.close()
         log.repeats.flush()
         figures.publish()
@@ -146,6 +148,7 @@ def _figures(runtime: Runtime) -> dict[str, Any]:
         **asdict(account),
         "waiting": account.waiting,
         "queues": runtime.delivery.waiting(),
+        "held_back": runtime.delivery.held_back(),
         "waiting_for_instances": runtime.delivery.waiting_for_instances(),
     }
 
@@ -166,7 +169,7 @@ def _say_account(runtime: Runtime) -> None:
     account = runtime.stats.snapshot()
     LOGGER.info(
         "ended: process %d, %d events accepted, %d adopted, %d delivered, %d left on disk, dead letters %s, "
-        "dropped %s; requests without an event %s",
+        "dropped %s; requests without an event %s%s",
         os.getpid(),
         account.accepted,
         account.adopted,
@@ -175,4 +178,5 @@ def _say_account(runtime: Runtime) -> None:
         account.dead_letters or "none",
         account.dropped or "none",
         account.skipped or "none",
+        f"; {account.dead_letters_dropped} dead letters dropped for newer ones" if account.dead_letters_dropped else "",
     )

@@ -17,12 +17,20 @@ class Clock(Protocol):
         """Seconds since 1970-01-01 UTC, as far as this machine knows."""
         ...
 
+    def since_boot(self) -> float:
+        """Seconds since the machine started, those included in which it slept; the same for all processes."""
+        ...
+
 
 class SystemClock:
     """The machine's clocks."""
 
     monotonic = staticmethod(time.monotonic)
     wall = staticmethod(time.time)
+
+    def since_boot(self) -> float:
+        """Return the seconds since the machine started."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class EpochClock:

@@ -41,18 +41,20 @@ _IN_NO_HEADER_NAME = re.compile(rf"[{_UNFIT}:]")
 class Mark:
     """What Kong and the documentation say of a setting besides its type, default and range.
 
-    `pattern` is a Lua pattern, for Kong's `match`; `refused`, Lua patterns with what is wrong with a value that matches
-    one, for its `match_none`. `referenceable`: a vault reference may stand in its place. `encrypted`: Kong stores it
-    encrypted where a keyring is configured.
+    `pattern` is a Lua pattern, for Kong's `match`, and `expected` what is said of a value that does not match it;
+    `refused`, Lua patterns with what is wrong with a value that matches one, for its `match_none`. `referenceable`: a
+    vault reference may stand in its place. `encrypted`: Kong stores it encrypted where a keyring is configured.
     """
 
     unit: str | None = None
     referenceable: bool = False
     encrypted: bool = False
     pattern: str | None = None
+    expected: str | None = None
     refused: tuple[tuple[str, str], ...] = ()
 
 
+_A_URL = "expected a URL such as https://us.api.konghq.com/v3/openmeter/events"
 # A header's name has neither blanks nor colons anywhere (`schema.py`); others may have them inside.
 _NAME = Mark(
     refused=(
@@ -227,7 +229,7 @@ class PluginConfig(Settings):
     ingest_endpoint: Annotated[
         str,
         Field(description="URL that the events are posted to: Konnect Metering & Billing, or an OpenMeter of yours."),
-        Mark(referenceable=True, pattern="^https?://[^%s/?#]+[^%s]*$"),
+        Mark(referenceable=True, pattern="^https?://[^%s/?#]+[^%s]*$", expected=_A_URL),
     ]
     api_token: Annotated[
         str,
@@ -244,7 +246,16 @@ class PluginConfig(Settings):
         Field(description="Further properties of the events, read from headers and query arguments."),
     ] = None
     allow_status_codes: Annotated[
-        list[Annotated[str, Field(pattern="^[0-9]{3}-[0-9]{3}$"), Mark(pattern="^[0-9][0-9][0-9]%-[0-9][0-9][0-9]$")]]
+        list[
+            Annotated[
+                str,
+                Field(pattern="^[0-9]{3}-[0-9]{3}$"),
+                Mark(
+                    pattern="^[0-9][0-9][0-9]%-[0-9][0-9][0-9]$",
+                    expected="expected a range of status codes such as 200-299, or 404-404 for one",
+                ),
+            ]
+        ]
         | None,
         Field(
             description="Ranges of response status codes, such as 200-299; only requests answered with one of them are "
@@ -275,7 +286,7 @@ class PluginConfig(Settings):
         except ValueError:
             usable = False
         if not usable or any(char.isspace() for char in value):
-            raise ValueError("expected a URL such as https://us.api.konghq.com/v3/openmeter/events")
+            raise ValueError(_A_URL)
         return value
 
     @field_validator("allow_status_codes")

@@ -167,6 +167,8 @@ def _marks(mark: Mark) -> dict[str, Any]:
         marks["encrypted"] = True
     if mark.pattern:
         marks["match"] = mark.pattern
+    if mark.expected:
+        marks["err"] = mark.expected
     if mark.refused:
         marks["match_none"] = [{"pattern": pattern, "err": error} for pattern, error in mark.refused]
     return marks

@@ -22,6 +22,8 @@ class Snapshot:
     """The account at one moment: events, and requests that gave none, by reason.
 
     `adopted` are events that a process before this one had accepted; `left`, those that stay on disk for the next one.
+    `dead_letters` are those that became some; `dead_letters_dropped`: how many, of any process, were dropped since
+    there were too many.
     """
 
     accepted: int = 0
@@ -31,6 +33,7 @@ class Snapshot:
     dead_letters: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    dead_letters_dropped: int = 0
 
     @property
     def waiting(self) -> int:
@@ -51,6 +54,7 @@ class Stats:
         self._dead_letters: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
+        self._dead_letters_dropped = 0
 
     def accept(self) -> None:
         """Count one event that a queue took."""
@@ -77,6 +81,11 @@ class Stats:
         with self._lock:
             self._dead_letters[reason.value] += events
 
+    def drop_letters(self, letters: int) -> None:
+        """Count dead letters that were dropped, the oldest, to make room for new ones."""
+        with self._lock:
+            self._dead_letters_dropped += letters
+
     def drop(self, reason: Dropped, events: int = 1) -> None:
         """Count accepted events that are given up."""
         with self._lock:
@@ -98,4 +107,5 @@ class Stats:
                 dict(self._dead_letters),
                 dict(self._dropped),
                 dict(self._skipped),
+                self._dead_letters_dropped,
             )

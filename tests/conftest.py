@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from kong_metering_sandbox.contained import short_base
 from tests.support.clock import FakeClock
 
 # Whether an example takes long, or long to make, says more of the machine than of the code.
@@ -36,8 +40,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "e2e: goes through a whole gateway; runs on a real Kong too")
     config.addinivalue_line("markers", "slow: kills, restarts or loads real processes for long; not in `make quick`")
+    _keep_paths_short(config)
     # As Ctrl-C does, SIGTERM ends what the tests have started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _keep_paths_short(config: pytest.Config) -> None:
+    """Have all temporary files of the tests in a directory with a short name, if that of the system's has none."""
+    base = short_base()
+    if base != tempfile.gettempdir():
+        directory = tempfile.mkdtemp(prefix="km-", dir=base)
+        os.environ["TMPDIR"] = tempfile.tempdir = directory
+        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
 
 
 @pytest.fixture

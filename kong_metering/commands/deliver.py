@@ -6,7 +6,6 @@ from stdin, is in no argument, and is printed nowhere.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -27,6 +26,7 @@ from kong_metering.commands.interruption import Interrupted, Interruption
 from kong_metering.commands.options import Place, json_option, place_options, taking
 from kong_metering.commands.output import note, progress, say, tell
 from kong_metering.commands.sharedmemory import pour
+from kong_metering.commands.tokens import read_token
 from kong_metering.delivery.delivering import Delivering
 from kong_metering.errors import DISK_ERRORS, KongMeteringError
 from kong_metering.ingest.client import Endpoint, IngestClient
@@ -38,7 +38,6 @@ from kong_metering.urls import without_credentials
 if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
 
-_MAX_TOKEN_BYTES = 64 * 1024
 # How much may be kept is for the servers to say, who know --spool-max-bytes; here no letter is dropped for another.
 _NO_BOUND = 1 << 62
 # Exit status when all that waits is in the hands of running servers.
@@ -139,7 +138,7 @@ def deliver(options: DeliverOptions) -> None:
     check_writable(options.root)
     unpoured = pour(options)
     endpoint = _endpoint_of(survey(options.root), options)
-    token = _token(options.token_file)
+    token = read_token(options.token_file)
     wanted = partial(_is_wanted, plugin_id=options.plugin_id, endpoint=endpoint)
     with held_logs(options, wanted, is_delivering=True) as (_, holding):
         _tell_stuck(holding)
@@ -179,27 +178,6 @@ def _endpoint_of(found: Sequence[Found], options: DeliverOptions) -> str:
 def _plugins_told(queues: Sequence[QueueIdentity]) -> str:
     names = sorted({f"{queue.entity_id} ({queue.name})" for queue in queues})
     return f"there are events of {', '.join(names)}" if names else "the spool is empty"
-
-
-def _token(path: Path) -> str:
-    """Read the token; no error quotes it."""
-    if str(path) == "-":
-        text = _token_from_stdin()
-    else:
-        with path.open("rb") as file:
-            text = file.read(_MAX_TOKEN_BYTES).decode("latin-1")
-    token = text.strip()
-    if not token:
-        raise KongMeteringError(f"--token-file {path} is empty: it has to hold the endpoint's token")
-    if not (token.isascii() and token.isprintable() and " " not in token):
-        raise KongMeteringError(f"--token-file {path} does not hold a token: it has to be one word in ASCII")
-    return token
-
-
-def _token_from_stdin() -> str:
-    if sys.stdin.isatty():
-        return str(click.prompt("Token", hide_input=True, err=True))
-    return sys.stdin.buffer.read(_MAX_TOKEN_BYTES).decode("latin-1")
 
 
 # -------------------------------------------------------------------------------------------------------------- deliver

@@ -84,6 +84,9 @@ class Account:
             self._noted.add(kind)
             self._note(shown(message[0].upper() + message[1:]))
 
+    def say_recovery(self, seconds: float) -> None:
+        """Tell nothing: the count goes on."""
+
 
 class HeldEvents:
     """The events of one queue, in the logs that this process holds."""
@@ -138,6 +141,10 @@ class HeldEvents:
         """Take that note back."""
         for source, marks in sending.notes:
             source.unmark(marks)
+
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Never called: what cannot be noted ends it."""
+        raise AssertionError(f"{len(entries)} events given back")
 
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let events go that need not wait any longer; give how many were there still."""

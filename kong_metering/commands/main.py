@@ -14,9 +14,12 @@ from typing import Any
 import click
 
 from kong_metering import __version__
+from kong_metering.commands.check.command import check
 from kong_metering.commands.output import Failure
+from kong_metering.commands.schema import schema
 from kong_metering.commands.serverstatus import status
 from kong_metering.commands.spool import spool
+from kong_metering.commands.testevent.command import send_test_event
 from kong_metering.errors import KongMeteringError
 from kong_metering.log import printable
 
@@ -50,8 +53,11 @@ def program() -> None:
     """Look after the metering plugin of a Kong Gateway."""
 
 
+program.add_command(check)
+program.add_command(send_test_event)
 program.add_command(status)
 program.add_command(spool)
+program.add_command(schema)
 
 
 def main() -> None:

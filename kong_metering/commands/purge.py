@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import click
 
+from kong_metering.clock import SystemClock
 from kong_metering.commands import words
 from kong_metering.commands.access import check_writable
 from kong_metering.commands.filters import reasons_told
@@ -33,9 +33,11 @@ from kong_metering.commands.options import (
 from kong_metering.commands.output import confirmed, note, say, tell
 from kong_metering.commands.sharedmemory import pour
 from kong_metering.errors import KongMeteringError
+from kong_metering.eventlog.damage import ABOUT
 from kong_metering.eventlog.log import DAMAGED
 from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
+from kong_metering.spool.times import SpoolTimes
 
 _NO_CUT = 1 << 63
 
@@ -103,7 +105,9 @@ def purge(options: PurgeOptions) -> None:
     """
     _check_call(options)
     check_writable(options.root)
-    cut_ms = _NO_CUT if options.older_than is None else time.time_ns() // 1_000_000 - int(options.older_than * 1000)
+    cut_ms = _NO_CUT
+    if options.older_than is not None:
+        cut_ms = SpoolTimes(options.root, SystemClock()).now().older_than_ms(options.older_than)
     unpoured = pour(options) if options.waiting else []
     plan = plan_of(options, cut_ms)
     if plan.held:
@@ -223,6 +227,7 @@ def _remove_files(root: Path, paths: Iterable[Path]) -> int:
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
+            path.with_name(path.name + ABOUT).unlink(missing_ok=True)
             removed += 1
     _remove_remains(root / DAMAGED)
     return removed

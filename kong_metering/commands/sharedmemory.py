@@ -16,12 +16,14 @@ from kong_metering.commands.output import note
 from kong_metering.errors import InboxError
 from kong_metering.inbox import place as rings
 from kong_metering.inbox.pouring import Pouring
+from kong_metering.inbox.strays import look
 from kong_metering.inbox.unpoured import count_unpoured
 
 if TYPE_CHECKING:
     from kong_metering.commands.filters import Filters
     from kong_metering.commands.options import Place
     from kong_metering.inbox.pouring import Unpoured
+    from kong_metering.inbox.strays import Stray
     from kong_metering.spool.identity import QueueIdentity
 
 
@@ -51,6 +53,13 @@ def unwritten(place: Place, filters: Filters) -> Counter[QueueIdentity | None]:
         note(f"Shared memory cannot be looked at: {words.shown(str(error))}.")
         return Counter()
     return Counter({queue: count for queue, count in counts.items() if filters.match_queue(queue)})
+
+
+def strays(place: Place) -> list[Stray]:
+    """Find what is in shared memory of servers of other spools that do not run."""
+    if place.inbox_dir is None:
+        return []
+    return look(rings.Place(place.inbox_dir, place.root, uid=owner_of(place.root)))
 
 
 def tell_unwritten(place: Place, filters: Filters, done: str) -> None:

@@ -9,6 +9,7 @@ from kong_metering.commands.export import export
 from kong_metering.commands.listing import list_events, show
 from kong_metering.commands.purge import purge
 from kong_metering.commands.replay import replay
+from kong_metering.commands.restore import restore
 from kong_metering.commands.status import status
 
 
@@ -25,5 +26,5 @@ def spool() -> None:
     """
 
 
-for command in (status, list_events, show, export, replay, deliver, purge):
+for command in (status, list_events, show, export, replay, restore, deliver, purge):
     spool.add_command(command)

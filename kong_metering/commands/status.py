@@ -20,12 +20,13 @@ from kong_metering.commands.filters import UNKNOWN, Filters, reasons_told
 from kong_metering.commands.logs import SeenLog, damaged_files, seen_logs
 from kong_metering.commands.options import Place, json_option, place_options, taking
 from kong_metering.commands.output import cell, console, say
-from kong_metering.commands.sharedmemory import unwritten
+from kong_metering.commands.sharedmemory import strays, unwritten
 from kong_metering.errors import SpoolFormatError
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
+    from kong_metering.inbox.strays import Stray
     from kong_metering.spool.identity import QueueIdentity
 
 
@@ -92,8 +93,10 @@ class SpoolStatus:
     queues: tuple[QueueStatus, ...]
     dead_letter_bytes: int
     dead_letter_problem: str | None
+    dead_letters_dropped: int
     damaged_files: int
     damaged_bytes: int
+    strays: tuple[Stray, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,17 @@ def spool_status(place: Place, now_ms: int) -> SpoolStatus:
         problem = str(error)
     damaged = _sizes(damaged_files(root))
     shown = tuple(queue for queue in queues.values() if queue.unwritten or queue.dead_letters or queue.logs)
-    return SpoolStatus(root, now_ms, shown, dead_letters.bytes_on_disk, problem, len(damaged), sum(damaged))
+    return SpoolStatus(
+        root=root,
+        now_ms=now_ms,
+        queues=shown,
+        dead_letter_bytes=dead_letters.bytes_on_disk,
+        dead_letter_problem=problem,
+        dead_letters_dropped=dead_letters.dropped_ever,
+        damaged_files=len(damaged),
+        damaged_bytes=sum(damaged),
+        strays=tuple(strays(place)),
+    )
 
 
 def _key(identity: QueueIdentity) -> tuple[str, str]:
@@ -185,8 +198,14 @@ def _print(found: SpoolStatus) -> None:
     out.print()
     if found.dead_letter_problem:
         out.print(cell(f"dead letters cannot be read: {found.dead_letter_problem}", "red"))
+    if found.dead_letters_dropped:
+        told = f"{words.letters(found.dead_letters_dropped)} dropped so far, the oldest, to make room for newer ones"
+        out.print(cell(told, "red"))
     if found.damaged_files:
         told = f"{words.files(found.damaged_files)}, {words.size(found.damaged_bytes)}: bytes that nobody could read"
+        out.print(cell(told, "yellow"))
+    for stray in found.strays:
+        told = f"{words.events(stray.events)} of another spool, whose servers do not run, in {stray.directory}"
         out.print(cell(told, "yellow"))
     out.print(cell(_totals(found)))
 
@@ -273,8 +292,10 @@ def _as_json(found: SpoolStatus) -> dict[str, Any]:
             "count": sum(queue.dead_letters.total() for queue in found.queues),
             "bytes": found.dead_letter_bytes,
             "problem": found.dead_letter_problem,
+            "dropped": found.dead_letters_dropped,
         },
         "damaged": {"files": found.damaged_files, "bytes": found.damaged_bytes},
+        "strays": [{"directory": str(stray.directory), "events": stray.events} for stray in found.strays],
     }
 
 

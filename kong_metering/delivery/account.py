@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from kong_metering.delivery.outages import told
 from kong_metering.log import LOGGER, cause_of, trouble
 
 if TYPE_CHECKING:
@@ -76,6 +77,12 @@ class QueueAccount:
         The price is paid by those who come after a crash: events are sent once more, with the same ids.
         """
         self.say("position", f"what is delivered cannot be written down: {cause_of(error)}")
+
+    def say_recovery(self, seconds: float) -> None:
+        """Say that the endpoint takes events again, after it took none for so long, and how many wait."""
+        events = "event" if self.waiting == 1 else "events"
+        message = f"the endpoint works again after {told(seconds)}; {self.waiting:,} {events} waited"
+        self.say("works again", message, logging.WARNING)
 
     def told(self) -> dict[str, Any]:
         """Return all counts: of events, dead letters and dropped ones by their reason."""

@@ -141,6 +141,9 @@ class MemoryBacklog:
     def did_not_arrive(self, sending: Sending) -> None:
         """Do nothing: nobody would ask."""
 
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Do nothing: none are held back."""
+
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let events go."""
         return self._source.settle(entries)

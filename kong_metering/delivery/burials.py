@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kong_metering.eventlog.log import Damage
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.options import SpoolOptions
+    from kong_metering.stats import Stats
 
 MAX_PENDING = 1000
 
@@ -38,10 +39,11 @@ MAX_PENDING = 1000
 class LetterBox:
     """The dead letters of a process: one writes at a time."""
 
-    def __init__(self, options: SpoolOptions, clock: EpochClock) -> None:
+    def __init__(self, options: SpoolOptions, clock: EpochClock, stats: Stats) -> None:
         self._letters = DeadLetters(options.directory / DEAD_LETTERS, max_bytes=options.max_bytes // 4)
         self._syncs_each_write = options.syncs_each_write
         self._clock = clock
+        self._stats = stats
         self._lock = threading.Lock()
 
     def keep(self, letters: Sequence[DeadLetter]) -> None:
@@ -52,6 +54,7 @@ class LetterBox:
                 self._letters.unsynced().sync()
             dropped, self._letters.dropped = self._letters.dropped, 0
         if dropped:
+            self._stats.drop_letters(dropped)
             LOGGER.error(
                 "%d dead letters, the oldest, were dropped to make room for new ones",
                 dropped,

@@ -15,6 +15,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kong_metering.delivery.outages import Outage
 from kong_metering.reasons import Buried
 from kong_metering.trial.batching import MAX_EVENT_BYTES
 from kong_metering.trial.decisions import Answered, Send, Take
@@ -30,17 +31,22 @@ if TYPE_CHECKING:
     from kong_metering.trial.parts import Part
 
 Post = Callable[[Sequence[bytes]], Outcome]
-MarkSent = Callable[["Source", list["Entry"]], Sequence["Mark"]]
+# Returns the new marks; None when the source holds its events back.
+MarkSent = Callable[["Source", list["Entry"]], "Sequence[Mark] | None"]
 
 
 @dataclass(frozen=True)
 class Sending:
-    """Events that are about to go out: those that may, those that may not any more, and the sources' notes of it."""
+    """Events that are about to go out: those that may, those that may not any more, and the sources' notes of it.
+
+    `held`: those that may not yet, because the disk does not take the note.
+    """
 
     fresh: list[Entry]
     stale: list[Entry]
     why_stale: str = ""
     notes: Sequence[tuple[Source, Sequence[Mark]]] = ()
+    held: Sequence[Entry] = ()
 
 
 class Stock(Protocol):
@@ -56,6 +62,10 @@ class Stock(Protocol):
 
     def did_not_arrive(self, sending: Sending) -> None:
         """Note that the endpoint surely has none of them."""
+        ...
+
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Have events read again that may not be sent yet."""
         ...
 
     def settle(self, entries: Sequence[Entry]) -> int:
@@ -82,6 +92,10 @@ class Account(Protocol):
         """Say what goes wrong, or that it works again."""
         ...
 
+    def say_recovery(self, seconds: float) -> None:
+        """Say that the endpoint works again, after it took nothing for so long."""
+        ...
+
 
 class Delivering:
     """The delivery of one queue's events to one endpoint."""
@@ -94,6 +108,7 @@ class Delivering:
         # How many requests were for events that had failed before.
         self._retries = 0
         self._trial: Trial[Entry] = Trial(rules, clock.monotonic())
+        self._outage = Outage()
 
     def told(self) -> dict[str, Any]:
         """Return how it stands with the endpoint, and when the oldest event in hand was accepted (epoch, ms)."""
@@ -157,6 +172,10 @@ class Delivering:
             with self._lock:
                 self._trial.withdraw(part, sending.stale)
             self._stock.reject(sending.stale, Buried.AMBIGUOUS, sending.why_stale)
+        if sending.held:
+            with self._lock:
+                self._trial.withdraw(part, sending.held)
+            self._stock.give_back(sending.held)
         if not sending.fresh:
             return
         outcome = post([entry.event for entry in sending.fresh])
@@ -164,9 +183,21 @@ class Delivering:
             self._account.say(f"note:{outcome.note}", outcome.note, logging.WARNING)
         if surely_did_not_arrive(outcome):
             self._stock.did_not_arrive(sending)
+        now = self._clock.monotonic()
         with self._lock:
-            answered = self._trial.answer(part, outcome, self._clock.monotonic())
+            lasted = self._outage_over(part, outcome, now)
+            answered = self._trial.answer(part, outcome, now)
+        if lasted is not None:
+            self._account.say_recovery(lasted)
         self._carry_out(answered)
+
+    def _outage_over(self, part: Part[Entry], outcome: Outcome, now: float) -> float | None:
+        """Return for how long nothing got through, if this has; what one event under suspicion does is no sign."""
+        if isinstance(outcome, Delivered):
+            return self._outage.works(now)
+        if part.suspicion is None:
+            self._outage.fails(now)
+        return None
 
     def _carry_out(self, answered: Answered[Entry]) -> None:
         for note in answered.notes:
@@ -189,7 +220,16 @@ def noted(entries: Sequence[Entry], now_ms: int, dedupe_window: float, mark_sent
     stale = [each for source, run in by_source(entries) for each in source.sent_before(run, too_old_ms)]
     fresh = [entry for entry in entries if entry not in stale] if stale else list(entries)
     why_stale = f"sent more than {dedupe_window / 3600:g} hours ago without an answer, and may have arrived"
-    return Sending(fresh, stale, why_stale, [(source, mark_sent(source, run)) for source, run in by_source(fresh)])
+    notes: list[tuple[Source, Sequence[Mark]]] = []
+    held: list[Entry] = []
+    for source, run in by_source(fresh):
+        marks = mark_sent(source, run)
+        if marks is None:
+            held += run
+        else:
+            notes.append((source, marks))
+    fresh = [entry for entry in fresh if entry not in held] if held else fresh
+    return Sending(fresh, stale, why_stale, notes, held)
 
 
 def by_source(entries: Sequence[Entry]) -> list[tuple[Source, list[Entry]]]:

@@ -4,11 +4,16 @@ Contract: `append` is the writer's, takes no lock and waits for nobody. Everythi
 is held over I/O, by couriers and the janitor; the writer takes it only to spill memory after an outage of the disk
 (`append_in_flight`). An event's space is free once it and all before it are settled. What reads or writes raises one of
 `DISK_ERRORS`; a position that cannot be saved raises after the rest was done.
+
+An event whose mark is not on disk looks like one that nobody has sent, to whoever finds the log after a crash, however
+much later that is. So it is not sent for the first time while marks cannot be saved (`mark_sent` raises, `is_held`).
+Only a disk that is full is given time, half of the deduplication window: what is delivered makes room there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import math
 import threading
@@ -24,11 +29,13 @@ if TYPE_CHECKING:
     from kong_metering.eventlog.format import Mark
     from kong_metering.eventlog.log import Damage
     from kong_metering.spool.directory import HeldLog
+    from kong_metering.spool.options import SpoolOptions
 
 # What is kept in memory of unread events, at most: as much as Kong's queue keeps by default. To read them back from
 # disk costs 1.4 µs each.
 _RECENT_EVENTS = 10_000
 _RECENT_BYTES = 8 * 1024 * 1024
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Written(NamedTuple):
@@ -90,10 +97,12 @@ class _Recent:
 class LogSource:
     """A log that this process holds."""
 
-    def __init__(self, held: HeldLog, *, syncs_each_write: bool = False) -> None:
+    def __init__(self, held: HeldLog, options: SpoolOptions | None = None) -> None:
+        """Take a log; without `options` nothing is synced, and a full disk is given no time."""
         self.held = held
         self._log = held.log
-        self._syncs_each_write = syncs_each_write
+        self._syncs_each_write = options is not None and options.syncs_each_write
+        self._patience_ms = int(options.dedupe_window * 500) if options else 0
         self._lock = threading.Lock()
         self._cursor = held.log.done_up_to
         self._unsettled: dict[int, Entry] = {}
@@ -103,29 +112,43 @@ class LogSource:
         self._recent = _Recent()
         self._is_quiet = False
         self._is_closed = False
+        # What was read, and comes before what was not; it is among the unsettled.
+        self._given_back: list[Entry] = []
+        # Whether what is on disk of the position and the marks is old, and since when events were sent even so.
+        self.is_unsaved = False
+        self._unsaved_since_ms: int | None = None
+        # Whether nothing is sent from here for the first time until they can be saved.
+        self.is_held = False
         self.waiting_at_first = self.unread
         if held.log.was_position_lost:
             self._doubt_all()
 
     @property
     def unread(self) -> int:
-        """How many events were not read yet."""
+        """How many events were not read yet, or were given back."""
+        return self.unread_on_disk + len(self._given_back)
+
+    @property
+    def unread_on_disk(self) -> int:
+        """How many events were never read."""
         return self._log.waiting_after(self._cursor)
 
     @property
     def waiting(self) -> int:
         """How many events wait, those that were read included."""
-        return self.unread + len(self._unsettled)
+        return self.unread_on_disk + len(self._unsettled)
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing waits in it any more."""
-        return not self._unsettled and not self.unread
+        return not self._unsettled and not self.unread_on_disk
 
     def oldest_at(self) -> float | None:
         """Tell when the first unread event came (monotonic), minus infinity if not known, None when there is none."""
         if not self.unread:
             return None
+        if self._given_back:
+            return -math.inf
         oldest = self._recent.first
         return oldest.at if oldest and oldest.first <= self._cursor + 1 else -math.inf
 
@@ -136,7 +159,7 @@ class LogSource:
         if not events:
             return
         numbers = self._log.append(events, now_ms)
-        if self.unread <= _RECENT_EVENTS:
+        if self.unread_on_disk <= _RECENT_EVENTS:
             self._recent.add(numbers.start, events, now_ms, now)
         if self._syncs_each_write:
             self._log.unsynced().sync()
@@ -161,7 +184,21 @@ class LogSource:
         with self._lock:
             if self._is_closed or not self.unread:
                 return []
+            if self._given_back:
+                return self._taken_again(limit, max_bytes)
             return self._recall(limit, max_bytes) or self._read_back(limit, max_bytes)
+
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Have entries read once more, before all that was not read yet: they were not sent."""
+        with self._lock:
+            there = [entry for entry in entries if entry.number in self._unsettled]
+            self._given_back = sorted([*self._given_back, *there], key=attrgetter("number"))
+
+    def _taken_again(self, limit: int, max_bytes: int) -> list[Entry]:
+        events = [entry.event for entry in self._given_back[:limit]]
+        count = len(_within(events, max_bytes, needs_one=True))
+        entries, self._given_back = self._given_back[:count], self._given_back[count:]
+        return entries
 
     def _recall(self, limit: int, max_bytes: int) -> list[Entry]:
         """Take the next events from memory, none if they are not there."""
@@ -188,24 +225,50 @@ class LogSource:
         self._unsettled.update((entry.number, entry) for entry in entries)
         return entries
 
-    def mark_sent(self, entries: Sequence[Entry], now_ms: int) -> list[Mark]:
-        """Note on disk that entries are about to go out."""
+    def mark_sent(self, entries: Sequence[Entry], now_ms: int, *, anyhow: bool = False) -> list[Mark]:
+        """Note on disk that entries are about to go out. Raises `OSError` when they may not, since it cannot be noted.
+
+        What was noted before may go out in any case, on disk as it is. With `anyhow` nothing is raised: the note is
+        saved later, if not now.
+        """
         with self._lock:
             if self._is_closed:
                 return []
             self._is_quiet = False
-            marks = [mark for first, last in _runs(entries) for mark in self._log.mark_ambiguous(first, last, now_ms)]
-            self._log.save_position()
-            if self._syncs_each_write:
-                self._log.unsynced().sync()
+            marks = self._marked(entries, now_ms)
+            try:
+                self._save()
+            except OSError as error:
+                if marks and not anyhow and not self._may_go_unsaved(error, now_ms):
+                    self.is_held = True
+                    self._log.unmark(marks)
+                    raise
         return marks
+
+    def _marked(self, entries: Sequence[Entry], now_ms: int) -> list[Mark]:
+        return [mark for first, last in _runs(entries) for mark in self._log.mark_ambiguous(first, last, now_ms)]
+
+    def _may_go_unsaved(self, error: OSError, now_ms: int) -> bool:
+        if error.errno not in _FULL:
+            return False
+        if self._unsaved_since_ms is None:
+            self._unsaved_since_ms = now_ms
+        return now_ms - self._unsaved_since_ms < self._patience_ms
+
+    def _save(self) -> None:
+        self.is_unsaved = True
+        self._log.save_position()
+        if self._syncs_each_write:
+            self._log.unsynced().sync()
+        self.is_unsaved = False
+        self._unsaved_since_ms = None
 
     def unmark(self, marks: Sequence[Mark]) -> None:
         """Take such notes back."""
         with self._lock:
             if not self._is_closed:
                 self._log.unmark(marks)
-                self._log.save_position()
+                self._save()
 
     def sent_before(self, entries: Sequence[Entry], time_ms: int) -> list[Entry]:
         """Give those that went out before this time and were not answered."""
@@ -222,7 +285,7 @@ class LogSource:
             self._is_quiet = False
             settled = sum(self._unsettled.pop(entry.number, None) is not None for entry in entries)
             self._settle_head()
-            self._log.save_position()
+            self._save()
         return settled
 
     def _settle_head(self) -> None:
@@ -296,13 +359,14 @@ class LogSource:
         """Note that nobody has sent these events to where they go now."""
         with self._lock:
             self._log.unmark(self._log.marks)
-            self._log.save_position()
+            self._save()
 
-    def save_position(self) -> None:
-        """Write down how far the log is settled, after the disk refused that for a while."""
+    def save_again(self) -> None:
+        """Save the position and the marks, after the disk refused that: what is held may go then. Raises `OSError`."""
         with self._lock:
             if not self._is_closed:
-                self._log.save_position()
+                self._save()
+                self.is_held = False
 
     def close_ranks(self) -> None:
         """Write what is not settled once more, behind the last event, if others overtook it or it is gone from disk.
@@ -313,7 +377,7 @@ class LogSource:
             if self._is_closed:
                 return
             first = next(iter(self._unsettled), self._cursor + 1)
-            if first > self._log.done_up_to and self._log.waiting - self.unread == len(self._unsettled):
+            if first > self._log.done_up_to and self._log.waiting - self.unread_on_disk == len(self._unsettled):
                 return
             for time_ms, run in groupby(list(self._unsettled.values()), attrgetter("accepted_ms")):
                 self._write_again(list(run), time_ms)

@@ -31,6 +31,7 @@ from kong_metering.spool.identity import QueueIdentity
 from kong_metering.trial import outcome as outcomes
 from kong_metering.trial.batching import ADAPTIVE_BATCH
 from kong_metering.trial.outcome import Delivered
+from kong_metering.upkeep.guard import within
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
@@ -161,25 +162,33 @@ class Delivery:
         for queue in queues:
             queue.begin_close()
 
-    def close(self, timeout: float) -> None:
-        """Send what waits in all queues, each batch once, for `timeout` seconds at most; account for the rest."""
+    def close(self, timeout: float, disk_timeout: float = 30.0) -> None:
+        """Send what waits in all queues, each batch once, for `timeout` seconds at most; account for the rest.
+
+        A disk that takes longer than `disk_timeout` seconds over that hangs: the next process does it then.
+        """
         deadline = self._clock.monotonic() + timeout
         self.begin_close()
         if self._spooler is not None:
-            self._spooler.flush(timeout)
+            self._spooler.flush(deadline)
         with self._lock:
             closing = self._queues.all()
             self._queues.forget(closing)
         for opened in closing:
             opened.queue.close(deadline)
+        if not within(disk_timeout, partial(self._end, closing)):
+            LOGGER.error("the disk hangs: what was not written down of the end is left to the next process")
+        self._couriers.close(max(0.0, deadline - self._clock.monotonic()))
+        self._connections.close()
+
+    def _end(self, closing: list[OpenQueue]) -> None:
+        """Account for what is left, and let go of all that is on disk."""
         is_written = self._spooler is None or self._spooler.end()
         for opened in closing:
             opened.queue.end(is_written=is_written)
             self._let_go(opened)
         if self._spooler is not None:
             self._spooler.close()
-        self._couriers.close(max(0.0, deadline - self._clock.monotonic()))
-        self._connections.close()
 
     def waiting(self) -> dict[str, int]:
         """Tell how many events wait, by the name of their queue: after a change of the endpoint two have the same."""
@@ -188,6 +197,15 @@ class Delivery:
             for opened in self._queues.all():
                 waiting[opened.queue.name] += opened.queue.waiting
         return dict(waiting)
+
+    def held_back(self) -> dict[str, int]:
+        """Tell by queue how many events on disk may not be sent, because the disk does not take the note of it."""
+        held: Counter[str] = Counter()
+        with self._lock:
+            for opened in self._queues.all():
+                if isinstance(opened.backlog, SpooledBacklog):
+                    held[opened.queue.name] += opened.backlog.held_back
+        return dict(+held)
 
     def told(self) -> list[dict[str, Any]]:
         """Return the figures of each queue, with the plugin entity that it belongs to."""

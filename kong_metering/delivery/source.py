@@ -40,8 +40,15 @@ class Source(Protocol):
         """Read the next events: up to `limit`, with up to `max_bytes` together, but one at least if one is there."""
         ...
 
-    def mark_sent(self, entries: Sequence[Entry], now_ms: int) -> list[Mark]:
-        """Note that entries are about to go out, and give what is new of it, for `unmark`."""
+    def mark_sent(self, entries: Sequence[Entry], now_ms: int, *, anyhow: bool = False) -> list[Mark]:
+        """Note that entries are about to go out, and give what is new of it, for `unmark`.
+
+        Raises `OSError` when they may not, because that cannot be noted; with `anyhow` they may, or did.
+        """
+        ...
+
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Have entries read once more: they were not sent."""
         ...
 
     def unmark(self, marks: Sequence[Mark]) -> None:
@@ -146,13 +153,17 @@ class MemorySource:
                 entries.append(Entry(held.event, number, self, 0))
         return entries
 
-    def mark_sent(self, entries: Sequence[Entry], now_ms: int) -> list[Mark]:
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Never called: what is in memory alone is nobody's to find after a crash, and so is never held."""
+        raise AssertionError(f"{len(entries)} events given back")
+
+    def mark_sent(self, entries: Sequence[Entry], now_ms: int, *, anyhow: bool = False) -> list[Mark]:  # noqa: ARG002
         """Note that entries are about to go out."""
         with self._lock:
             new = [each.number for each in entries if each.number in self._in_flight and each.number not in self._sent]
             self._sent.update(dict.fromkeys(new, now_ms))
             moved = [(each.number, self._moved[each.number]) for each in entries if each.number in self._moved]
-        new += [number for number, entry in moved if entry.source.mark_sent([entry], now_ms)]
+        new += [number for number, entry in moved if entry.source.mark_sent([entry], now_ms, anyhow=True)]
         return [Mark(number, number, now_ms) for number in new]
 
     def unmark(self, marks: Sequence[Mark]) -> None:
@@ -216,7 +227,7 @@ class MemorySource:
                     self._moved[number] = entry
                 self._sent.pop(number, None)
         for entry, time_ms in marks:
-            entry.source.mark_sent([entry], time_ms)
+            entry.source.mark_sent([entry], time_ms, anyhow=True)
         for entry in settled:
             entry.source.settle([entry])
 

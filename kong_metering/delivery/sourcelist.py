@@ -61,8 +61,14 @@ class SourceList:
             return (*self._adopted, self._own) if self._own else self._adopted
 
     def readable(self) -> tuple[LogSource | MemorySource, ...]:
-        """Return what may be read now, in order."""
-        return (*self.logs(), self.memory) if self.disk is Disk.REFUSES else self.logs()
+        """Return what may be read now, in order; logs that are held back are passed."""
+        logs = tuple(log for log in self.logs() if not log.is_held)
+        return (*logs, self.memory) if self.disk is Disk.REFUSES else logs
+
+    @property
+    def held_back(self) -> int:
+        """How many events on disk may not be sent now, because the disk does not take the note."""
+        return sum(log.waiting for log in self.logs() if log.is_held)
 
     def begin_own(self, log: LogSource) -> None:
         """Have a log of this process."""

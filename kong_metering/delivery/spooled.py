@@ -7,6 +7,7 @@ Contract: `put` is the thread's that answers Kong, and touches the inbox alone; 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from kong_metering.delivery.burials import Burials
 from kong_metering.delivery.delivering import Sending, by_source, noted
 from kong_metering.delivery.keeping import Keeping
 from kong_metering.delivery.logsource import LogSource
+from kong_metering.delivery.outages import Outage, told
 from kong_metering.delivery.sourcelist import SourceList
 from kong_metering.delivery.writing import Writing
 from kong_metering.errors import DISK_ERRORS
@@ -88,6 +90,8 @@ class SpooledBacklog:
         self._burials = Burials(identity, shared.letters, shared.clock, account, self.settle)
         self.writing = Writing(settings, self._sources, self._open_log, shared.clock, account)
         self.keeping = Keeping(self._sources, self._burials, account)
+        # Since when the disk takes no notes, so that events are held back.
+        self._unnotable = Outage()
         # Whether what dead processes left was looked for: it goes before what is accepted here.
         self.has_begun = False
         self._cannot_be_read = False
@@ -114,7 +118,7 @@ class SpooledBacklog:
     def _open_log(self) -> LogSource:
         held = self._holdings.own_log(self.identity)
         self._intake.log_opened(held.directory)
-        return LogSource(held, syncs_each_write=self._options.syncs_each_write)
+        return LogSource(held, self._options)
 
     # -- the couriers' ------------------------------------------------------------------------------------------------
 
@@ -159,12 +163,17 @@ class SpooledBacklog:
             entries, now_ms, self._options.dedupe_window, lambda source, run: self._marked(source, run, now_ms)
         )
 
-    def _marked(self, source: Source, entries: list[Entry], now_ms: int) -> Sequence[Mark]:
+    def _marked(self, source: Source, entries: list[Entry], now_ms: int) -> Sequence[Mark] | None:
         try:
             return source.mark_sent(entries, now_ms)
         except OSError as error:
-            self._account.say_position_is_lost(error)
-            return []
+            self._say_held(error)
+            return None
+
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Have events read again that may not be sent yet."""
+        for source, run in by_source(entries):
+            source.give_back(run)
 
     def did_not_arrive(self, sending: Sending) -> None:
         """Take the note of a sending back: the endpoint surely has none of its events."""
@@ -184,6 +193,17 @@ class SpooledBacklog:
         except OSError as error:
             self._account.say_position_is_lost(error)
             return len(entries)
+
+    def _say_held(self, error: OSError) -> None:
+        # Whoever found them after a crash would take them for events that nobody has sent, however long ago that was.
+        self._unnotable.fails(self._clock.monotonic())
+        message = f"{self.held_back:,} events on disk are not sent, until it can be noted there that they were"
+        self._account.say("held", f"{message}: {cause_of(error)}")
+
+    @property
+    def held_back(self) -> int:
+        """How many events on disk may not be sent now, because the disk does not take the note."""
+        return self._sources.held_back
 
     def reject(self, entries: Sequence[Entry], reason: Buried, words: str) -> None:
         """Make dead letters of events that will not be delivered."""
@@ -208,10 +228,27 @@ class SpooledBacklog:
         return self._sources.is_failing
 
     def try_again(self) -> None:
-        """Try again to read, and to write dead letters."""
+        """Try again to read, to save positions, and to write dead letters."""
         self._burials.try_again()
+        for log in self._sources.logs():
+            if log.is_unsaved:
+                self._save_again(log)
         if self._cannot_be_read:
             self._cannot_be_read = False
+            self._sources.on_ready()
+
+    def _save_again(self, log: LogSource) -> None:
+        was_held, waiting = log.is_held, log.waiting
+        try:
+            log.save_again()
+        except OSError as error:
+            self._say_held(error) if was_held else self._account.say_position_is_lost(error)
+            return
+        if was_held:
+            lasted = self._unnotable.works(self._clock.monotonic())
+            if lasted is not None:
+                message = f"the disk takes notes again after {told(lasted)}; {waiting:,} events waited for that"
+                self._account.say("held over", message, logging.WARNING)
             self._sources.on_ready()
 
     def end(self, *, is_written: bool) -> None:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from kong_metering.delivery.outages import Outage, told
 from kong_metering.delivery.sourcelist import Disk
 from kong_metering.errors import DISK_ERRORS, SpoolError
 from kong_metering.log import cause_of
@@ -49,6 +50,9 @@ class Writing:
         self.account = account
         # Whose all is that was here, and what still comes out of the inbox.
         self._heir: Writing | None = None
+        # Since when the disk refuses, and how many events went to memory meanwhile.
+        self._outage = Outage()
+        self._remembered = 0
 
     def reconfigure(self, settings: Queue) -> None:
         """Go by other bounds of memory from now on; from any thread."""
@@ -84,6 +88,9 @@ class Writing:
             return
         before, self._sources.disk = self._sources.disk, Disk.WRITING
         try:
+            if (own := self._sources.own) is not None and own.unread_on_disk:
+                # What is held back there comes before what memory has, in a log of its own.
+                self.let_go()
             own = self._own()
             self._sources.memory.spill(own, self._clock.wall_ms(), self._clock.monotonic())
             own.rest_appending()
@@ -131,10 +138,12 @@ class Writing:
     def _refuse(self, events: Sequence[bytes], error: Exception) -> None:
         words = str(error) if isinstance(error, SpoolError) else cause_of(error)
         self.account.say("spool", f"EVENTS CANNOT BE WRITTEN TO DISK and wait in memory, for now: {words}")
+        self._outage.fails(self._clock.monotonic())
         self._remember(events)
         self._sources.disk = Disk.REFUSES
 
     def _remember(self, events: Sequence[bytes]) -> None:
+        self._remembered += len(events)
         memory = self._sources.memory
         memory.add(events, self._clock.monotonic())
         max_bytes = min(self._settings.max_bytes or _MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES)
@@ -144,4 +153,7 @@ class Writing:
     def _note_that_it_works(self, before: Disk) -> None:
         self._sources.disk = Disk.WORKS
         if before is Disk.REFUSES:
-            self.account.say("spool works", "events are written to disk again", logging.WARNING)
+            lasted = self._outage.works(self._clock.monotonic()) or 0.0
+            went, self._remembered = self._remembered, 0
+            message = f"events are written to disk again after {told(lasted)}; {went:,} went to memory meanwhile"
+            self.account.say("spool works", message, logging.WARNING)

@@ -1,5 +1,9 @@
 """What of a log cannot be read: when it counts as lost, what is told of it once, and its bytes, kept in `damaged/`.
 
+    LOG/damaged/00...01.seg            a segment that the disk did not give, or without a good event
+    LOG/damaged/00...01.seg.json       what was known of it: up to which number its events were settled, and its marks
+    LOG/damaged/00...01-OFFSET.bytes   a stretch of a segment
+
 Contract of `Patience`: a file system that tells of its own damage (EUCLEAN, EBADMSG) and a file that is not there are
 final. EIO may pass: it is final once it lasted for a minute, tried again by those who read. Anything else says nothing
 about the file. Any thread; a file is asked about by one at a time.
@@ -7,7 +11,9 @@ about the file. Any thread; a file is asked about by one at a time.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import time
 from collections.abc import Callable
@@ -19,9 +25,11 @@ from typing import TYPE_CHECKING
 from kong_metering.eventlog import files
 
 if TYPE_CHECKING:
+    from kong_metering.eventlog.format import Mark
     from kong_metering.eventlog.segment import Segment
 
 DAMAGED = "damaged"
+ABOUT = ".json"
 PATIENCE_SECONDS = 60.0
 
 _FINAL = (errno.ENOENT, errno.EUCLEAN, errno.EBADMSG)
@@ -57,8 +65,10 @@ class Damage:
 class DamageKeeper:
     """Keeps the damaged bytes of one log, and what is to be told of them; beside a view nothing is kept."""
 
-    def __init__(self, directory: Path, *, is_view: bool) -> None:
+    def __init__(self, directory: Path, marks: Callable[[], tuple[Mark, ...]], *, is_view: bool) -> None:
+        """Keep them in this log's directory; `marks` gives the log's of the moment."""
         self.is_view = is_view
+        self._marks = marks
         self._directory = directory
         self._found: list[Damage] = []
 
@@ -71,8 +81,11 @@ class DamageKeeper:
         taken, self._found = self._found, []
         return taken
 
-    def move(self, segment: Segment) -> Path | None:
-        """Keep a whole file, which leaves the log with that; None when that cannot be."""
+    def move(self, segment: Segment, settled: int) -> Path | None:
+        """Keep a whole file, which leaves the log with that; None when that cannot be.
+
+        Its events up to `settled` are not lost.
+        """
         if self.is_view:
             return None
         target = self._directory / DAMAGED / segment.path.name
@@ -81,7 +94,14 @@ class DamageKeeper:
             segment.path.replace(target)
         except OSError:
             return None
+        # Without it nobody takes the events back in unasked.
+        with contextlib.suppress(OSError):
+            files.write_file(target.with_name(target.name + ABOUT), self._about(settled))
         return target
+
+    def _about(self, settled: int) -> bytes:
+        marks = [[mark.first, mark.last, mark.time_ms] for mark in self._marks()]
+        return json.dumps({"settled": settled, "marks": marks}).encode("ascii")
 
     def copy(self, segment: Segment, offset: int, data: bytes) -> Path | None:
         """Keep these bytes of a segment; None when that cannot be, or there are none."""

@@ -71,8 +71,9 @@ class EventLog:
     ) -> None:
         """Use `open` or `view`."""
         self.directory = directory
-        self._damage = DamageKeeper(directory, is_view=is_view)
         self._position = PositionFile(directory / POSITION, patience)
+        self._marks = Marks(self._position.position.marks)
+        self._damage = DamageKeeper(directory, self._marks.all, is_view=is_view)
         known = None if self._position.was_lost else self._position.position
         found = Recovery(directory, known, self._damage, patience)
         # What was written since the last sync, in order, and what a sync that failed gave back. Nobody knows what was
@@ -82,7 +83,6 @@ class EventLog:
         self._failed: deque[Path] = deque()
         self._appender = Appender(directory, found, self._written, segment_bytes)
         self._reader = Reader(self._appender, found.settled, self._damage, patience)
-        self._marks = Marks(self._position.position.marks)
         self._marks.forget_up_to(found.settled.done)
         self._allowance = allowance
         self._keep = keep
@@ -287,6 +287,10 @@ class EventLog:
         """Forget marks that `mark_ambiguous` gave: their events did not arrive."""
         for mark in marks:
             self._marks.remove(mark)
+
+    def correct_marks(self, as_now: Callable[[int], int]) -> None:
+        """Have the times of the marks be by the clock as it is set now; on disk with the next position that is."""
+        self._marks.correct(as_now)
 
     @property
     def marks(self) -> tuple[Mark, ...]:

@@ -2,13 +2,16 @@
 
 `Settled` and `Marks` are pure. Contract of the file: one thread at a time. Its space is taken when it is made, so that
 it can be written on a full disk. A write that is cut short leaves the position of the write before; a file that cannot
-be made is tried again at each save. One that the disk does not give any more counts as lost, and is made anew.
+be made is tried again at each save. One that the disk does not give any more counts as lost, and is made anew; so is
+one that takes no write.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -107,6 +110,10 @@ class Marks:
         """Take the marks off the numbers that this one covers."""
         self._marks = [part for mark in self._marks for part in _without(mark, gone)]
 
+    def correct(self, as_now: Callable[[int], int]) -> None:
+        """Have the times be what this makes of them."""
+        self._marks = [replace(mark, time_ms=as_now(mark.time_ms)) for mark in self._marks]
+
     def forget_up_to(self, sequence: int) -> None:
         """Take the marks off all numbers up to this one."""
         if self._marks and self._marks[0].first <= sequence:
@@ -146,6 +153,10 @@ def _limited(marks: list[Mark]) -> list[Mark]:
     return marks
 
 
+# What says nothing about this file in particular.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
 class PositionFile:
     """One position file; `was_lost` tells that there was none, or that nothing in it was good."""
 
@@ -183,11 +194,19 @@ class PositionFile:
         if self._is_lost:
             self.path.unlink(missing_ok=True)
             self._is_lost = False
-        if self._descriptor is None:
-            self._descriptor = _preallocated(self.path)
-            self._was_made = True
         turn = self._turn + 1
-        files.write_at(self._descriptor, encode_slot(position, turn), slot_offset(turn))
+        slot, offset = encode_slot(position, turn), slot_offset(turn)
+        try:
+            if self._descriptor is None:
+                self._descriptor = _preallocated(self.path)
+            files.write_at(self._descriptor, slot, offset)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise
+            # It may be this file alone.
+            self.close()
+            files.write_file(self.path, bytes(offset) + slot.ljust(POSITION_BYTES - offset, b"\0"))
+        self._was_made = True
         self._turn = turn
 
     def close(self) -> None:

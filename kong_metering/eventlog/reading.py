@@ -167,7 +167,7 @@ class Reader:
     def _set_aside(self, segment: Segment, sequence: int) -> None:
         """Take a sealed segment that the disk does not give us any more out of the log, from this event on."""
         self._appender.segments.remove(segment)
-        events, kept_in = self._lose(sequence, segment.end), self._damage.move(segment)
+        events, kept_in = self._lose(sequence, segment.end), self._damage.move(segment, sequence - 1)
         kind = DamageKind.UNREADABLE if kept_in else DamageKind.MISSING
         self._damage.add(Damage(kind, segment.path.name, 0, segment.size, events, kept_in))
         self.forget(segment)

@@ -106,7 +106,7 @@ class Recovery:
 
     def _set_aside(self, damage: Damage) -> int:
         newest = self.segments.pop()
-        kept_in = self._damage.move(newest)
+        kept_in = self._damage.move(newest, self.settled.done)
         self._damage.add(replace(damage, kept_in=kept_in))
         if kept_in or self._damage.is_view:
             return newest.first

@@ -89,7 +89,7 @@ class Place:
         """Name it: below `directory`, for the spool at `root`, and for this user, whose own it has to be."""
         self._directory = directory
         self._root = root
-        self._uid = os.geteuid() if uid is None else uid
+        self.uid = os.geteuid() if uid is None else uid
 
     @property
     def path(self) -> Path:
@@ -98,7 +98,7 @@ class Place:
             found = self._root.stat()
         except OSError as error:
             raise _unusable(self._root, error) from error
-        return self._directory / f"kong-metering-{self._uid}-{found.st_dev}-{found.st_ino}"
+        return self._directory / f"kong-metering-{self.uid}-{found.st_dev}-{found.st_ino}"
 
     def create(self, capacity: int = RING_BYTES) -> tuple[RingFile, Ring]:
         """Make a ring in a file that is locked and has all of its space, so that writing to it cannot fail."""
@@ -219,8 +219,8 @@ class Place:
             raise _unusable(path, error) from error
 
     def _check(self, path: Path, found: os.stat_result) -> None:
-        if found.st_uid != self._uid:
-            raise InboxError(f"{path} cannot be used: it belongs to user {found.st_uid}, not to {self._uid}; remove it")
+        if found.st_uid != self.uid:
+            raise InboxError(f"{path} cannot be used: it belongs to user {found.st_uid}, not to {self.uid}; remove it")
         if stat.S_IMODE(found.st_mode) != _DIRECTORY_MODE:
             mode = stat.S_IMODE(found.st_mode)
             raise InboxError(f"{path} cannot be used: its mode is {mode:04o}, not {_DIRECTORY_MODE:04o}; remove it")

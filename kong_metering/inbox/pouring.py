@@ -28,12 +28,14 @@ from kong_metering.eventlog.log import DAMAGED, Damage, EventLog
 from kong_metering.inbox.queues import QueueList, decode_list, encode_poured
 from kong_metering.inbox.remains import Remains, parts_of, sorted_out
 from kong_metering.inbox.ring import HEADER_BYTES, read_header, read_unread
+from kong_metering.inbox.strays import tidy
 from kong_metering.spool import locks
 from kong_metering.spool.free import PART
 from kong_metering.spool.identity import load_identity, save_identity
 
 if TYPE_CHECKING:
     from kong_metering.inbox.place import Place, RingFile
+    from kong_metering.inbox.strays import Stray
     from kong_metering.spool.delivered import Delivered, Keep
     from kong_metering.spool.identity import QueueIdentity
 
@@ -95,6 +97,10 @@ class Pouring:
         except InboxError as error:
             poured.unpoured.append(Unpoured(self._root, str(error)))
         return poured
+
+    def strays(self) -> list[Stray]:
+        """Clear away what is empty in shared memory and belongs to no spool here; tell of what is not empty."""
+        return tidy(self._place)
 
     def held_back(self) -> HeldBack:
         """Give the logs of rings that are not poured yet, of living processes too, but not of those that failed here.

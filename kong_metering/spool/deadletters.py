@@ -2,12 +2,14 @@
 
     DIRECTORY/lock             held while something is added or removed, and while a file is read
     DIRECTORY/00...01.seg      as `eventlog/format.py` describes; a record's payload is one line of JSON, then the event
+    DIRECTORY/dropped          how many letters went because there were too many, ever; 20 digits
     DIRECTORY/damaged/         segments that are done with, but for bytes that nobody could read
 
 Contract: several processes use one directory at a time, the running servers and `kong-metering spool`; within a process
 the caller locks. A letter survives the death of the process once `add` returned, and a power cut once a sync of
 `unsynced` returned. A letter's id is its sequence number. Removing marks it in place, which also a full disk allows; a
-segment goes when all in it are removed. Above `max_bytes` the oldest segment goes, and `dropped` counts its letters.
+segment goes when all in it are removed. Above `max_bytes` the oldest segment goes: `dropped` counts its letters, and
+so does the file, for all processes.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ SEGMENT_BYTES = 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024
 
 _LOCK = "lock"
+_DROPPED = "dropped"
 _NO_END = 1 << 63
 
 
@@ -160,6 +163,14 @@ class DeadLetters:
         return Counter((stored.letter.queue, stored.letter.reason) for stored in self.letters())
 
     @property
+    def dropped_ever(self) -> int:
+        """How many letters all processes dropped to make room for others, as far as that could be noted."""
+        try:
+            return int((self.directory / _DROPPED).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    @property
     def bytes_on_disk(self) -> int:
         """The size of all segments."""
         return sum(size for _, size in self._sizes())
@@ -208,9 +219,23 @@ class DeadLetters:
             if total <= self._max_bytes:
                 return
             content = _read(self._path(first), first)
+            self._note_dropped(content.live)
             self._unlink(first, content)
             self.dropped += content.live
             total -= size
+
+    def _note_dropped(self, letters: int) -> None:
+        """Count them before they go. In place, which a full disk allows; without the note the log has the number."""
+        if not letters:
+            return
+        with contextlib.suppress(OSError):
+            total = self.dropped_ever + letters
+            descriptor = files.open_file(self.directory / _DROPPED)
+            try:
+                files.write_at(descriptor, b"%020d\n" % total, 0)
+            finally:
+                os.close(descriptor)
+            self._unsynced[self.directory / _DROPPED] = None
 
     def _newest(self) -> Segment | None:
         """Tell where the newest segment ends; a damaged one counts as full, so that none of its bytes is touched."""

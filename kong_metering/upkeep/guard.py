@@ -1,7 +1,8 @@
-"""Doing one thing on a thread that has to live on."""
+"""Doing one thing on a thread that has to live on, or that cannot wait for a disk that hangs."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from kong_metering.errors import SpoolError
@@ -16,3 +17,15 @@ def guarded(step: Callable[[], None]) -> None:
         LOGGER.error("%s", error, extra=trouble("spool"))
     except Exception as error:  # noqa: BLE001 - the thread has to live on
         LOGGER.error("the spool: %s", cause_of(error), extra=trouble(f"spool:{type(error).__name__}"))
+
+
+def within(seconds: float, step: Callable[[], None]) -> bool:
+    """Do one thing, waiting for it for so long; False when it is not done by then: it goes on, on its own thread."""
+    is_done = threading.Event()
+
+    def do() -> None:
+        guarded(step)
+        is_done.set()
+
+    threading.Thread(target=do, name="metering end", daemon=True).start()
+    return is_done.wait(seconds)

@@ -16,6 +16,7 @@ import functools
 import logging
 import os
 import shutil
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,8 +24,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from kong_metering.delivery.logsource import LogSource
+from kong_metering.delivery.outages import told
 from kong_metering.errors import DISK_ERRORS
-from kong_metering.log import LOGGER, cause_of, printable, trouble
+from kong_metering.log import LOGGER, Once, cause_of, printable, trouble
 from kong_metering.upkeep.freelogs import FreeLog, FreeLogsReport
 from kong_metering.upkeep.guard import guarded
 from kong_metering.upkeep.retention import bytes_used, forget_delivered, keep_age, keep_bytes
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from kong_metering.spool.delivered import Delivered
     from kong_metering.spool.directory import Adoption, HeldLog
     from kong_metering.spool.identity import QueueIdentity
+    from kong_metering.spool.times import Record, SpoolTimes
     from kong_metering.stats import Stats
     from kong_metering.upkeep.retention import BoundedLog
     from kong_metering.upkeep.writer import Writer
@@ -71,6 +74,7 @@ class Janitor:
         stats: Stats,
         connections: Connections,
         acceptances: Acceptances,
+        times: SpoolTimes,
         round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._root = shared.options.directory
@@ -83,7 +87,8 @@ class Janitor:
         self._stats = stats
         self._connections = connections
         self._acceptances = acceptances
-        self._takeovers = Takeovers(shared.holdings, syncs_each_write=shared.options.syncs_each_write)
+        self._times = times
+        self._takeovers = Takeovers(shared.holdings, shared.options)
         self._round_seconds = round_seconds
         self._lock = threading.Lock()
         self._backlogs: dict[str, SpooledBacklog] = {}
@@ -97,6 +102,10 @@ class Janitor:
         self._bounds_at = self._clock.monotonic()
         self._free_logs_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
         self._report = FreeLogsReport()
+        self._strays_at = self._clock.monotonic()
+        self._told = Once()
+        # The write that hangs: when it began.
+        self._hangs_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="metering janitor", daemon=True)
 
     def start(self) -> None:
@@ -177,6 +186,8 @@ class Janitor:
             self._retire_released,
             self._retire_settled,
             self._pour,
+            self._tidy_strays,
+            self._acceptances.learn,
             self._takeovers.carry_on,
             self._take_over,
             self._try_again,
@@ -233,6 +244,20 @@ class Janitor:
                 unpoured.reason,
                 extra=trouble(f"unpoured:{unpoured.path}"),
             )
+
+    def _tidy_strays(self) -> None:
+        """Clear up what is left in shared memory of spools that were replaced; say what holds events."""
+        if self._pouring is None or self._clock.monotonic() < self._strays_at:
+            return
+        self._strays_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
+        for stray in self._pouring.strays():
+            if self._told.is_first(str(stray.directory)):
+                LOGGER.warning(
+                    "%s holds %d events of killed servers of another spool, which was replaced or whose servers do not "
+                    "run: they stay there for them (`kong-metering spool status` shows it)",
+                    stray.directory,
+                    stray.events,
+                )
 
     def _take_over(self) -> None:
         with self._lock:
@@ -309,7 +334,7 @@ class Janitor:
         found: list[tuple[float, LogSource]] = []
         for held in held_logs:
             try:
-                log = LogSource(held, syncs_each_write=self._options.syncs_each_write)
+                log = LogSource(held, self._options)
                 found.append((log.oldest_ms() or float("inf"), log))
             except DISK_ERRORS as error:
                 message = f"events in {held.directory} cannot be read, for now: {cause_of(error)}"
@@ -321,8 +346,17 @@ class Janitor:
         self.order_spills()
         for backlog in self.backlogs():
             guarded(backlog.try_again)
+        self._look_at_writer()
+
+    def _look_at_writer(self) -> None:
+        """Say that the disk hangs, and when it goes on."""
         since = self._writer.writing_since
+        if self._hangs_since is not None and since != self._hangs_since:
+            lasted = told(self._clock.monotonic() - self._hangs_since)
+            LOGGER.warning("the disk works again after it hung for %s", lasted, extra=trouble("disk works"))
+            self._hangs_since = None
         if since is not None and self._clock.monotonic() - since > _HANGING_SECONDS:
+            self._hangs_since = since
             LOGGER.error(
                 "the disk hangs: a write has taken %.0f s by now; events wait in memory meanwhile",
                 self._clock.monotonic() - since,
@@ -342,14 +376,15 @@ class Janitor:
         self._bounds_at = now + (_BOUNDS_SECONDS if used < self._options.max_bytes / 2 else 0)
         # On a disk that is read-only just now, dropping events would free nothing.
         excess = used - self._options.max_bytes if os.access(self._root, os.W_OK) else 0
-        excess -= self._forget_delivered(excess)
+        clock = self._times.look()
+        excess -= self._forget_delivered(excess, clock)
         is_due = now >= self._free_logs_at
         free = self._borrow() if excess > 0 or is_due else []
         try:
             ours = [log for backlog in self.backlogs() for log in backlog.keeping.bounded()]
             logs: list[BoundedLog] = [*free, *ours]
-            # By the clock that shows less: when it was set, what was accepted between would look older than it is.
-            keep_age(logs, int(min(self._clock.now_ms(), self._clock.wall_ms()) - self._options.max_age * 1000))
+            if clock.is_steady:
+                keep_age(logs, clock.older_than_ms(self._options.max_age))
             keep_bytes(logs, excess)
             if is_due:
                 self._free_logs_at = now + _FREE_LOGS_SECONDS
@@ -357,12 +392,13 @@ class Janitor:
         finally:
             self._retire([log.held for log in free])
 
-    def _forget_delivered(self, excess: int) -> int:
+    def _forget_delivered(self, excess: int, clock: Record) -> int:
         """Keep what was delivered within its bounds, `excess` bytes less; tell how many went."""
         free = shutil.disk_usage(self._root).free
         # What others need on this disk goes before it too.
         wanted = max(excess, self._options.max_bytes // _SHARE_LEFT_FREE - free)
-        oldest_ms = int(self._clock.wall_ms() - self._options.keep_delivered * 1000)
+        keep = self._options.keep_delivered
+        oldest_ms = clock.older_than_ms(keep) if keep and clock.is_steady else 0 if keep else sys.maxsize
         return forget_delivered(self._delivered, oldest_ms, wanted)
 
     def _borrow(self) -> list[FreeLog]:

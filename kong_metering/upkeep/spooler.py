@@ -19,11 +19,13 @@ from kong_metering.errors import StartupError
 from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.place import Place
 from kong_metering.inbox.pouring import Pouring
+from kong_metering.log import LOGGER
 from kong_metering.measures import Timings
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.options import Sync
-from kong_metering.upkeep.guard import guarded
+from kong_metering.spool.times import SpoolTimes
+from kong_metering.upkeep.guard import guarded, within
 from kong_metering.upkeep.holdings import Holdings
 from kong_metering.upkeep.janitor import ROUND_SECONDS, Janitor
 from kong_metering.upkeep.syncer import Syncer
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from kong_metering.stats import Stats
 
 _ENDING_SECONDS = 1.0
+# Nobody is served before: a disk that takes longer hangs.
+_OPENING_SECONDS = 5.0
 
 
 class Spooler:
@@ -56,17 +60,19 @@ class Spooler:
         janitor_round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._options = options
+        self._clock = clock
         timings = timings or Timings()
         epoch = EpochClock(clock)
+        times = SpoolTimes(options.directory, clock)
         delivered = Delivered(options.directory, epoch.wall_ms)
         kept = delivered if options.keep_delivered else None
-        self._holdings = Holdings(options.directory, kept)
+        self._holdings = Holdings(options.directory, times, kept)
         bell = Bell()
         place = Place(options.inbox_directory, options.directory) if options.inbox_directory else None
         self._inbox = self._opened(place, bell)
         self._writer = Writer(self._inbox, bell, clock, timings.write)
         self.acceptances = Acceptances(options.directory)
-        self._shared = Shared(self._holdings, LetterBox(options, epoch), options, epoch)
+        self._shared = Shared(self._holdings, LetterBox(options, epoch, stats), options, epoch)
         self._numbers = itertools.count(1)
         self._number_of: dict[SpooledBacklog, int] = {}
         pouring = Pouring(place, options.directory, epoch.wall_ms, kept) if place else None
@@ -78,6 +84,7 @@ class Spooler:
             stats=stats,
             connections=connections,
             acceptances=self.acceptances,
+            times=times,
             round_seconds=janitor_round_seconds,
         )
         self._syncer = Syncer(self._unsynced, clock, timings.sync)
@@ -86,8 +93,16 @@ class Spooler:
         """Open the inbox in shared memory, which belongs to the spool's directory; else in our own."""
         if place is None:
             return Inbox.in_memory(bell.ring)
-        guarded(self._holdings.make)
-        return Inbox.open(place, bell.ring)
+        opened: list[Inbox] = []
+
+        def open_it() -> None:
+            guarded(self._holdings.make)
+            opened.append(Inbox.open(place, bell.ring))
+
+        if not within(_OPENING_SECONDS, open_it) or not opened:
+            LOGGER.error("the disk hangs: a plugin server that is killed will lose the events of its last moments")
+            return Inbox.in_memory(bell.ring)
+        return opened[0]
 
     def start(self) -> None:
         """Begin to write; raises `StartupError` when that cannot be."""
@@ -135,11 +150,11 @@ class Spooler:
         """Tell how many events waited on disk, within the last minute, for queues that are not open here."""
         return self._janitor.waiting_for_instances()
 
-    def flush(self, timeout: float) -> None:
-        """Have what is in the inbox written, and what dead processes left adopted, `timeout` seconds at most."""
+    def flush(self, deadline: float) -> None:
+        """Have what is in the inbox written, and what dead processes left adopted, until `deadline` (monotonic)."""
         self._janitor.order_spills()
-        self._writer.flush(timeout)
-        self._janitor.look_for_others(timeout)
+        self._writer.flush(max(0.0, deadline - self._clock.monotonic()))
+        self._janitor.look_for_others(max(0.0, deadline - self._clock.monotonic()))
 
     def end(self) -> bool:
         """Write no more; False if the disk hangs, and events are left in the inbox."""

@@ -18,6 +18,7 @@ from kong_metering.log import LOGGER, cause_of, trouble
 if TYPE_CHECKING:
     from kong_metering.delivery.spooled import SpooledBacklog
     from kong_metering.spool.directory import HeldLog
+    from kong_metering.spool.options import SpoolOptions
     from kong_metering.upkeep.holdings import Holdings
 
 
@@ -33,9 +34,9 @@ class _Moving(NamedTuple):
 class Takeovers:
     """Those that are under way in this process."""
 
-    def __init__(self, holdings: Holdings, *, syncs_each_write: bool) -> None:
+    def __init__(self, holdings: Holdings, options: SpoolOptions) -> None:
         self._holdings = holdings
-        self._syncs_each_write = syncs_each_write
+        self._options = options
         self._begun: deque[tuple[SpooledBacklog, SpooledBacklog]] = deque()
         self._moving: list[_Moving] = []
 
@@ -55,7 +56,7 @@ class Takeovers:
 
     def given(self, held: HeldLog, heir: SpooledBacklog) -> LogSource:
         """Make a log the heir's, on disk. Raises one of `DISK_ERRORS`."""
-        log = LogSource(self._holdings.reassign(held, heir.identity), syncs_each_write=self._syncs_each_write)
+        log = LogSource(self._holdings.reassign(held, heir.identity), self._options)
         log.forget_sent()
         return log
 

@@ -5,7 +5,8 @@
 Contract: the work runs in a child process, with a temporary directory of its own (`TMPDIR`). This process only waits.
 It adopts every process below it whose parent has ended (Linux's "child subreaper"), so that it knows them all, daemons
 too. When the child has ended, by itself or by a signal (SIGTERM, SIGHUP and SIGINT are passed on to it), what still
-runs is told to end, killed after `_PATIENCE_SECONDS`, and the directory removed. Only SIGKILL of this process itself
+runs is told to end, killed after `_PATIENCE_SECONDS`, and the directory removed, with what its spools have in shared
+memory. Only SIGKILL of this process itself
 goes past that.
 """
 
@@ -21,6 +22,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from kong_metering_sandbox.leftovers import remove_shared_memory
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -41,7 +44,7 @@ def contained(work: Callable[[], int]) -> int:
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
-    directory = Path(tempfile.mkdtemp(prefix="km-", dir=_base()))
+    directory = Path(tempfile.mkdtemp(prefix="km-", dir=short_base()))
     try:
         status = _wait_for(_start(work, directory))
         if status < 0:
@@ -52,10 +55,12 @@ def contained(work: Callable[[], int]) -> int:
         return status or int(bool(left))
     finally:
         _end_all()
+        remove_shared_memory(directory)
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _base() -> str:
+def short_base() -> str:
+    """Give the directory for temporary files, or another one if its name is too long for what is to lie in it."""
     base = tempfile.gettempdir()
     return base if len(base) <= _LONGEST_BASE else "/tmp"  # noqa: S108 - the directory in it is our own
 

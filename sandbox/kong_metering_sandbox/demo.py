@@ -8,42 +8,39 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import signal
 import socket
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import msgpack
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from kong_metering import PLUGIN_NAME
 from kong_metering_sandbox.collector.process import CollectorProcess
-from kong_metering_sandbox.conf import EXAMPLE
 from kong_metering_sandbox.contained import contained
-from kong_metering_sandbox.gateways import GATEWAYS, Gateway, GatewayError, StandIn
+from kong_metering_sandbox.gateways import GATEWAYS, GatewayError
+from kong_metering_sandbox.playground import play
+from kong_metering_sandbox.stage import DECK_EXAMPLE, TOKEN, VARIABLES, deck_example, declarative
+from kong_metering_sandbox.status import plugin_status
+from kong_metering_sandbox.troubles import SUBJECT_HEADER
 from kong_metering_sandbox.upstream_process import UpstreamProcess
 
 if TYPE_CHECKING:
     from kong_metering_sandbox.collector.client import CollectorClient
+    from kong_metering_sandbox.gateways import Gateway
 
-DECK_EXAMPLE = EXAMPLE.parent / "examples" / "deck" / "global.yaml"
-KONNECT = "https://us.api.konghq.com/v3/openmeter/events"
-TOKEN = "om_demo_token"  # noqa: S105 - made up
-SUBJECT_HEADER = "x-tenant-id"
 _CLIENTS = 8
 _DELIVERY_SECONDS = 60.0
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="kong-metering-") as directory:
             if options.keep:
-                return _sandbox(console, Path(directory), options.gateway)
+                return play(console, Path(directory), options.gateway, usual_ports=not options.any_ports)
             return _demo(console, Path(directory), options.gateway, options.requests)
     except GatewayError as error:
         console.print(f"[red]The demo cannot run:[/] {escape(str(error))}")
@@ -93,6 +90,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gateway", choices=sorted(GATEWAYS), default="standin", help="the stand-in, or a real Kong")
     parser.add_argument("--requests", type=int, default=3000, help="how many requests to send")
+    parser.add_argument("--any-ports", action="store_true", help="with --keep: not Kong's usual ports")
     parser.add_argument("--keep", action="store_true", help="send nothing, and keep everything running")
     return parser.parse_args()
 
@@ -102,40 +100,16 @@ def _demo(console: Console, directory: Path, gateway_name: str, requests: int) -
         console.print(f"Starting gateway ({gateway_name}), plugin server, upstream and collector ...")
         upstream = running.enter_context(UpstreamProcess())
         collector = running.enter_context(CollectorProcess(tokens=[TOKEN]))
-        gateway = _gateway(gateway_name, directory, upstream, _deck_example(collector.ingest_v3))
+        configuration = declarative(upstream.url, deck_example(collector.ingest_v3))
+        gateway = GATEWAYS[gateway_name](directory / "gateway", configuration, environment=VARIABLES)
         running.enter_context(gateway)
         console.print(f"Applied {DECK_EXAMPLE.name} of the mission's decK examples: metering by {SUBJECT_HEADER}.")
         before = plugin_status(gateway)
         sent = _send(console, gateway.proxy_port, requests)
         billable = sum(count for kind, count in sent.items() if kind.subject is not None)
         _wait_for_delivery(collector.client, billable)
-        after = plugin_status(gateway)
+        after = _settled_status(gateway)
         return _report(console, collector.client, sent, _difference(after, before))
-
-
-def _gateway(name: str, directory: Path, upstream: UpstreamProcess, plugins: list[Any], **settings: str) -> Gateway:
-    declarative = {
-        "_format_version": "3.0",
-        "services": [
-            {
-                "name": "orders",
-                "url": upstream.url,
-                "routes": [{"name": "orders", "paths": ["/orders"]}],
-            }
-        ],
-        "consumers": [{"username": "alice", "keyauth_credentials": [{"key": "key-alice"}]}],
-        "plugins": plugins,
-    }
-    environment = {"DECK_AUTH_TOKEN": TOKEN, "DECK_SUBJECT_HEADER": SUBJECT_HEADER}
-    text = yaml.safe_dump(declarative, allow_unicode=True)
-    return GATEWAYS[name](directory / "gateway", text, environment=environment, settings=settings)
-
-
-def _deck_example(endpoint: str) -> list[Any]:
-    """Read the plugins of the mission's example, with the collector in Konnect's place."""
-    text = DECK_EXAMPLE.read_text(encoding="utf-8").replace(KONNECT, endpoint)
-    plugins: list[Any] = yaml.safe_load(text)["plugins"]
-    return plugins
 
 
 def _send(console: Console, port: int, requests: int) -> Counter[Kind]:
@@ -186,22 +160,12 @@ def _wait_for_delivery(collector: CollectorClient, expected: int) -> None:
         return
 
 
-def plugin_status(gateway: Gateway) -> Mapping[str, Any]:
-    """Ask the plugin server itself for its account, with an RPC of Kong's protocol.
-
-    Raises `ConnectionError` when it ends the connection instead, as one that dies does.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(10)
-        connection.connect(str(gateway.socket_path))
-        connection.sendall(msgpack.packb([0, 1, "plugin.GetStatus", [None]]))
-        unpacker = msgpack.Unpacker()
-        while data := connection.recv(65536):
-            unpacker.feed(data)
-            for answer in unpacker:
-                status: Mapping[str, Any] = answer[3]["Plugins"][PLUGIN_NAME]["Status"]
-                return status
-    raise ConnectionError("the plugin server ended the connection before it told its account")
+def _settled_status(gateway: Gateway) -> Mapping[str, Any]:
+    """Ask the plugin server for its account once nothing is on its way: it counts an event when it has the answer."""
+    deadline = time.monotonic() + _DELIVERY_SECONDS
+    while (status := plugin_status(gateway))["waiting"] and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return status
 
 
 def _difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, int]:
@@ -275,77 +239,6 @@ def _verdict(
         return 0
     console.print("[bold red]It does not add up.[/]")
     return 1
-
-
-def _sandbox(console: Console, directory: Path, gateway_name: str) -> int:
-    with ExitStack() as running:
-        console.print(f"Starting gateway ({gateway_name}), plugin server, upstream and collector ...")
-        upstream = running.enter_context(UpstreamProcess())
-        collector = running.enter_context(CollectorProcess())
-        writable = issubclass(GATEWAYS[gateway_name], StandIn)
-        plugins = [] if writable else _deck_example(collector.ingest_v3)
-        settings = {"database": "memory"} if writable else {}
-        gateway = _gateway(gateway_name, directory, upstream, plugins, **(settings | _usual_ports()))
-        running.enter_context(gateway)
-        _say_how(console, gateway, collector, writable=writable)
-        with _interrupts() as interrupted:
-            while not interrupted:
-                time.sleep(0.2)
-    console.print("Stopped.")
-    return 0
-
-
-def _usual_ports() -> dict[str, str]:
-    """Take Kong's usual ports where they are free, so that the mission's examples work letter by letter."""
-    ports = {"proxy_listen": 8000, "admin_listen": 8001}
-    return {name: f"127.0.0.1:{port}" for name, port in ports.items() if _is_free(port)}
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
-
-
-def _say_how(console: Console, gateway: Gateway, collector: CollectorProcess, *, writable: bool) -> None:
-    config = {
-        "ingest_endpoint": collector.ingest_v3,
-        "api_token": "any",
-        "subject": {"look_up_value_in": "header", "field": SUBJECT_HEADER},
-    }
-    body = json.dumps({"name": PLUGIN_NAME, "config": config})
-    lines = [
-        f"Gateway        {gateway.proxy_url}  (a service on /orders)",
-        f"Admin API      {gateway.admin_url}" + ("" if writable else "  (db-less: read-only)"),
-        f"Collector      {collector.url}  (/usage, /events, /stats)",
-        f"Error log      {gateway.prefix / 'logs' / 'error.log'}",
-        "",
-    ]
-    if writable:
-        lines += [
-            "Enable the plugin:",
-            f"  curl -X POST {gateway.admin_url}/plugins/ -H 'Content-Type: application/json' -d '{body}'",
-        ]
-    lines += [
-        "Send a request, and see who is billed:",
-        f"  curl -H '{SUBJECT_HEADER}: acme' {gateway.proxy_url}/orders/42",
-        f"  curl {collector.url}/usage",
-        "",
-        "Ctrl-C ends it.",
-    ]
-    console.print("\n".join(lines), markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of ending at once."""
-    received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: received.append(number)) for number in numbers]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from kong_metering_sandbox.ports import port_of, reserve_port
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.02
 _STATUS_SECONDS = 5.0
@@ -54,7 +54,7 @@ class Gateway(ABC):
     """
 
     protocol: ClassVar[str] = "protobuf"
-    patience: ClassVar[float] = 30.0
+    patience: ClassVar[float] = 60.0
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ class Gateway(ABC):
 
 
 class StandIn(Gateway):
-    """The stand-in gateway of this package, in a process of its own."""
+    """The stand-in gateway of this package, in a process of its own, which gets `environment` added to its own."""
 
     _process: subprocess.Popen[bytes] | None = None
 
@@ -262,7 +262,8 @@ class StandIn(Gateway):
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "kong_metering_sandbox.gateway", "-c", str(self._conf)]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        environment = os.environ | dict(self._environment)
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
 
     def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:

@@ -2,7 +2,7 @@
 
 Where the system lets us, it is a small tmpfs of our own: `enter_namespace` starts the program again in a mount
 namespace (as root, or as anybody in a user namespace), so that the mount is gone with the last process of the soak.
-Elsewhere the spool is on an ordinary directory, and `server.py` refuses what makes files longer.
+Elsewhere the spool is on an ordinary directory, and the plugin server is refused what makes files longer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from kong_metering_soak.server import FULL
+from kong_metering_sandbox.faulty_server import DiskFault, Faults
+from kong_metering_sandbox.leftovers import remove_shared_memory
 
 _MARK = "SOAK_HAS_ITS_OWN_MOUNTS"
 _NAMESPACES = (("--mount",), ("--user", "--map-root-user", "--mount"))
@@ -78,6 +79,7 @@ class TmpfsDisk:
 
     def close(self) -> None:
         """Unmount it."""
+        remove_shared_memory(self.directory)
         subprocess.run(["umount", "--lazy", str(self.directory)], check=True)  # noqa: S607
 
 
@@ -86,28 +88,28 @@ class InjectedDisk:
 
     kind = "injected: what makes a file longer fails with ENOSPC"
 
-    def __init__(self, directory: Path, control: Path) -> None:
+    def __init__(self, directory: Path, faults: Faults) -> None:
         directory.mkdir()
         self.directory = directory
-        self._full = control / FULL
+        self._faults = faults
 
     def fill(self) -> None:
         """Say that it is full."""
-        self._full.touch()
+        self._faults.set_disk(DiskFault.FULL)
 
     def free(self) -> None:
         """Say that it is not."""
-        self._full.unlink()
+        self._faults.set_disk(None)
 
     def close(self) -> None:
         """Leave the directory to whoever made the one that it is in."""
 
 
-def make_disk(directory: Path, control: Path) -> Disk:
+def make_disk(directory: Path, faults: Faults) -> Disk:
     """Make the best disk that this process may make."""
     if os.environ.get(_MARK):
         return TmpfsDisk(directory)
-    return InjectedDisk(directory, control)
+    return InjectedDisk(directory, faults)
 
 
 def enter_namespace(package: str, arguments: Sequence[str]) -> None:

@@ -12,8 +12,8 @@ import orjson
 from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.deadletters import DeadLetters, StoredLetter
 from kong_metering.spool.directory import survey
-from kong_metering_sandbox.demo import plugin_status
 from kong_metering_sandbox.gateway.logphases import read_log_phases
+from kong_metering_sandbox.status import plugin_status
 from kong_metering_soak.traffic import asked, number_of
 from kong_metering_soak.verdict import Answered, Event, Evidence, ProcessAccount
 
@@ -57,7 +57,7 @@ def answered(log_phases: Path) -> Iterator[Answered]:
 
 def _collected(world: World, event: StoredEvent) -> Event:
     uri = (event.data or {}).get("request_uri")
-    return Event(number_of(uri), event.id, event.subject, world.route_of(event.path, event.token))
+    return Event(number_of(uri), event.id, event.subject, world.shop.route_of(event.path, event.token))
 
 
 def _letters(world: World) -> list[StoredLetter]:
@@ -69,7 +69,7 @@ def _letters(world: World) -> list[StoredLetter]:
 def _letter(world: World, stored: StoredLetter) -> Event:
     letter = stored.letter
     event = orjson.loads(letter.event)
-    route = world.route_of_entity(letter.queue.entity_id, letter.queue.endpoint)
+    route = world.shop.route_of_entity(letter.queue.entity_id, letter.queue.endpoint)
     return Event(number_of(event["data"].get("request_uri")), event["id"], event["subject"], route, letter.reason)
 
 

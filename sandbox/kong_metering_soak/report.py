@@ -49,8 +49,8 @@ def say_account(
 
 
 def _say_counts(evidence: Evidence, verdict: Verdict, results: Mapping[str, int]) -> None:
-    refused = sum(
-        1 for event in evidence.letters if event.number is not None and evidence.asked[event.number].is_refused
+    planted = sum(
+        1 for event in evidence.letters if event.number is not None and evidence.asked[event.number].is_planted
     )
     rows = {
         "requests sent": len(evidence.asked),
@@ -61,7 +61,7 @@ def _say_counts(evidence: Evidence, verdict: Verdict, results: Mapping[str, int]
         "  sent again with the same content": evidence.duplicates,
         "dead letters": len(evidence.letters),
         **{f"  {reason}": count for reason, count in verdict.letters.items()},
-        "  of events that the endpoint was told to refuse": refused,
+        "  of events that were planted to become some": planted,
         "events whose log phase was not answered": verdict.unanswered,
         f"answered less than {GRACE_SECONDS * 1000:.0f} ms before a SIGKILL": verdict.in_grace,
         "  of them missing, which is allowed": len(verdict.excused),
@@ -123,6 +123,7 @@ def _claims(evidence: Evidence, verdict: Verdict) -> dict[str, bool]:
     return {
         "every request whose log phase was answered has its event": not verdict.lost,
         "no id has two contents": evidence.conflicts == 0,
+        "no good event is among the dead letters": verdict.buried_good == 0,
         "nothing waits": evidence.waiting == 0,
         "each process's account adds up": all(account.holds for account in evidence.accounts),
         "nothing else is wrong": not verdict.violations,

@@ -1,8 +1,9 @@
 """When which fault happens in a soak. Pure: a length and a seed in, a plan out.
 
-Contract: the same length and seed give the same plan, and every kind of fault is in it at least once. Two lanes run at
-the same time, the endpoint's and the gateway's; in a lane one fault follows the other. While the disk is full the
-endpoint works but for one short trouble: what comes meanwhile can be kept in memory only, and that is bounded.
+Contract: the same length and seed give the same plan, and every kind of fault is in it at least once (`kinds_of`). Two
+lanes run at the same time, the endpoint's and the gateway's; in a lane one fault follows the other. While the disk is
+in trouble the endpoint works but for one short outage: what comes meanwhile can be kept in memory only, and that is
+bounded.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-SHORTEST_SECONDS = 40.0
+SHORTEST_SECONDS = 60.0
 
 _GATEWAY_SLOT = 25.0
 _ENDPOINT_SLOT = 18.0
@@ -35,17 +36,29 @@ class Kind(Enum):
     RESET_IN_ANSWER = "resets the connection in the body of the answer"
     HANG = "hangs"
     REFUSED = "refuses connections"
-    WRONG_TOKEN = "has changed its tokens"  # noqa: S105 - words for people
+    FIREWALL = "has a firewall that takes offence at what one client sends"
+    RANDOM_503 = "answers 503 at random"
+    INTERIM = "sends interim answers before the answer"
+    WRONG_TOKEN = "has changed a token"  # noqa: S105 - words for people
+    ROTATION = "has changed a token that a vault keeps"
+    WRONG_URL = "wrong URL"
     KILL = "SIGKILL of the plugin server"
     STOP = "stop and start of the gateway"
     RELOAD = "reload of the gateway"
     FULL_DISK = "full disk"
+    READ_ONLY = "read-only disk"
+    BROKEN_DISK = "disk with input/output errors"
     CLOCK_FORWARD = "clock a day ahead"
     CLOCK_BACK = "clock a day behind"
+    BORN_AHEAD = "start with the clock a month ahead"
+    BORN_BEHIND = "start with the clock a year behind"
 
 
-GATEWAY_KINDS = (Kind.KILL, Kind.STOP, Kind.RELOAD, Kind.FULL_DISK, Kind.CLOCK_FORWARD, Kind.CLOCK_BACK)
+# Meanwhile none of the endpoint's own faults happens.
+CALM_KINDS = (Kind.FULL_DISK, Kind.READ_ONLY, Kind.BROKEN_DISK, Kind.BORN_AHEAD, Kind.BORN_BEHIND)
+GATEWAY_KINDS = (Kind.KILL, Kind.STOP, Kind.RELOAD, Kind.CLOCK_FORWARD, Kind.CLOCK_BACK, *CALM_KINDS)
 ENDPOINT_KINDS = tuple(kind for kind in Kind if kind not in GATEWAY_KINDS)
+_LONG_RUN_KINDS = (Kind.BORN_AHEAD,)
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,11 @@ class Plan:
     gateway: tuple[Planned, ...]
 
 
+def kinds_of(seconds: float) -> tuple[Kind, ...]:
+    """Tell the kinds that a soak of this length has: a short one does not start with the clock ahead."""
+    return tuple(kind for kind in Kind if seconds >= _LONG_RUN_SECONDS or kind not in _LONG_RUN_KINDS)
+
+
 def make_plan(seconds: float, seed: int) -> Plan:
     """Plan a soak of at least `SHORTEST_SECONDS`."""
     if seconds < SHORTEST_SECONDS:
@@ -79,15 +97,16 @@ def make_plan(seconds: float, seed: int) -> Plan:
         )
     rng = random.Random(seed)  # noqa: S311 - a plan that can be repeated
     # A kill is what costs most: there are two for each of the others.
-    gateway = tuple(_lane(rng, _whole(seconds), (*GATEWAY_KINDS, Kind.KILL), _GATEWAY_SLOT, long_share=0.0))
-    busy = [(fault.start - _SETTLING_SECONDS, fault.end + _SETTLING_SECONDS) for fault in gateway if _needs_calm(fault)]
+    kinds = (*(kind for kind in GATEWAY_KINDS if kind in kinds_of(seconds)), Kind.KILL)
+    gateway = tuple(_lane(rng, _whole(seconds), kinds, _GATEWAY_SLOT, long_share=0.0))
+    busy = [
+        (fault.start - _SETTLING_SECONDS, fault.end + _SETTLING_SECONDS)
+        for fault in gateway
+        if fault.kind in CALM_KINDS
+    ]
     free = list(_gaps(_whole(seconds), busy))
     long_share = _LONG_FAULT_SHARE if seconds >= _LONG_RUN_SECONDS else 0.0
     return Plan(tuple(_lane(rng, free, ENDPOINT_KINDS, _ENDPOINT_SLOT, long_share=long_share)), gateway)
-
-
-def _needs_calm(fault: Planned) -> bool:
-    return fault.kind is Kind.FULL_DISK
 
 
 def _whole(seconds: float) -> list[tuple[float, float]]:

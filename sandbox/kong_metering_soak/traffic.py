@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SUBJECT_HEADER = "x-tenant-id"
 REFUSED_SUBJECT = "refused"
+SUSPICIOUS_AGENT = "<script>alert(1)</script>"
 ROUTES = ("orders", "invoices")
 
 _SENDERS = 8
@@ -28,21 +29,31 @@ _TIMEOUT = 15.0
 # One in so many requests, of the numbers with this remainder.
 _NO_SUBJECT = (50, 3)
 _REFUSED = (100, 7)
+_SUSPICIOUS = (100, 14)
 _INVOICES = (3, 0)
 _TARGET = re.compile(r"/(?:orders|invoices)/(\d+)$")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What one request asks for: its route, and who pays; None for a request that must give no event."""
+    """What one request asks for: its route, and who pays; None for a request that must give no event.
+
+    `is_suspicious` tells that a firewall before the endpoint may take offence at it.
+    """
 
     route: str
     subject: str | None
+    is_suspicious: bool = False
 
     @property
     def is_refused(self) -> bool:
         """Whether the endpoint refuses the event of this request for itself."""
         return self.subject == REFUSED_SUBJECT
+
+    @property
+    def is_planted(self) -> bool:
+        """Whether its event may become a dead letter."""
+        return self.is_refused or self.is_suspicious
 
 
 def asked(number: int) -> Asked:
@@ -50,7 +61,9 @@ def asked(number: int) -> Asked:
     route = ROUTES[1] if _is_one_of(number, _INVOICES) else ROUTES[0]
     if _is_one_of(number, _NO_SUBJECT):
         return Asked(route, None)
-    return Asked(route, REFUSED_SUBJECT if _is_one_of(number, _REFUSED) else f"tenant-{number % _TENANTS}")
+    if _is_one_of(number, _REFUSED):
+        return Asked(route, REFUSED_SUBJECT)
+    return Asked(route, f"tenant-{number % _TENANTS}", is_suspicious=_is_one_of(number, _SUSPICIOUS))
 
 
 def target_of(number: int) -> str:
@@ -152,9 +165,11 @@ class _Connection:
 
 def _request(number: int) -> bytes:
     lines = [f"GET {target_of(number)} HTTP/1.1", "Host: api.example"]
-    subject = asked(number).subject
-    if subject is not None:
-        lines.append(f"{SUBJECT_HEADER}: {subject}")
+    wanted = asked(number)
+    if wanted.subject is not None:
+        lines.append(f"{SUBJECT_HEADER}: {wanted.subject}")
+    if wanted.is_suspicious:
+        lines.append(f"User-Agent: {SUSPICIOUS_AGENT}")
     return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 

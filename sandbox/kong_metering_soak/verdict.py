@@ -5,7 +5,8 @@ What must hold:
 - Every request whose log phase was answered has its event at the collector or among the dead letters; but for those
   that a process answered less than `GRACE_SECONDS` before it was killed with SIGKILL, which may have one.
 - No event is there that no request asked for, and none went to another endpoint or with another entity's token.
-- An id never has two contents, and a request never two ids. The same event twice is allowed, and counted.
+- An id never has two contents, and a request never two ids. The same event sent twice is allowed, and counted.
+- No good event is among the dead letters: only those that the endpoint was told to refuse, or a firewall to dislike.
 - Each process's own account adds up: accepted + adopted = delivered + dead letters + dropped + left + waiting.
 - Nothing waits at the end.
 """
@@ -102,11 +103,15 @@ class Missing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found; `lost` and `violations` are empty when all holds. `excused` are missing, and may be."""
+    """What was found; `lost` and `violations` are empty when all holds. `excused` are missing, and may be.
+
+    `buried_good` counts the dead letters that are none of those that were planted; each is a violation too.
+    """
 
     due: int
     collected: int
     letters: Mapping[str, int]
+    buried_good: int
     unanswered: int
     in_grace: int
     lost: tuple[Missing, ...]
@@ -132,6 +137,7 @@ def judge(evidence: Evidence) -> Verdict:
         due=len(due),
         collected=len(evidence.collected),
         letters=Counter(event.reason or "" for event in evidence.letters),
+        buried_good=sum(_blame(letter, evidence.asked) is not None for letter in evidence.letters),
         unanswered=len(found - {answered.number for answered in evidence.answered}),
         in_grace=sum(seconds < GRACE_SECONDS for seconds in before.values()),
         lost=tuple(one for one in missing if one.seconds_before_kill >= GRACE_SECONDS),
@@ -157,6 +163,7 @@ def _seconds_before(answered: Answered, kills: Sequence[float]) -> float:
 def _violations(evidence: Evidence) -> Iterable[str]:
     events = (*evidence.collected, *evidence.letters)
     yield from filter(None, (_objection(event, evidence.asked) for event in events))
+    yield from filter(None, (_blame(letter, evidence.asked) for letter in evidence.letters))
     yield from _identity_troubles(events)
     if evidence.conflicts:
         yield f"{evidence.conflicts} events came with the id of another one, and other content"
@@ -177,6 +184,14 @@ def _objection(event: Event, all_asked: Mapping[int, Asked]) -> str | None:
     if event.route != asked.route:
         return f"event {event.id} of {asked.route} went to {event.route or 'nobody we know'}"
     return None
+
+
+def _blame(letter: Event, all_asked: Mapping[int, Asked]) -> str | None:
+    """Say what is wrong with a dead letter; None when its event was planted to become one."""
+    asked = None if letter.number is None else all_asked.get(letter.number)
+    if asked is None or asked.is_planted:
+        return None
+    return f"event {letter.id} is good, and is among the dead letters: {letter.reason}"
 
 
 def _identity_troubles(events: Iterable[Event]) -> Iterable[str]:

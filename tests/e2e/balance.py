@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.directory import survey
-from kong_metering_sandbox.demo import plugin_status
 from kong_metering_sandbox.gateways import wait_for
+from kong_metering_sandbox.status import plugin_status
 
 if TYPE_CHECKING:
     from kong_metering_sandbox.collector.process import CollectorProcess

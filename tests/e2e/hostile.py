@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kong_metering_sandbox.demo import plugin_status
 from kong_metering_sandbox.gateways import wait_for
+from kong_metering_sandbox.status import plugin_status
 from tests.e2e.traffic import Header, conversation, request
 
 if TYPE_CHECKING:

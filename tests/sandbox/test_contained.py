@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.plugin_server import children_of
+from tests.support.plugin_server import ROOT, children_of
 from tests.support.waiting import wait_until
 
 CONTAINED = [sys.executable, "-m", "kong_metering_sandbox.contained"]
@@ -27,6 +27,17 @@ if os.fork() == 0:
     time.sleep(600)
 os.wait()
 print(tempfile.mkdtemp(), flush=True)
+"""
+LEAVES_A_RING = """
+import os, tempfile
+from pathlib import Path
+from kong_metering.inbox.place import Place
+from kong_metering.spool.options import INBOX_DIRECTORY
+spool = Path(tempfile.mkdtemp())
+place = Place(INBOX_DIRECTORY, spool)
+place.create()
+print(place.path, flush=True)
+os._exit(0)
 """
 WAITS = "time.sleep(600)"
 SIZES = (1, 2, 4, 6)
@@ -55,6 +66,14 @@ def test_a_daemon_that_is_left_behind_is_told_ended_and_a_failure() -> None:
     (pid,) = re.findall(r"^left behind: process (\d+): .*python", done.stderr, re.MULTILINE)
     assert done.returncode == 1
     assert not is_alive(int(pid))
+    assert not Path(done.stdout.strip()).exists()
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no shared memory")  # noqa: S108
+def test_what_a_dead_server_has_in_shared_memory_is_removed_with_its_spool() -> None:
+    done = run(*CONTAINED, sys.executable, "-c", LEAVES_A_RING)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("/dev/shm/kong-metering-")  # noqa: S108
     assert not Path(done.stdout.strip()).exists()
 
 
@@ -117,7 +136,8 @@ def first_line(process: subprocess.Popen[str]) -> str:
 
 
 def until_it_has(count: int) -> Callable[[int, subprocess.Popen[str]], object]:
-    return lambda pid, _: wait_until(lambda: len(descendants(pid)) >= count, f"{count} processes of the sandbox")
+    what = f"{count} processes of the sandbox"
+    return lambda pid, _: wait_until(lambda: len(descendants(pid)) >= count, what, seconds=60, pause=0.01)
 
 
 def until_it_runs(_: int, process: subprocess.Popen[str]) -> object:
@@ -155,4 +175,27 @@ def test_the_demo_runs_where_the_temporary_directory_has_a_long_name(tmp_path: P
     directory.mkdir()
     done = run(*DEMO, "--requests", "50", TMPDIR=str(directory))
     assert "It all adds up." in done.stdout, done.stdout + done.stderr
+    assert list(directory.iterdir()) == []
+
+
+NEEDS_A_SOCKET = """
+import socket
+import pytest
+def test_it(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "gateway" / "prefix" / ("s" * 24)))
+@pytest.fixture(autouse=True)
+def prefix(tmp_path):
+    (tmp_path / "gateway" / "prefix").mkdir(parents=True)
+"""
+
+
+def test_the_tests_run_where_the_temporary_directory_has_a_long_name(tmp_path: Path) -> None:
+    directory = tmp_path / ("x" * 150)
+    directory.mkdir()
+    module = tmp_path / "test_it.py"
+    module.write_text(NEEDS_A_SOCKET, encoding="utf-8")
+    pytest_alone = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider"]
+    done = run(*pytest_alone, "--rootdir", str(tmp_path), str(module), TMPDIR=str(directory), PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stdout + done.stderr
     assert list(directory.iterdir()) == []

@@ -121,7 +121,22 @@ def test_an_id_with_two_contents_is_wrong() -> None:
 
 def test_the_same_event_twice_is_allowed() -> None:
     assert judged(duplicates=7).holds
-    assert judged(letters=[event(4, reason="rejected"), event(0, reason="ambiguous")]).holds
+    assert judged(collected=[*COMPLETE.collected, event(4)]).holds
+
+
+@pytest.mark.parametrize("reason", ["rejected", "ambiguous"])
+def test_a_good_event_among_the_dead_letters_is_wrong(reason: str) -> None:
+    verdict = judged(letters=[event(4, reason="rejected"), event(0, reason=reason)])
+    assert not verdict.holds
+    assert verdict.buried_good == 1
+
+
+def test_an_event_that_a_firewall_takes_offence_at_may_be_a_dead_letter() -> None:
+    suspicious = {**ASKED, 0: Asked("orders", "acme", is_suspicious=True)}
+    letters = [event(4, reason="rejected"), event(0, reason="rejected")]
+    verdict = judged(asked=suspicious, collected=[event(1), event(2)], letters=letters)
+    assert verdict.holds
+    assert verdict.buried_good == 0
 
 
 def test_what_waits_in_the_end_is_wrong() -> None:

@@ -20,5 +20,8 @@ class FakeClock:
     def monotonic(self) -> float:
         return 1000.0 + self._elapsed
 
+    def since_boot(self) -> float:
+        return self.monotonic()
+
     def wall(self) -> float:
         return 1_800_000_000.0 + self._elapsed + self._wall_set_by

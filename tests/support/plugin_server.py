@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from kong_metering_sandbox.conf import read_example
+from kong_metering_sandbox.contained import short_base
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -31,13 +32,11 @@ BIN = Path(sys.executable).parent
 
 _LINE = re.compile(r"(debug|info|warning|error|critical): [^\n]*")
 _STOP_SECONDS = 15.0
-_LONGEST_BASE = 24
 
 
 def short_directory() -> Path:
     """Make a directory whose path leaves room for a socket's name: 107 bytes is all that such a path may have."""
-    base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="km-", dir=base if len(base) <= _LONGEST_BASE else "/tmp"))  # noqa: S108
+    return Path(tempfile.mkdtemp(prefix="km-", dir=short_base()))
 
 
 def example_settings(prefix: Path) -> dict[str, str]:

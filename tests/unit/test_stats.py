@@ -27,11 +27,14 @@ def test_everything_is_counted_under_its_name() -> None:
     stats.skip(Skipped.NO_SUBJECT)
     stats.skip(Skipped.ERROR)
     stats.skip(Skipped.NO_SUBJECT)
+    stats.drop_letters(4)
+    stats.drop_letters(5)
     assert stats.snapshot() == Snapshot(
         accepted=10,
         delivered=3,
         dropped={"queue_full": 2, "rejected": 2},
         skipped={"no_subject": 2, "error": 1},
+        dead_letters_dropped=9,
     )
     assert stats.snapshot().waiting == 3
 

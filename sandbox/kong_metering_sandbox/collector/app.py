@@ -11,7 +11,7 @@ import orjson
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
-from kong_metering_sandbox.collector.connections import ConnectionNames, reset, send_head_only
+from kong_metering_sandbox.collector.connections import ConnectionNames, reset, send_head_only, send_interim
 from kong_metering_sandbox.collector.faults import FaultRule, FaultTable
 from kong_metering_sandbox.collector.ingest import Body, endpoints
 from kong_metering_sandbox.collector.records import IngestRequest
@@ -72,6 +72,10 @@ class Ingest:
 
     async def _finish(self, request: web.Request, rule: FaultRule, answer: Answer | None) -> web.Response:
         await self._hold(rule.delay + (rule.hang or 0))
+        for status in rule.interim:
+            await self._hold(rule.interim_pause)
+            send_interim(request.transport, status)
+        await self._hold(rule.interim_pause if rule.interim else 0)
         if answer is not None and rule.reset is None:
             return web.Response(status=answer.status, headers=answer.headers, body=answer.body or None)
         if answer is not None:

@@ -9,6 +9,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
+from kong_metering_sandbox.collector.dialects import reason
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -53,3 +55,10 @@ def send_head_only(transport: asyncio.Transport | None, answer: Answer) -> None:
         *(f"{name}: {value}" for name, value in headers.items()),
     ]
     transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+
+
+def send_interim(transport: asyncio.Transport | None, status: int) -> None:
+    """Send an interim answer (1xx), after which the real one is still to come."""
+    if transport is None or transport.is_closing():
+        return
+    transport.write(f"HTTP/1.1 {status} {reason(status)}\r\nLink: </style.css>; rel=preload\r\n\r\n".encode("latin-1"))

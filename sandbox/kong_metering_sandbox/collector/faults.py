@@ -7,6 +7,7 @@ that the endpoint refuses are not stored, whatever a rule says.
 
 from __future__ import annotations
 
+import random
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -61,11 +62,14 @@ class FaultRule(BaseModel):
 
     - ``match``: only to requests with an event that it picks.
     - ``max_events``, ``max_bytes``: only to bodies over one of these limits.
+    - ``chance``: to each request with this probability only, thrown anew each time.
     - ``times``: to so many requests, and then no more; without it, until it is removed.
 
     What happens, all of it optional:
 
     - ``delay``: the answer, or the reset, comes so many seconds late.
+    - ``interim``: interim answers (102, 103) that come before the answer, each ``interim_pause`` seconds after what was
+      before it. They come after ``delay``.
     - ``status``, ``headers``, ``body``: the answer. The status defaults to 413 with a limit and to 400 with
       ``no_index``, and otherwise to what the request would get without the rule. A 400 without ``body`` points at the
       events that ``match`` picks, in the manner of the endpoint.
@@ -86,10 +90,13 @@ class FaultRule(BaseModel):
     headers: dict[str, str] = Field(default_factory=dict)
     body: str | None = None
     delay: Seconds = 0
+    interim: list[Annotated[int, Field(ge=102, le=199)]] = Field(default_factory=list)
+    interim_pause: Seconds = 0
     reset: Literal["before", "after_headers", "in_body", "after_store"] | None = None
     hang: Seconds | None = None
     store: bool | None = None
     times: Annotated[int, Field(ge=1)] | None = None
+    chance: Annotated[float, Field(gt=0, le=1)] = 1
     match: FaultMatch | None = None
     max_events: Annotated[int, Field(ge=0)] | None = None
     max_bytes: Annotated[int, Field(ge=0)] | None = None
@@ -115,7 +122,7 @@ class FaultRule(BaseModel):
     @property
     def unconditional(self) -> bool:
         """Whether it applies to a request whose body nobody has seen."""
-        return self.match is None and not self._has_limit and not self.no_index
+        return self.match is None and not self._has_limit and not self.no_index and self.chance == 1
 
     def applies(self, body: Body, usual: Answer) -> bool:
         """Whether a request is meant, given its body and the answer that it would get otherwise."""
@@ -176,6 +183,7 @@ class FaultTable:
 
     def __init__(self) -> None:
         self._rules: list[FaultRule] = []
+        self._dice = random.Random()  # noqa: S311 - it decides about faults, not about secrets
 
     @property
     def rules(self) -> list[FaultRule]:
@@ -194,7 +202,7 @@ class FaultTable:
     def take(self, body: Body, usual: Answer) -> FaultRule:
         """Return the first rule that applies to a request, and count it as used; without one, an empty rule."""
         for place, rule in enumerate(self._rules):
-            if rule.applies(body, usual):
+            if rule.applies(body, usual) and self._dice.random() < rule.chance:
                 return self._use(place)
         return FaultRule()
 

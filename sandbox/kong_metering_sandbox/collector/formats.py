@@ -1,7 +1,7 @@
 """The string formats that the OpenAPI descriptions name: ``date-time``, ``uri`` and ``uri-reference``.
 
 jsonschema checks a format only when an optional library for it is installed, and is silent otherwise, so that
-the rules stand here: RFC 3339 for times and the grammar of RFC 3986 for references.
+the rules stand here: RFC 3339 for times and the grammar of RFC 3986 for URIs; references are taken as OpenMeter does.
 """
 
 from __future__ import annotations
@@ -9,18 +9,28 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from jsonschema import FormatChecker  # type: ignore[import-untyped]
+from jsonschema import FormatChecker
 from rfc3339_validator import validate_rfc3339  # type: ignore[import-untyped]
 
-_PCHAR: Final = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
-_SEGMENT_WITHOUT_COLON: Final = r"(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})+"
 _USERINFO: Final = r"(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*@"
 _HOST: Final = r"(?:\[[0-9A-Fa-fvV:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)"
-_AUTHORITY: Final = rf"//(?:{_USERINFO})?{_HOST}(?::[0-9]*)?(?:/{_PCHAR}*)*"
-_ABSOLUTE_PATH: Final = rf"/(?:{_PCHAR}+(?:/{_PCHAR}*)*)?"
-_TAIL: Final = rf"(?:\?(?:{_PCHAR}|[/?])*)?(?:#(?:{_PCHAR}|[/?])*)?"
-_URI: Final = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*:(?:{_AUTHORITY}|{_ABSOLUTE_PATH}|{_PCHAR}+(?:/{_PCHAR}*)*)?{_TAIL}")
-_RELATIVE: Final = re.compile(rf"(?:{_AUTHORITY}|{_ABSOLUTE_PATH}|{_SEGMENT_WITHOUT_COLON}(?:/{_PCHAR}*)*)?{_TAIL}")
+
+
+def _grammars(others: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Write the grammars of an absolute URI and of a relative reference; `others` may stand in a path as well."""
+    pchar = rf"(?:[A-Za-z0-9._~!$&'()*+,;=:@{others}-]|%[0-9A-Fa-f]{{2}})"
+    segment_without_colon = rf"(?:[A-Za-z0-9._~!$&'()*+,;=@{others}-]|%[0-9A-Fa-f]{{2}})+"
+    authority = rf"//(?:{_USERINFO})?{_HOST}(?::[0-9]*)?(?:/{pchar}*)*"
+    absolute_path = rf"/(?:{pchar}+(?:/{pchar}*)*)?"
+    tail = rf"(?:\?(?:{pchar}|[/?])*)?(?:#(?:{pchar}|[/?])*)?"
+    uri = rf"[A-Za-z][A-Za-z0-9+.-]*:(?:{authority}|{absolute_path}|{pchar}+(?:/{pchar}*)*)?{tail}"
+    relative = rf"(?:{authority}|{absolute_path}|{segment_without_colon}(?:/{pchar}*)*)?{tail}"
+    return re.compile(uri), re.compile(relative)
+
+
+_URI, _ = _grammars("")
+# OpenMeter takes blanks and what is not ASCII in a source.
+_LAX_URI, _LAX_RELATIVE = _grammars(r" \u0080-\U0010ffff")
 
 
 def is_date_time(value: object) -> bool:
@@ -35,8 +45,10 @@ def is_uri(value: object) -> bool:
 
 
 def is_uri_reference(value: object) -> bool:
-    """Whether a string is an absolute URI or a relative reference; anything but a string passes."""
-    return is_uri(value) or (isinstance(value, str) and _RELATIVE.fullmatch(value) is not None)
+    """Whether a string is a URI or a relative reference, blanks and non-ASCII allowed; anything but a string passes."""
+    if not isinstance(value, str):
+        return True
+    return _LAX_URI.fullmatch(value) is not None or _LAX_RELATIVE.fullmatch(value) is not None
 
 
 def format_checker() -> FormatChecker:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
@@ -13,6 +14,12 @@ from kong_metering_sandbox.collector.validation import EventValidator
 
 if TYPE_CHECKING:
     from kong_metering_sandbox.collector.dialects import Dialect
+
+_LARGEST_MESSAGE_BYTES: Final = 1_000_000
+# A JSON string has up to six times the bytes of what it holds.
+_SURELY_SMALL_BYTES: Final = _LARGEST_MESSAGE_BYTES // 6
+_LAST_LOST_YEAR: Final = "1970"
+_JSON_BLANKS: Final = " \t\r\n"
 
 
 @dataclass(frozen=True)
@@ -25,10 +32,17 @@ class Body:
 
     @classmethod
     def parse(cls, raw: bytes) -> Body:
-        """Read JSON; whatever is not JSON, compressed bodies among it, becomes a body with an error."""
+        """Read JSON as Go does; whatever is not JSON, compressed bodies among it, becomes a body with an error.
+
+        Bytes that are not UTF-8 and lone surrogates become U+FFFD; what follows the first document is not looked at.
+        """
         try:
             return cls(orjson.loads(raw), len(raw))
-        except orjson.JSONDecodeError as error:
+        except orjson.JSONDecodeError:
+            pass
+        try:
+            return cls(_first_document(raw), len(raw))
+        except ValueError as error:
             return cls(None, len(raw), str(error))
 
     @property
@@ -71,10 +85,14 @@ class Endpoint:
         if (media_type == SINGLE and body.is_batch) or (media_type == BATCH and not body.is_batch):
             return self._refuse_body(f"doesn't match schema: value must be an {_shape(media_type)}")
         problems = self._validator.body_problems(body.document)
-        if problems:
-            return Verdict(self.dialect.invalid(problems))
+        return Verdict(self.dialect.invalid(problems)) if problems else self._take(body)
+
+    def _take(self, body: Body) -> Verdict:
+        """Decide about valid events."""
         events = tuple(item for item in body.items if isinstance(item, dict))
-        return Verdict(Answer(self.dialect.accepted_status), events)
+        if body.size > _SURELY_SMALL_BYTES and any(map(_is_too_large, events)):
+            return self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "Broker: Message size too large")
+        return Verdict(Answer(self.dialect.accepted_status), tuple(event for event in events if not _is_lost(event)))
 
     def _refuse(self, status: int, detail: str) -> Verdict:
         return Verdict(self.dialect.refusal(status, detail))
@@ -88,6 +106,30 @@ def endpoints() -> dict[str, Endpoint]:
     v1 = Endpoint(V1(), EventValidator("openmeter-ingest-v1.openapi.yaml", "Event"))
     v3 = Endpoint(V3(), EventValidator("openmeter-ingest-v3.openapi.yaml", "MeteringEvent"))
     return {"/api/v1/events": v1, "/api/v3/openmeter/events": v3, "/v3/openmeter/events": v3}
+
+
+def _first_document(raw: bytes) -> object:
+    """Read the first JSON document; raises `ValueError` when there is none."""
+    text = raw.decode("utf-8", "replace").lstrip(_JSON_BLANKS)
+    document, _ = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(text)
+    plain = json.dumps(document, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return json.loads(plain)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _is_too_large(event: dict[str, object]) -> bool:
+    """Whether Kafka refuses an event's message, in which OpenMeter has put its data as a JSON string."""
+    data = orjson.dumps(event.get("data")).decode()
+    return len(orjson.dumps({**event, "data": data})) > _LARGEST_MESSAGE_BYTES
+
+
+def _is_lost(event: dict[str, object]) -> bool:
+    """Whether OpenMeter drops an event in silence after its 2xx: one of 1970 or before."""
+    time = event.get("time")
+    return isinstance(time, str) and time[:4] <= _LAST_LOST_YEAR
 
 
 def _shape(media_type: str) -> str:

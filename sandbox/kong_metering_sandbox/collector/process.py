@@ -41,7 +41,7 @@ class CollectorProcess:
     client: CollectorClient
 
     def __init__(
-        self, *, tokens: Sequence[str] = (), database: Path | None = None, start_timeout: float = 20.0
+        self, *, tokens: Sequence[str] = (), database: Path | None = None, start_timeout: float = 60.0
     ) -> None:
         self._tokens = tokens
         self._database = database

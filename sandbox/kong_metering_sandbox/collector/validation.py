@@ -19,9 +19,10 @@ from kong_metering_sandbox.collector.formats import format_checker, is_date_time
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jsonschema import ValidationError  # type: ignore[import-untyped]
+    from jsonschema import ValidationError
 
 SPEC_VERSION: Final = "1.0"
+_SPEC_VERSIONS: Final = ("0.3", SPEC_VERSION)
 _PLAIN_ATTRIBUTES: Final = frozenset(
     {"id", "source", "specversion", "type", "subject", "time", "datacontenttype", "data"}
 )
@@ -96,8 +97,8 @@ def _is_text(value: object) -> bool:
 
 def _version_problems(event: object) -> Iterator[Problem]:
     # The schema takes any text; it is the CloudEvents library that decodes the event afterwards which refuses.
-    if isinstance(event, dict) and event["specversion"] != SPEC_VERSION:
-        yield Problem(("specversion",), "enum", 'value is not "1.0"', choices=(SPEC_VERSION,))
+    if isinstance(event, dict) and event["specversion"] not in _SPEC_VERSIONS:
+        yield Problem(("specversion",), "enum", 'value is not "0.3" or "1.0"', choices=_SPEC_VERSIONS)
 
 
 def _translate(error: ValidationError) -> Iterator[Problem]:

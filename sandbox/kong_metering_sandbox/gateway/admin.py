@@ -10,7 +10,8 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from . import declarative
+from . import adminschemas, declarative
+from .adminlists import EMPTY_COLLECTIONS, Page
 from .declarative import DeclarativeError
 from .entities import KINDS, EntityError, is_uuid
 from .schema import Schema
@@ -125,15 +126,22 @@ class AdminApi:
         data = await _read(request)
         method = "GET" if request.method == "HEAD" else request.method
         special = self._special(method, segments, data)
-        return special if special is not None else self._entities(method, self._place(segments), data)
+        if special is not None:
+            return special
+        place = self._place(segments)
+        if method == "GET" and place.key is None:
+            return 200, Page.asked_for(request.query).of(request.path, self._listed(place), request.query)
+        return self._entities(method, place, data)
 
     def _special(self, method: str, segments: list[str], data: Table) -> tuple[int, Table | None] | None:
         """Answer a request that is about no entity; None when it is about one."""
         if method == "POST" and segments == ["config"]:
             return self._load_config(data)
-        if method == "POST" and segments == ["schemas", "plugins", "validate"]:
-            self._gateway.store.check("plugins", data)
-            return 200, {"message": "schema validation successful"}
+        told = adminschemas.answer(method, segments, self._gateway.store, self._gateway.plugins(), data)
+        if told is not None:
+            return told
+        if method == "GET" and len(segments) == 1 and segments[0] in EMPTY_COLLECTIONS:
+            return 200, {"data": [], "next": None}
         information = self._information(segments) if method == "GET" else None
         return None if information is None else (200, information)
 
@@ -145,9 +153,6 @@ class AdminApi:
             return {"database": {"reachable": True}, "memory": {"workers_lua_vms": []}, "server": {}}
         if segments == ["plugins", "enabled"]:
             return {"enabled_plugins": sorted(plugins)}
-        if segments[:2] == ["schemas", "plugins"] and segments[-1] in plugins:
-            schema: Table = plugins[segments[-1]]["schema"]
-            return schema
         return None
 
     def _root(self, plugins: dict[str, Table]) -> Table:
@@ -211,13 +216,13 @@ class AdminApi:
             data = {"name": (known or {}).get("name")}
         return self._gateway.store.schema(place.kind, data).fields
 
+    def _listed(self, place: _Place) -> list[Table]:
+        if place.field is not None and place.parent is not None:
+            return self._gateway.store.children(place.kind, place.field, place.parent["id"])
+        return list(self._gateway.store.all(place.kind))
+
     def _collection(self, method: str, place: _Place, data: Table) -> tuple[int, Table | None]:
         store = self._gateway.store
-        if method == "GET":
-            found = list(store.all(place.kind))
-            if place.field is not None and place.parent is not None:
-                found = store.children(place.kind, place.field, place.parent["id"])
-            return 200, {"data": found, "next": None}
         if method != "POST":
             raise _Refused(405, {"message": "Method not allowed"})
         if self._gateway.db_less:

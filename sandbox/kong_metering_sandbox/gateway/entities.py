@@ -196,13 +196,19 @@ class Store:
                         self._tables[child_kind].pop(child["id"], None)
 
     def check(self, kind: str, data: Table) -> None:
-        """Check an entity that is not going to be added.
+        """Check an entity that is not going to be added; whether what it refers to is there is not looked at.
 
         Raises:
-            EntityError: it breaks its schema or a foreign key.
+            EntityError: it breaks its schema.
 
         """
-        self._checked(kind, {**_shorthands(kind, data), "id": str(uuid.uuid4())})
+        schema = self.schema(kind, data)
+        errors = schema.validate(schema.fill({"id": str(uuid.uuid4()), **_shorthands(kind, data)}))
+        for name in KINDS[kind].foreign:
+            if isinstance(data.get(name), dict) and "id" not in data[name]:
+                errors[name] = {"id": "missing primary key"}
+        if errors:
+            raise violation(errors)
 
     def _put(self, kind: str, data: Table) -> Table:
         entity = self._checked(kind, data)

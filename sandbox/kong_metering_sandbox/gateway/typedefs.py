@@ -194,7 +194,9 @@ def service_address(url: str) -> Table:
 def plugin_schema(config: Table, **fields: Table) -> Table:
     """Return a plugin's definition out of its configuration's and of what it says about other fields."""
     record = {"type": "record", "required": True, **config}
-    return {"fields": [{"config": record}, *({name: spec} for name, spec in fields.items())]}
+    protocols = next(entry["protocols"] for entry in PLUGINS["fields"] if "protocols" in entry)
+    own = {"protocols": protocols, "config": record, **fields}
+    return {"fields": [{name: spec} for name, spec in own.items()]}
 
 
 def _config(*entries: Table) -> Table:

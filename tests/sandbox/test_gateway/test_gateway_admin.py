@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -201,9 +202,123 @@ def test_information_about_the_gateway(gateway: Gateway) -> None:
     assert root["plugins"]["available_on_server"][NAME] == {"version": "0.1.0", "priority": 850}
     assert call(gateway, "GET", "/status").json()["database"] == {"reachable": True}
     assert NAME in call(gateway, "GET", "/plugins/enabled").json()["enabled_plugins"]
-    assert call(gateway, "GET", f"/schemas/plugins/{NAME}").json()["name"] == NAME
+    assert [name for field in call(gateway, "GET", f"/schemas/plugins/{NAME}").json()["fields"] for name in field] == [
+        "protocols",
+        "config",
+    ]
     assert call(gateway, "POST", "/schemas/plugins/validate", METERING).status_code == 200
     assert call(gateway, "POST", "/config", {"config": ""}).status_code == 400
+
+
+def test_lists_come_in_pages(gateway: Gateway) -> None:
+    for name in "abc":
+        call(gateway, "POST", "/consumers", {"username": name, "tags": ["metered", name]})
+    first = call(gateway, "GET", "/consumers?size=2&tags=metered").json()
+    assert [one["username"] for one in first["data"]] == ["a", "b"]
+    assert first["next"] == f"/consumers?offset={quote(first['offset'], safe='')}&tags=metered&size=2"
+    last = call(gateway, "GET", first["next"]).json()
+    assert [one["username"] for one in last["data"]] == ["c"]
+    assert (last["next"], "offset" in last) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"), [("metered", "ab"), ("metered,a", "a"), ("a/b", "ab"), ("b/c", "bc"), ("none", ""), ("a,b", "")]
+)
+def test_tags_choose_from_a_list(gateway: Gateway, tags: str, found: str) -> None:
+    for name in "abc":
+        call(gateway, "POST", "/consumers", {"username": name, "tags": [name, *(["metered"] if name != "c" else [])]})
+    assert "".join(one["username"] for one in call(gateway, "GET", f"/consumers?tags={tags}").json()["data"]) == found
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "message"),
+    [
+        ("size=0", 9, "size must be an integer between 1 and 1000"),
+        ("size=1001", 9, "size must be an integer between 1 and 1000"),
+        ("size=x", 9, "size must be a number"),
+        ("offset=zzz", 7, "'zzz' is not a valid offset: bad json encoding"),
+        ("tags=", 11, "invalid option (tags: cannot be null)"),
+    ],
+)
+def test_a_page_that_there_cannot_be_is_refused_in_kongs_words(
+    gateway: Gateway, query: str, code: int, message: str
+) -> None:
+    answer = call(gateway, "GET", f"/services?{query}")
+    assert (answer.status_code, answer.json()["code"], answer.json()["message"]) == (400, code, message)
+
+
+@pytest.mark.parametrize("kind", ["upstreams", "certificates", "vaults", "key-sets", "acls", "hmac-auths"])
+def test_what_the_stand_in_has_none_of_is_an_empty_list(gateway: Gateway, kind: str) -> None:
+    assert call(gateway, "GET", f"/{kind}?size=1000").json() == {"data": [], "next": None}
+
+
+@pytest.mark.parametrize("kind", ["consumer_groups", "rbac/roles", "licenses", "workspaces", "partials"])
+def test_what_only_the_enterprise_edition_has_is_not_found(gateway: Gateway, kind: str) -> None:
+    assert call(gateway, "GET", f"/{kind}").status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["services", "routes", "consumers", "plugins", "keyauth_credentials"])
+def test_schemas_of_entities_are_told(gateway: Gateway, kind: str) -> None:
+    schema = call(gateway, "GET", f"/schemas/{kind}").json()
+    assert set(schema) == {"fields", "entity_checks"}
+    assert {"id", "tags"} <= {name for field in schema["fields"] for name in field}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/schemas/nonsense", "No entity named 'nonsense'"),
+        ("/schemas/plugins/nope", "No plugin named 'nope'"),
+        ("/plugins/schema/nope", "No plugin named 'nope'"),
+    ],
+)
+def test_a_schema_that_there_is_none_of_is_said_to_be_none(gateway: Gateway, path: str, message: str) -> None:
+    answer = call(gateway, "GET", path)
+    assert (answer.status_code, answer.json()["message"]) == (404, message)
+
+
+def test_a_plugins_configuration_has_a_schema_of_its_own(gateway: Gateway) -> None:
+    schema = call(gateway, "GET", "/plugins/schema/rate-limiting").json()
+    assert {"minute", "limit_by"} <= {name for field in schema["fields"] for name in field}
+
+
+ABSENT = {"id": "00000000-0000-4000-8000-000000000000"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "message"),
+    [
+        ("services", {"name": "x", "url": "http://a"}, None),
+        ("services", {"name": "x"}, "schema violation (host: required field missing)"),
+        ("services", {"url": "http://a", "nonsense": 1}, "schema violation (nonsense: unknown field)"),
+        ("routes", {"name": "r", "paths": ["/x"], "service": ABSENT}, None),
+        ("consumers", {"username": "u"}, None),
+        (
+            "consumers",
+            {},
+            "schema violation (at least one of these fields must be non-empty: 'custom_id', 'username')",
+        ),
+        ("plugins", {"name": "rate-limiting", "config": {"minute": 5}, "service": ABSENT}, None),
+        (
+            "plugins",
+            {"name": "rate-limiting", "config": {"minute": 5}, "service": {"name": "nope"}},
+            "schema violation (service.id: missing primary key)",
+        ),
+        (
+            "plugins",
+            {"name": "nope"},
+            "schema violation (name: plugin 'nope' not enabled; add it to the 'plugins' configuration property)",
+        ),
+        ("keyauth_credentials", {"key": "k", "consumer": ABSENT}, None),
+    ],
+)
+def test_entities_are_checked_without_being_kept(
+    gateway: Gateway, kind: str, body: dict[str, Any], message: str | None
+) -> None:
+    answer = call(gateway, "POST", f"/schemas/{kind}/validate", body)
+    assert answer.status_code == (200 if message is None else 400)
+    assert answer.json()["message"] == (message or "schema validation successful")
+    assert call(gateway, "POST", "/schemas/nonsense/validate", body).json()["message"] == "No entity named 'nonsense'"
 
 
 @pytest.mark.parametrize(

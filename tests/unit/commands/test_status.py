@@ -9,6 +9,7 @@ from zlib import crc32
 
 import pytest
 
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import FILES, QueueIdentity
 from tests.unit.commands.helpers import (
@@ -19,6 +20,7 @@ from tests.unit.commands.helpers import (
     dead_letters,
     event,
     holder,
+    killed_before_it_wrote,
     leave_damaged_file,
     letter,
     run,
@@ -119,6 +121,25 @@ def test_damaged_files_are_counted(root: Path) -> None:
     leave_damaged_file(root)
     assert run_json(root, "status")["damaged"]["files"] == 1
     assert "1 damaged file" in run(root, "status").stdout
+
+
+def test_dead_letters_that_were_dropped_are_told(root: Path) -> None:
+    dead_letters(root, *[letter("rejected", event(n)) for n in range(3)])
+    bounded = DeadLetters(root / DEAD_LETTERS, max_bytes=1, segment_bytes=1)
+    bounded.add([letter("rejected", event(3))], NOW)
+    bounded.add([letter("rejected", event(4))], NOW)
+    assert "4 dead letters dropped so far, the oldest, to make room for newer ones" in run(root, "status").stdout
+    found = run_json(root, "status")["dead_letters"]
+    assert (found["count"], found["dropped"]) == (1, 4)
+
+
+def test_shared_memory_of_a_spool_that_was_replaced_is_told(root: Path) -> None:
+    killed_before_it_wrote(root, 3)
+    root.rename(root.with_name("before"))
+    SpoolDirectory(root)
+    (found,) = run_json(root, "status")["strays"]
+    assert found["events"] == 3
+    assert "3 events of another spool, whose servers do not run" in " ".join(run(root, "status").stdout.split())
 
 
 def test_hostile_names_do_not_reach_the_terminal(root: Path) -> None:

@@ -378,6 +378,9 @@ class SteeredClock:
     def monotonic(self) -> float:
         return time.monotonic() + self._passed
 
+    def since_boot(self) -> float:
+        return self.monotonic()
+
     def wall(self) -> float:
         return time.time() + self._passed + self._wall_set_by
 
@@ -456,7 +459,7 @@ class Process:
         deadline = self.clock.monotonic() + seconds
         for it in self.queues:
             it.queue.begin_close()
-        self.spooler.flush(20)
+        self.spooler.flush(self.clock.monotonic() + 20)
         for it in self.queues:
             it.queue.close(deadline)
         has_ended = self.spooler.end()
@@ -519,7 +522,7 @@ class SpooledQueue:
         """Close this queue alone."""
         if not self.is_ended:
             self.queue.begin_close()
-            self.process.spooler.flush(20)
+            self.process.spooler.flush(self.process.clock.monotonic() + 20)
             self.queue.close(self.process.clock.monotonic() + seconds)
             self.end()
 
@@ -547,7 +550,7 @@ def letters(root: Path) -> list[StoredLetter]:
 def crashed(root: Path) -> Path:
     """Give a copy of a spool that is in use: what is left of it when all of its processes die at this moment."""
     copy = root.with_name(f"{root.name}-crashed")
-    shutil.copytree(root, copy)
+    shutil.copytree(root, copy, ignore=shutil.ignore_patterns("*.new"))
     return copy
 
 

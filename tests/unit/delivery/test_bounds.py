@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.stats import Snapshot
 from kong_metering.trial.outcome import Delivered, Outcome
 from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
@@ -20,6 +21,7 @@ from tests.unit.delivery.fakes import (
     Refusing,
     SteeredClock,
     down,
+    letters,
     on_disk,
     take_all,
 )
@@ -164,6 +166,7 @@ def test_dead_letters_count_too(process: ProcessMaker, root: Path) -> None:
     account = it.process.settle()
     assert account.dead_letters == {"rejected": 60}
     assert account.delivered == account.accepted - 60
+    assert account.dead_letters_dropped == 60 - len(letters(root)) == DeadLetters(root / DEAD_LETTERS).dropped_ever > 0
     assert 1 * MIB < bytes_used(root) < 4 * MIB
 
 

@@ -113,6 +113,8 @@ def test_a_queue_that_nobody_uses_ends_without_waiting_for_who_looks_at_its_log(
         return oldest(log)
 
     monkeypatch.setattr(EventLog, "oldest", slowly)
+    # Ages are told by a clock that has run for a while.
+    it.clock.advance(700)
     it.spooler._janitor._bounds_at = 0.0
     assert looks.wait(20)
     threading.Timer(10, goes_on.set).start()
@@ -151,6 +153,7 @@ def test_nothing_is_sent_from_memory_while_a_write_may_still_complete(
         disk.go_on()
         assert it.process.settle() == Snapshot(accepted=201, delivered=201 - full, dropped={"queue_full": full})
     assert it.endpoint.delivered == [b"first", *events[: 200 - full]]
+    wait_until(lambda: log.with_text("the disk works again after it hung for 6 s"), "its end is said")
 
 
 # -- memory is bounded -------------------------------------------------------------------------------------------------

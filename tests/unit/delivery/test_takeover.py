@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -338,6 +339,47 @@ def test_what_a_process_left_for_a_url_that_accepted_once_stays_with_it(
     following.delivery._spooler._janitor.look_for_others(5)  # type: ignore[union-attr]
     assert events(right) == [11]
     assert len(on_disk(root)) == 10
+
+
+def test_a_spool_of_a_version_that_noted_no_acceptance_is_asked_what_its_logs_tell(
+    serve: Serve, wrong: IngestServer, right: IngestServer, root: Path
+) -> None:
+    first, gate = serve(), threading.Event()
+
+    def accept_one(exchange: Exchange) -> None:
+        gate.wait(20)
+        exchange.reply(204 if len(wrong.requests) == 1 else 503)
+
+    wrong.on_request = accept_one
+    queue = first.open(wrong)
+    put(queue, 0, 1)
+    wait_until(lambda: wrong.requests, "it is sent")
+    put(queue, 1, 11)
+    wait_until(lambda: len(on_disk(root)) == 11, "the others are in the same log")
+    gate.set()
+    wait_until(lambda: len(wrong.requests) > 1, "the others are tried")
+    assert first.close().left == 10
+    shutil.rmtree(root / "accepted")
+    following = serve()
+    put(following.open(right), 11, 12)
+    following.settle()
+    following.delivery._spooler._janitor.look_for_others(5)  # type: ignore[union-attr]
+    assert events(right) == [11]
+    assert len(on_disk(root)) == 10
+
+
+def test_a_spool_of_such_a_version_in_which_nothing_was_settled_is_taken_over(
+    serve: Serve, wrong: IngestServer, right: IngestServer, root: Path
+) -> None:
+    first = serve()
+    put(first.open(wrong), 0, 10)
+    wait_until(lambda: wrong.requests, "it is tried")
+    assert first.close().left == 10
+    shutil.rmtree(root / "accepted")
+    following = serve()
+    following.open(right)
+    wait_until(lambda: following.stats.snapshot().delivered == 10, "all are delivered")
+    assert sorted(events(right)) == list(range(10))
 
 
 def test_what_was_sent_to_the_wrong_url_is_not_in_doubt_at_the_right_one(

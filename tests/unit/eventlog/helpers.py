@@ -65,7 +65,8 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
 
 def kept(directory: Path) -> bytes:
     """All bytes that were set aside."""
-    return b"".join(path.read_bytes() for path in sorted((directory / "damaged").glob("*")))
+    names = sorted((directory / "damaged").glob("*"))
+    return b"".join(path.read_bytes() for path in names if path.suffix != ".json")
 
 
 @contextlib.contextmanager

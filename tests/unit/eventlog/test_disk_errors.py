@@ -214,6 +214,30 @@ def test_a_position_file_that_the_file_system_calls_damaged_is_made_anew(tmp_pat
     assert EventLog.open(tmp_path).done_up_to == 45
 
 
+@pytest.mark.parametrize("error", [errno.EIO, errno.EPERM, errno.EMFILE])
+def test_a_position_file_that_takes_no_write_is_made_anew(tmp_path: Path, error: int) -> None:
+    log = filled(tmp_path, 20)
+    log.done(5)
+    log.save_position()
+    pwrite = os.pwrite
+    position = tmp_path / "position"
+
+    def failing(descriptor: int, data: bytes, offset: int) -> int:
+        if position.exists() and os.path.samestat(os.fstat(descriptor), first):
+            raise OSError(error, os.strerror(error))
+        return pwrite(descriptor, data, offset)
+
+    first = position.stat()
+    with mock.patch.object(os, "pwrite", failing):
+        for done in (10, 12, 15):
+            log.done(done)
+            log.save_position()
+            assert EventLog.view(tmp_path).done_up_to == done
+    assert position.stat().st_mode & 0o777 == 0o600
+    log.close()
+    assert EventLog.open(tmp_path).done_up_to == 15
+
+
 def test_a_position_file_that_cannot_be_read_now_is_read_later(tmp_path: Path, clock: Clock) -> None:
     filled(tmp_path, 60).close()
     patience = Patience(clock=clock)

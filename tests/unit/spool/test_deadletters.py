@@ -88,6 +88,11 @@ def test_above_the_bound_the_oldest_go_and_are_counted(tmp_path: Path) -> None:
     assert letters.bytes_on_disk <= 5000
     assert ids(letters) == list(range(letters.dropped + 1, 101))
     assert letters.dropped > 50
+    # All processes see it, those that come later too.
+    assert DeadLetters(tmp_path).dropped_ever == letters.dropped
+    others = DeadLetters(tmp_path, max_bytes=1, segment_bytes=1000)
+    others.add([letter(101)], NOW)
+    assert DeadLetters(tmp_path).dropped_ever == letters.dropped + others.dropped
 
 
 def test_what_was_removed_is_not_counted_as_dropped(tmp_path: Path) -> None:

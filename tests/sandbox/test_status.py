@@ -1,4 +1,4 @@
-"""What the demo asks the plugin server itself."""
+"""What the sandbox asks the plugin server itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from kong_metering_sandbox.demo import plugin_status
+from kong_metering_sandbox.status import plugin_status
 from tests.support.plugin_server import short_directory
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""`kong-metering send-test-event`: whether the endpoint takes events, with this token, from here."""

@@ -1,0 +1,150 @@
+"""Marks and positions that the disk does not take: nothing is sent that nobody would know of after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import pytest
+
+from kong_metering.stats import Snapshot
+from kong_metering.trial.outcome import Delivered
+from tests.support.waiting import wait_until
+from tests.unit.delivery.fakes import (
+    DOWN,
+    broken_disk,
+    crashed,
+    down,
+    letters,
+    numbered,
+    on_disk,
+    take_all,
+)
+
+if TYPE_CHECKING:
+    from tests.support.loglines import LogLines
+    from tests.unit.delivery.conftest import ProcessMaker
+
+HELD = "events on disk are not sent, until it can be noted there that they were"
+
+
+@contextlib.contextmanager
+def unsaved(error: int) -> Iterator[None]:
+    """Let no position be saved."""
+    broken = OSError(error, os.strerror(error))
+    with mock.patch("kong_metering.eventlog.position.PositionFile.save", side_effect=broken):
+        yield
+
+
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_what_cannot_be_noted_waits_until_it_can_be(
+    process: ProcessMaker, log: LogLines, error: int, batch: int
+) -> None:
+    it = process().open(max_batch_size=batch)
+    it.put_on_disk(b"first")
+    it.process.settle()
+    with unsaved(error):
+        it.put_on_disk(*numbered(20))
+        wait_until(lambda: it.backlog.held_back == 20, "they are held back")
+        it.process.wait_for_a_round()
+        it.process.wait_for_rest()
+        assert it.endpoint.requests == [[b"first"]]
+    assert it.process.settle() == Snapshot(accepted=21, delivered=21)
+    assert it.endpoint.delivered == [b"first", *numbered(20)]
+    assert len(log.with_text(HELD)) == 1
+    assert it.backlog.held_back == 0
+
+
+def test_on_a_read_only_disk_for_longer_than_the_window_nothing_is_sent_twice_or_lost(
+    process: ProcessMaker, root: Path
+) -> None:
+    it = process(dedupe_window=100.0).open(
+        down(), max_batch_size=10, initial_retry_delay=1000, max_retry_delay=1000, max_retry_time=-1
+    )
+    it.put_on_disk(*numbered(200))
+    it.endpoint.wait_for_request()
+    it.process.wait_for_rest()
+    with broken_disk(errno.EROFS):
+        it.endpoint.decide = take_all
+        it.reconfigure()
+        it.put(*numbered(50, first=200))
+        wait_until(lambda: len(it.endpoint.delivered) == 50, "what is in memory is sent")
+        left, sent = crashed(root), it.endpoint.delivered
+        it.let_pass(200)
+    following = process(left, dedupe_window=100.0).open(max_batch_size=10)
+    assert following.process.settle(adopted=200) == Snapshot(adopted=200, delivered=200)
+    it.process.settle()
+    # One process was killed before the repair, and has a successor; the other one went on.
+    for delivered in ([*sent, *following.endpoint.delivered], it.endpoint.delivered):
+        assert sorted(delivered) == sorted(numbered(250))
+    assert letters(root) == letters(left) == []
+
+
+def test_what_was_noted_before_is_tried_again_meanwhile(process: ProcessMaker) -> None:
+    it = process().open(down(DOWN), max_batch_size=5)
+    it.put_on_disk(*numbered(5))
+    it.endpoint.wait_for_request()
+    with unsaved(errno.EIO):
+        it.endpoint.decide = lambda events: Delivered() if set(events) <= set(numbered(5)) else DOWN
+        it.put_on_disk(b"new")
+        wait_until(lambda: it.endpoint.delivered == numbered(5), "they get through")
+        wait_until(lambda: it.backlog.held_back == 1, "the new one is held back")
+    it.endpoint.decide = take_all
+    assert it.process.settle() == Snapshot(accepted=6, delivered=6)
+
+
+def test_a_full_disk_has_half_of_the_window_to_get_room(process: ProcessMaker, log: LogLines) -> None:
+    it = process(dedupe_window=1000.0).open()
+    it.put_on_disk(b"first")
+    it.process.settle()
+    with unsaved(errno.ENOSPC):
+        it.put_on_disk(b"second")
+        assert it.process.settle().delivered == 2
+        it.let_pass(490)
+        it.put_on_disk(b"third")
+        assert it.process.settle().delivered == 3
+        it.let_pass(20)
+        it.put_on_disk(b"fourth")
+        wait_until(lambda: it.backlog.held_back == 1, "it is held back")
+    it.process.settle()
+    assert it.endpoint.delivered == [b"first", b"second", b"third", b"fourth"]
+    assert log.with_text("what is delivered cannot be written down")
+    assert len(log.with_text(HELD)) == 1
+
+
+def test_what_is_held_back_is_neither_lost_nor_doubled_when_memory_is_written_behind_it(
+    process: ProcessMaker, root: Path
+) -> None:
+    it = process().open(max_batch_size=5)
+    it.put_on_disk(b"first")
+    it.process.settle()
+    with unsaved(errno.EIO):
+        it.put_on_disk(*numbered(20))
+        wait_until(lambda: it.backlog.held_back == 20, "they are held back")
+        it.endpoint.hold()
+        with broken_disk(errno.EROFS):
+            it.put(*numbered(20, first=20))
+            it.endpoint.wait_for_request(2)
+        wait_until(lambda: len(on_disk(root)) >= 40, "all are on disk")
+        it.endpoint.let_go()
+    assert it.process.settle() == Snapshot(accepted=41, delivered=41)
+    assert sorted(it.endpoint.delivered) == sorted([b"first", *numbered(40)])
+
+
+def test_what_is_held_back_at_the_end_is_left_for_the_next_process(process: ProcessMaker) -> None:
+    it = process().open(max_batch_size=5)
+    it.put_on_disk(b"first")
+    it.process.settle()
+    with unsaved(errno.EIO):
+        it.put_on_disk(*numbered(20))
+        wait_until(lambda: it.backlog.held_back == 20, "they are held back")
+        assert it.process.close(20) == Snapshot(accepted=21, delivered=1, left=20)
+    following = process().open()
+    assert following.process.settle(adopted=20) == Snapshot(adopted=20, delivered=20)
+    assert following.endpoint.delivered == numbered(20)

@@ -1,0 +1,149 @@
+"""What a spool's times are worth when the clock is set, by processes one after the other and over restarts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kong_metering.spool.times import CLOCK, STEADY_SECONDS, Reading, Record, SpoolTimes
+from tests.support.clock import FakeClock
+
+DAY = 86_400
+DAY_MS = DAY * 1000
+MONTH_MS = 30 * DAY_MS
+NOW_MS = 1_800_000_000_000
+
+
+def at(since_boot: float, wall_ms: int, boot: str = "one") -> Reading:
+    return Reading(boot, since_boot, wall_ms)
+
+
+def seen(*readings: Reading) -> Record:
+    record = Record(readings[0], readings[0].since_boot)
+    for reading in readings[1:]:
+        record = record.seen_at(reading)
+    return record
+
+
+def test_a_clock_that_runs_evenly_is_believed_after_a_while() -> None:
+    record = seen(at(0, NOW_MS), at(300, NOW_MS + 300_000))
+    assert not record.is_steady
+    record = record.seen_at(at(STEADY_SECONDS, NOW_MS + 600_500))
+    assert record.is_steady
+    assert record.settings == ()
+    assert record.older_than_ms(60) == NOW_MS + 540_500
+
+
+@pytest.mark.parametrize("by_ms", [MONTH_MS, -MONTH_MS, 120_000])
+def test_one_that_was_set_is_not_for_a_while(by_ms: int) -> None:
+    record = seen(at(0, NOW_MS), at(1000, NOW_MS + 1_000_000))
+    record = record.seen_at(at(1010, NOW_MS + 1_010_000 + by_ms))
+    assert not record.is_steady
+    assert record.seen_at(at(1610, NOW_MS + 1_610_000 + by_ms)).is_steady
+
+
+def test_what_was_written_seconds_before_a_clock_goes_a_month_ahead_is_seconds_old() -> None:
+    written_ms = NOW_MS + 999_000
+    record = seen(at(0, NOW_MS), at(940, NOW_MS + 940_000), at(1000, NOW_MS + 1_000_000 + MONTH_MS))
+    assert record.older_than_ms(DAY) < written_ms
+    assert record.as_now(written_ms) == written_ms + MONTH_MS
+    # A day and a bit later it is old.
+    later = record.seen_at(at(1000 + DAY, NOW_MS + 1_000_000 + MONTH_MS + DAY_MS))
+    assert written_ms < later.older_than_ms(DAY) <= NOW_MS + 1_000_001
+    # What was written in between is told from it.
+    assert later.seen_at(at(2000 + DAY, NOW_MS + 2_000_000 + MONTH_MS + DAY_MS)).older_than_ms(DAY) > NOW_MS + MONTH_MS
+
+
+def test_a_slow_clock_that_is_corrected_makes_nothing_old() -> None:
+    slow_ms = NOW_MS - 2 * MONTH_MS
+    record = seen(at(50_000, NOW_MS - 60_000, "one"), at(5, slow_ms, "two"), at(65, slow_ms + 60_000, "two"))
+    record = record.seen_at(at(70, NOW_MS, "two"))
+    assert record.older_than_ms(DAY) < slow_ms
+    assert record.as_now(slow_ms + 1000) == slow_ms + 1000 + NOW_MS - slow_ms - 65_000
+    assert record.as_now(NOW_MS - 90_000) == NOW_MS - 90_000
+
+
+def test_a_clock_that_is_ahead_after_a_restart_makes_nothing_old() -> None:
+    record = seen(at(50_000, NOW_MS, "one"), at(5, NOW_MS + MONTH_MS, "two"))
+    for written_ms in (NOW_MS - 1000, NOW_MS + 59_000):
+        assert record.seen_at(at(5 + 3600, NOW_MS + MONTH_MS + 3_600_000, "two")).older_than_ms(DAY) < written_ms
+    # It may be that the machine was off: nobody knows how long ago something was sent.
+    assert record.as_now(NOW_MS - 1000) == NOW_MS - 1000
+
+
+def test_what_a_clock_that_was_ahead_wrote_is_read_by_the_one_that_is_right() -> None:
+    record = seen(at(0, NOW_MS + MONTH_MS), at(100, NOW_MS + 100_000))
+    assert record.as_now(NOW_MS + MONTH_MS + 50_000) == NOW_MS + 50_000
+    assert record.as_now(NOW_MS + 99_000) == NOW_MS + 99_000
+
+
+def test_a_time_is_corrected_once() -> None:
+    record = seen(at(0, NOW_MS), at(1000, NOW_MS + 1_000_000 + MONTH_MS))
+    corrected = record.as_now(NOW_MS)
+    assert record.as_now(corrected) == corrected
+    # By less than it is old: it stands.
+    record = seen(at(0, NOW_MS), at(1000, NOW_MS + 1_000_000 + 120_000))
+    assert record.as_now(NOW_MS) == NOW_MS
+
+
+# -- written down ------------------------------------------------------------------------------------------------------
+
+
+def test_the_next_process_knows_it(tmp_path: Path) -> None:
+    clock = FakeClock()
+    before = SpoolTimes(tmp_path, clock, lambda: "one")
+    before.look()
+    clock.advance(5000)
+    assert SpoolTimes(tmp_path, clock, lambda: "one").look().is_steady
+    clock.set_wall(clock.wall() + 30 * DAY)
+    following = SpoolTimes(tmp_path, clock, lambda: "one")
+    assert not following.now().is_steady
+    (setting,) = following.look().settings
+    assert setting.is_sure
+    # Those that run beside it see it as one.
+    assert before.look().settings == SpoolTimes(tmp_path, clock, lambda: "one").look().settings == (setting,)
+
+
+def test_one_beside_a_process_that_was_faster_notes_it_once(tmp_path: Path) -> None:
+    clock = FakeClock()
+    both = [SpoolTimes(tmp_path, clock, lambda: "one") for _ in range(2)]
+    for step in range(50):
+        clock.advance(7)
+        if step == 25:
+            clock.set_wall(clock.wall() - 30 * DAY)
+        records = [each.look() for each in both]
+        assert [len(record.settings) for record in records] == [int(step >= 25)] * 2
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b'{"at": 1}', b"\xff"])
+def test_damage_to_the_file_costs_what_stood_there(tmp_path: Path, garbage: bytes) -> None:
+    clock = FakeClock()
+    (tmp_path / CLOCK).write_bytes(garbage)
+    times = SpoolTimes(tmp_path, clock, lambda: "one")
+    assert not times.look().is_steady
+    clock.advance(STEADY_SECONDS)
+    assert times.look().is_steady
+
+
+def test_a_disk_that_does_not_take_it_is_no_hindrance(tmp_path: Path) -> None:
+    clock, root = FakeClock(), tmp_path / "spool"
+    root.mkdir()
+    times = SpoolTimes(root, clock, lambda: "one")
+    times.look()
+    shutil.rmtree(root)
+    clock.set_wall(clock.wall() + 30 * DAY)
+    assert len(times.look().settings) == 1
+    clock.advance(STEADY_SECONDS)
+    assert len(times.look().settings) == 1
+    assert times.look().is_steady
+    assert not root.exists()
+
+
+def test_settings_do_not_grow_for_ever() -> None:
+    record = seen(at(0, NOW_MS))
+    for number in range(1, 200):
+        record = record.seen_at(replace(record.at, since_boot=number, wall_ms=NOW_MS + number * DAY_MS))
+    assert len(record.settings) == 32
