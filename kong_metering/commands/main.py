@@ -15,11 +15,13 @@ import click
 
 from kong_metering import __version__
 from kong_metering.commands.check.command import check
+from kong_metering.commands.customers import customers
 from kong_metering.commands.output import Failure
 from kong_metering.commands.schema import schema
 from kong_metering.commands.serverstatus import status
 from kong_metering.commands.spool import spool
 from kong_metering.commands.testevent.command import send_test_event
+from kong_metering.commands.verify import verify
 from kong_metering.errors import KongMeteringError
 from kong_metering.log import printable
 
@@ -56,6 +58,8 @@ def program() -> None:
 program.add_command(check)
 program.add_command(send_test_event)
 program.add_command(status)
+program.add_command(verify)
+program.add_command(customers)
 program.add_command(spool)
 program.add_command(schema)
 

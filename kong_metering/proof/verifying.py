@@ -89,15 +89,13 @@ class Verification:
         wait: Callable[[float], None],
         *,
         settle_seconds: float,
-        now: Callable[[], float],
     ) -> None:
-        """Take what waits for some seconds, and a clock that never goes back."""
+        """Take what waits for some seconds."""
         self.findings = Findings()
         self._asker = asker
         self._still_here = still_here
         self._wait = wait
         self._settle_seconds = settle_seconds
-        self._now = now
         self._files = ExitStack()
         self.missing = self._files.enter_context(Parking())
 
