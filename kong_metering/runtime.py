@@ -18,6 +18,7 @@ from kong_metering.measures import Requests, Timings
 from kong_metering.stats import Stats
 from kong_metering.trial.batching import ADAPTIVE_BATCH
 from kong_metering.upkeep.spooler import Spooler
+from kong_metering.upkeep.verifier import Verifier
 
 if TYPE_CHECKING:
     from kong_metering.spool.options import SpoolOptions
@@ -35,6 +36,7 @@ class Runtime:
     relay: Relay
     captured: CapturedHeaders
     timings: Timings
+    verifier: Verifier | None = None
     requests: Requests = field(default_factory=Requests)
     once: Once = field(default_factory=Once)
 
@@ -68,7 +70,11 @@ def make_runtime(
         spooler=spooler,
         timings=timings,
     )
-    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock), timings)
+    verifier = None
+    if spool is not None:
+        verifier = Verifier(spool, delivery.delivered_queues, clock)
+        verifier.start()
+    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock), timings, verifier)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class AtOnce:
 
     def __init__(self) -> None:
         self.pauses: list[float] = []
-        self.meanwhile = lambda: None
+        self.meanwhile: Callable[[], object] = lambda: None
         self._clock = FakeClock()
         self._clock.set_wall(time.time())
         self.timing = Timing(self._clock, self._wait)
