@@ -57,8 +57,8 @@ _IDLE_ROUNDS = 10
 _LETTING_GO_SECONDS = 1.0
 # A write that takes longer is said.
 _HANGING_SECONDS = 5.0
-# What was delivered leaves this part of the spool's bound free on its disk.
-_SHARE_LEFT_FREE = 10
+# What was delivered leaves this part of the spool's bound free on its disk: more than the alert on it asks for.
+_SHARE_LEFT_FREE = 5
 
 
 class Janitor:

@@ -118,7 +118,11 @@ class Verifier:
     def _verify(self, queue: DeliveredQueue, kept: KeptQueue) -> None:
         api = EventsApi.of(queue.endpoint.url)
         if api is None:
-            _say(queue, "its endpoint is none of OpenMeter's URLs for events, so what it delivered cannot be read back")
+            _say(
+                queue,
+                "api",
+                "its endpoint is none of OpenMeter's URLs for events, so what it delivered cannot be read back",
+            )
             return
         try:
             with (
@@ -129,9 +133,9 @@ class Verifier:
                     self._verify_all(queue, kept, Asker(api, web))
         except CannotAsk as error:
             queue.count("unknown", 1)
-            _say(queue, f"what it delivered cannot be read back, for now: {error}")
+            _say(queue, "asking", f"what it delivered cannot be read back, for now: {error}")
         except DISK_ERRORS as error:
-            _say(queue, f"what it delivered cannot be read from disk, for now: {cause_of(error)}")
+            _say(queue, "disk", f"what it delivered cannot be read from disk, for now: {cause_of(error)}")
 
     def _verify_all(self, queue: DeliveredQueue, kept: KeptQueue, asker: Asker) -> None:
         settled_ms = self._wall_ms() - int(self._settle_seconds * 1000)
@@ -161,13 +165,18 @@ class Verifier:
         if missing := findings.counts["missing"]:
             _say(
                 queue,
+                "missing",
                 f"{missing} events that its endpoint took are not stored there, {findings.missing_ids[0]} for one; "
                 "`kong-metering verify` shows them, and sends them again with --resend",
             )
         if resent:
             LOGGER.warning("queue %s: %d events that were missing were sent again", queue.identity.name, resent)
         if uncounted := findings.counts["unassigned"] + findings.counts["invalid"]:
-            _say(queue, f"{uncounted} events are stored and will not be billed; `kong-metering verify` shows why")
+            _say(
+                queue,
+                "uncounted",
+                f"{uncounted} events are stored and will not be billed; `kong-metering verify` shows why",
+            )
         for result, events in {**findings.counts, "resent": resent}.items():
             if events:
                 queue.count(result, events)
@@ -189,6 +198,6 @@ def _events_of(segments: Sequence[KeptSegment]) -> Iterator[bytes]:
             continue  # its time was over
 
 
-def _say(queue: DeliveredQueue, message: str) -> None:
+def _say(queue: DeliveredQueue, kind: str, message: str) -> None:
     name = queue.identity.name
-    LOGGER.error("queue %s: %s", name, message, extra=trouble(f"verify:{name}:{message.partition(' ')[2][:20]}"))
+    LOGGER.error("queue %s: %s", name, message, extra=trouble(f"verify {kind}:{name}"))
