@@ -99,7 +99,13 @@ class Verifier:
 
     def _run(self) -> None:
         while not self._ending.wait(self._options.verify_every):
+            began = self._clock.monotonic()
             guarded(self.look)
+            if self._clock.monotonic() - began - self._settle_seconds > self._options.verify_every:
+                LOGGER.warning(
+                    "reading back takes longer than --verify-every: more is delivered than can be asked for",
+                    extra=trouble("verify late"),
+                )
 
     def look(self) -> None:
         """Read back what was delivered and not judged yet."""
