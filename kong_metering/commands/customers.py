@@ -130,7 +130,8 @@ def _tell(options: CustomersOptions, subjects: Subjects, found: Unassigned, refu
         say(words.json_document(_as_json(subjects, found, refused)))
         return
     if not found.subjects:
-        tell(f"{len(subjects.events):,} subjects, each of them a customer's." if not found.unknown else "")
+        asked = len(subjects.events) - len(found.unknown)
+        tell(f"{asked:,} {'subject' if asked == 1 else 'subjects'}, each of them a customer's.")
     elif refused is None:
         shown = table("subject", "events", whole=["events"])
         for subject in sorted(found.subjects, key=lambda each: -subjects.events[each]):

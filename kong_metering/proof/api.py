@@ -134,8 +134,8 @@ class CustomersApi:
 
     def questions(self, subjects: Sequence[str]) -> Iterator[list[str]]:
         """Cut subjects up into questions that can be asked at once; one that can never be asked for is in none."""
-        yield from _filters([subject for subject in subjects if "," not in subject])
-        yield from ([subject] for subject in subjects if "," in subject and _fits(subject))
+        yield from _filters(subjects)
+        yield from ([subject] for subject in subjects if not _is_listable(subject) and _fits(subject))
 
     def page_url(self, subjects: Sequence[str], number: int, *, by_key: bool) -> str:
         """Return the URL of a page of the customers whose key, or one of whose subjects, is one of these."""
@@ -176,13 +176,17 @@ def _fits(value: str) -> bool:
     return 0 < len(value.encode("utf-8", "surrogatepass")) <= _MAX_FILTER_BYTES and "\0" not in value
 
 
+def _is_listable(value: str) -> bool:
+    """Return whether it can stand in a list divided by commas, around which blanks do not count."""
+    return "," not in value and value == value.strip()
+
+
 def _filters(values: Sequence[str]) -> Iterator[list[str]]:
     """Line values up for filters that take many, divided by commas."""
     one: list[str] = []
     size = 0
     for value in values:
-        # The filter takes blanks around a value for none.
-        if "," in value or not _fits(value) or value != value.strip():
+        if not (_is_listable(value) and _fits(value)):
             continue
         length = len(value.encode("utf-8", "surrogatepass"))
         if one and (size + 1 + length > _MAX_FILTER_BYTES or len(one) == _MAX_ITEMS):

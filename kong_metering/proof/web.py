@@ -112,7 +112,9 @@ class Web:
         except (requests.RequestException, OSError, ValueError) as error:
             raise _Passing(self._clean(f"{type(error).__name__}: {error}")) from None
         where = self._clean(url.partition("?")[0])
-        words = f"{where} answered {answer.status_code}: {self._clean(body[:_WORDS].decode('utf-8', 'replace'))}"
+        words = (
+            f"{where} answered {answer.status_code}: {self._clean(body[:_WORDS].decode('utf-8', 'replace').strip())}"
+        )
         if answer.status_code in _PASSING:
             retry_after = parse_retry_after(answer.headers.get("Retry-After"), self._clock.wall())
             raise _Passing(words, answer.status_code, retry_after)

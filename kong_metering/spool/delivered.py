@@ -100,14 +100,18 @@ class Delivered:
         if identity is None:
             return None
         queue = self.directory / identity.key
+        made: list[Path] = []
 
         def keep(segment: Path) -> None:
             target = queue / f"{self._wall_ms():014d}.{log.parent.name}.{log.name}.{segment.name}"
-            try:
-                segment.rename(target)
-            except FileNotFoundError:
-                self._make(queue, identity)
-                segment.rename(target)
+            if made:
+                with contextlib.suppress(FileNotFoundError):
+                    segment.rename(target)
+                    return
+            # Nothing is kept of which nobody would know whose it is.
+            self._make(queue, identity)
+            made.append(queue)
+            segment.rename(target)
 
         return keep
 

@@ -373,11 +373,14 @@ class Janitor:
         if now < self._bounds_at:
             return
         used = bytes_used(self._root)
-        self._bounds_at = now + (_BOUNDS_SECONDS if used < self._options.max_bytes / 2 else 0)
+        # What others need on this disk goes before what was delivered.
+        short = self._options.max_bytes // _SHARE_LEFT_FREE - shutil.disk_usage(self._root).free
+        is_roomy = used < self._options.max_bytes / 2 and short <= 0
+        self._bounds_at = now + (_BOUNDS_SECONDS if is_roomy else 0)
         # On a disk that is read-only just now, dropping events would free nothing.
         excess = used - self._options.max_bytes if os.access(self._root, os.W_OK) else 0
         clock = self._times.look()
-        excess -= self._forget_delivered(excess, clock)
+        excess -= self._forget_delivered(max(excess, short), clock)
         is_due = now >= self._free_logs_at
         free = self._borrow() if excess > 0 or is_due else []
         try:
@@ -394,12 +397,9 @@ class Janitor:
 
     def _forget_delivered(self, excess: int, clock: Record) -> int:
         """Keep what was delivered within its bounds, `excess` bytes less; tell how many went."""
-        free = shutil.disk_usage(self._root).free
-        # What others need on this disk goes before it too.
-        wanted = max(excess, self._options.max_bytes // _SHARE_LEFT_FREE - free)
         keep = self._options.keep_delivered
         oldest_ms = clock.older_than_ms(keep) if keep and clock.is_steady else 0 if keep else sys.maxsize
-        return forget_delivered(self._delivered, oldest_ms, wanted)
+        return forget_delivered(self._delivered, oldest_ms, excess)
 
     def _borrow(self) -> list[FreeLog]:
         """Take the logs whose queues are not open here, for a moment."""

@@ -310,16 +310,16 @@ def test_subjects_that_are_nobodys_are_shown_and_become_customers_after_a_yes(
     collector.client.add_customer("holding", "daughter, inc.")
     collector.client.set_tokens([TOKEN])
     long = "字" * 300
-    subjects = ["acme", "daughter, inc.", "stranger", "stranger", "Acme", "one, two", long]
+    subjects = ["acme", "daughter, inc.", "stranger", "stranger", "Acme", "one, two", " blank ", long]
     keep(root, url, *(event(number, subject=subject) for number, subject in enumerate(subjects)))
     wait(root, url, event(100, subject="late"))
     result = run(root, at_once, "customers", "--json")
     told = json.loads(result.stdout)
     assert result.exit_code == 1
-    assert told["unassigned"] == {"stranger": 2, "Acme": 1, "one, two": 1, long: 1, "late": 1}
-    assert told["subjects"] == 7
+    assert told["unassigned"] == {"stranger": 2, "Acme": 1, "one, two": 1, " blank ": 1, long: 1, "late": 1}
+    assert told["subjects"] == 8
     refused = run(root, at_once, "customers", "--create", stdin="n\n")
-    assert (refused.exit_code, "Make 5 customers" in refused.output) == (1, True)
+    assert (refused.exit_code, "Make 6 customers" in refused.output) == (1, True)
     assert run(root, at_once, "customers").exit_code == 1
     assert run(root, at_once, "customers", "--create", stdin="y\n").exit_code == 0
     after = run(root, at_once, "customers")
