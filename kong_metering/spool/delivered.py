@@ -224,5 +224,5 @@ def _segment(path: Path, size: int) -> KeptSegment | None:
 def _directories(path: Path) -> list[Path]:
     try:
         return sorted(entry for entry in path.iterdir() if entry.is_dir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import shutil
 import sys
@@ -33,6 +34,8 @@ from kong_metering.upkeep.retention import bytes_used, forget_delivered, keep_ag
 from kong_metering.upkeep.takeovers import Takeovers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kong_metering.delivery.spooled import Shared, SpooledBacklog
     from kong_metering.eventlog.log import Damage
     from kong_metering.inbox.pouring import Pouring
@@ -374,13 +377,13 @@ class Janitor:
             return
         used = bytes_used(self._root)
         # What others need on this disk goes before what was delivered.
-        short = self._options.max_bytes // _SHARE_LEFT_FREE - shutil.disk_usage(self._root).free
+        short = self._options.max_bytes // _SHARE_LEFT_FREE - _bytes_free(self._root)
         is_roomy = used < self._options.max_bytes / 2 and short <= 0
         self._bounds_at = now + (_BOUNDS_SECONDS if is_roomy else 0)
         # On a disk that is read-only just now, dropping events would free nothing.
         excess = used - self._options.max_bytes if os.access(self._root, os.W_OK) else 0
         clock = self._times.look()
-        excess -= self._forget_delivered(max(excess, short), clock)
+        excess -= self._forget_delivered(max(excess, int(max(0, short))), clock)
         is_due = now >= self._free_logs_at
         free = self._borrow() if excess > 0 or is_due else []
         try:
@@ -412,3 +415,11 @@ class Janitor:
             for damage in log.take_damage()[0]:
                 self._say_damage(f"found in {log.held.directory}", damage)
         return [FreeLog(log, self._stats) for log in borrowed]
+
+
+def _bytes_free(root: Path) -> float:
+    """Return what the disk has left; infinity where that cannot be told."""
+    try:
+        return shutil.disk_usage(root).free
+    except OSError:
+        return math.inf
