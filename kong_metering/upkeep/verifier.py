@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 SETTLE_SECONDS = 60.0
 _BETWEEN_SECONDS = 0.05
+# Before it asks, before it calls an event missing, and before it looks for one that was sent again.
+_WAITS = 3
 # Fewer events than end a look, however small they are.
 _SEGMENTS_AT_ONCE = 4
 
@@ -101,7 +103,8 @@ class Verifier:
         while not self._ending.wait(self._options.verify_every):
             began = self._clock.monotonic()
             guarded(self.look)
-            if self._clock.monotonic() - began - self._settle_seconds > self._options.verify_every:
+            passed = self._clock.monotonic() - began
+            if passed - _WAITS * self._settle_seconds > self._options.verify_every:
                 LOGGER.warning(
                     "reading back takes longer than --verify-every: more is delivered than can be asked for",
                     extra=trouble("verify late"),
