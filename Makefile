@@ -11,6 +11,7 @@ SOAK_SECONDS ?= 1800
 TORTURE_KILLS ?= 200
 TORTURE ?=
 BENCH ?=
+LATENCY ?=
 
 # Leaves no process and no temporary file behind, whatever ends it, and fails if a test has left a process.
 CONTAINED := $(BIN)/python -m kong_metering_sandbox.contained
@@ -23,7 +24,7 @@ QUICK := tests/unit tests/fuzz $(wildcard tests/wire/test_*transcripts.py) \
   tests/e2e/test_metering.py::test_malformed_requests_are_metered_and_harm_nothing \
   tests/e2e/test_lifecycle.py::test_what_a_stop_does_not_deliver_the_next_start_does
 
-.PHONY: help quick test lint types check demo sandbox bench bench-host bench-spool bench-inbox fuzz soak torture format clean
+.PHONY: help quick test lint types check demo sandbox bench bench-host bench-spool bench-inbox bench-latency fuzz soak torture format clean
 
 help:
 	@echo "make quick       lint, types and the fast tests, in under three minutes: what to run while you work"
@@ -40,6 +41,9 @@ help:
 	@echo "                 BENCH='--all --markdown FILE' for all of it, see bench/gateway.py"
 	@echo "make bench-host  what the plugin server costs, next to kong-pdk's own"
 	@echo "make bench-inbox what an event costs on its way through shared memory"
+	@echo "make bench-latency"
+	@echo "                 what gets through to an endpoint that is far away, with the defaults;"
+	@echo "                 LATENCY='--seconds 2 --rates 100' for less of it, see bench/latency.py"
 	@echo "make bench-spool events/s through queue, spool and delivery, bursts, starts (10 GB of disk)"
 
 quick: lint types
@@ -75,6 +79,9 @@ bench-host: $(VENV)/.dev
 
 bench-inbox: $(VENV)/.dev
 	$(BIN)/python bench/inbox.py
+
+bench-latency: $(VENV)/.dev
+	$(BIN)/python bench/latency.py $(LATENCY)
 
 bench-spool: $(VENV)/.dev
 	$(BIN)/python bench/spool.py

@@ -6,7 +6,8 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kong_metering import PLUGIN_NAME, __version__
+from kong_metering import __version__
+from kong_metering.host.absence import Absence
 from kong_metering.host.dispatch import Dispatcher, Limits
 from kong_metering.host.figures import Figures
 from kong_metering.host.instances import PluginDefinition
@@ -15,6 +16,7 @@ from kong_metering.host.server import Hooks, serve
 from kong_metering.host.supervisor import Supervisor, SupervisorOptions
 from kong_metering.log import LOGGER, ProcessLog, Reminder
 from kong_metering.plugin import Plugin
+from kong_metering.plugin_identity import PluginIdentity
 from kong_metering.runtime import Runtime, make_runtime
 from kong_metering.schema import plugin_info
 from kong_metering.watching.watcher import watch
@@ -35,19 +37,20 @@ PHASES = ("access", "log")
 _DISK_TIMEOUT_SECONDS = 2.5
 # Each server counts what waits on disk in the one spool.
 _ALIKE = ("waiting_for_instances",)
+_OURS = PluginIdentity()
 
 
-def plugin_information() -> dict[str, Any]:
+def plugin_information(identity: PluginIdentity = _OURS) -> dict[str, Any]:
     """Give what Kong wants to know of the plugin."""
-    return plugin_info(PHASES)
+    return plugin_info(PHASES, identity)
 
 
-def dump(protocol: Literal["protobuf", "msgpack"]) -> object:
+def dump(protocol: Literal["protobuf", "msgpack"], identity: PluginIdentity = _OURS) -> object:
     """Give what Kong's query command is to print; Kong speaks the protocol that it names, MessagePack if it names none.
 
     The plugin server understands both, on the same socket.
     """
-    plugins = [plugin_information()]
+    plugins = [plugin_information(identity)]
     return plugins if protocol == "msgpack" else {"Protocol": "ProtoBuf:1", "Plugins": plugins}
 
 
@@ -68,10 +71,14 @@ class DeliveryOptions:
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How servers serve and deliver; `metrics`: where those who watch are answered, None: nowhere."""
+    """How servers serve and deliver: as which plugin, how long they keep what Kong forgot.
+
+    `metrics`: where those who watch are answered, None: nowhere.
+    """
 
     limits: Limits
     delivery: DeliveryOptions
+    identity: PluginIdentity
     metrics: Listen | None = None
 
 
@@ -84,7 +91,7 @@ def run(
     """Run the plugin server until it is told to end; raises `StartupError` if it cannot start."""
 
     def run_server(station: Station) -> None:
-        _run_server(station, options.limits, options.delivery, log)
+        _run_server(station, options, log)
 
     def run_watcher(slots: Sequence[Slot], supervisor: int) -> None:
         if options.metrics is not None:
@@ -93,17 +100,20 @@ def run(
     Supervisor(opening, supervisor, log, run_server, run_watcher if options.metrics else None).run()
 
 
-def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log: ProcessLog) -> None:
+def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> None:
     """Run one server, in a process of its own."""
+    delivery, identity = options.delivery, options.identity
     runtime = make_runtime(
         ca_bundle=delivery.ca_bundle,
         relay=log.relay,
         spool=delivery.spool,
         adaptive_batch=delivery.adaptive_batch,
+        shared_key=identity.name,
     )
-    figures = Figures(station, lambda: _figures(runtime), lambda: _details(runtime, delivery), alike=_ALIKE)
-    definition = _definition(runtime, figures.told)
-    dispatcher = Dispatcher(definition, clock=runtime.clock, limits=limits)
+    figures = Figures(station, lambda: _figures(runtime, dispatcher), lambda: _details(runtime, delivery), alike=_ALIKE)
+    definition = _definition(identity, runtime, figures.told)
+    dispatcher = Dispatcher(definition, clock=runtime.clock, limits=options.limits)
+    absence = Absence(station.path, runtime.clock) if station.index == 0 and not station.takes_over else None
     load = Load(runtime.clock)
     # One of the servers says it for all.
     reminder = Reminder(log.complaints if station.index == 0 else (), runtime.clock)
@@ -114,6 +124,8 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
         log.repeats.summarise()
         reminder.remind()
         figures.publish()
+        if absence is not None:
+            absence.look(lambda: bool(figures.told()["instances_started"]))
         if (trouble := load.trouble()) is not None:
             servers = len(station.slots)
             LOGGER.warning("a server %s; start more of them, with --servers %d or more", trouble, servers + 1)
@@ -136,22 +148,26 @@ def _run_server(station: Station, limits: Limits, delivery: DeliveryOptions, log
     _say_account(runtime)
 
 
-def _definition(runtime: Runtime, status: Callable[[], Mapping[str, Any]]) -> PluginDefinition:
+def _definition(
+    identity: PluginIdentity, runtime: Runtime, status: Callable[[], Mapping[str, Any]]
+) -> PluginDefinition:
     def create(config: Mapping[str, Any]) -> Plugin:
         return Plugin(config, runtime)
 
     def observe(phase: str, seconds: float) -> None:
         runtime.timings.phase(phase).observe(seconds)
 
-    return PluginDefinition(PLUGIN_NAME, PHASES, create, plugin_information(), status, observe)
+    return PluginDefinition(identity.name, PHASES, create, plugin_information(identity), status, observe)
 
 
-def _figures(runtime: Runtime) -> dict[str, Any]:
+def _figures(runtime: Runtime, dispatcher: Dispatcher) -> dict[str, Any]:
     account = runtime.stats.snapshot()
     return {
         **asdict(account),
         "waiting": account.waiting,
         "queues": runtime.delivery.waiting(),
+        "instances_started": dispatcher.instances.times.starts,
+        "stalled": runtime.delivery.stalled(),
         "held_back": runtime.delivery.held_back(),
         "waiting_for_instances": runtime.delivery.waiting_for_instances(),
     }

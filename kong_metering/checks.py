@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kong_metering.host.admission import anybody_in, obstacle_on_the_way, user_name
 from kong_metering.host.paths import MOST_BYTES
 
 # nginx's own `user`, as Kong writes it into its prefix before it asks for the plugin.
@@ -30,17 +31,21 @@ _USUAL_USERS = ("kong", "nobody")
 
 @dataclass(frozen=True)
 class Places:
-    """What a start needs: Kong's prefix, the socket in it, the spool's directory if there is one, and a CA bundle."""
+    """What a start needs: Kong's prefix, the socket, the spool's directory if there is one, and a CA bundle.
+
+    `group`: the number of the group that may connect, too.
+    """
 
     prefix: Path
     socket: Path
     spool: Path | None
     ca_bundle: str | None
+    group: int | None = None
 
 
 def complaints(places: Places) -> list[str]:
     """Tell what will not work in this process, each in a sentence with what to do; nothing if all is well."""
-    return list(_complaints(places, f"user {_name_of(os.geteuid())}"))
+    return list(_complaints(places, f"user {user_name(os.geteuid())}"))
 
 
 def complaints_for_workers(places: Places) -> list[str]:
@@ -48,7 +53,30 @@ def complaints_for_workers(places: Places) -> list[str]:
     user = _other_user(places.prefix)
     if user is None:
         return complaints(places)
-    return _as_user(user, lambda: list(_complaints(places, f"user {user.pw_name}, whom Kong's workers run as,")))
+    return _as_user(user, lambda: list(_complaints(places, _worker(user))))
+
+
+def complaints_of_user(user: pwd.struct_passwd, places: Places) -> list[str]:
+    """Tell what will not work in a process of a user's, as whom this one can run."""
+    if os.geteuid() == user.pw_uid:
+        return complaints(places)
+    return _as_user(user, lambda: list(_complaints(places, _worker(user))))
+
+
+def complaints_of_interpreter(user: pwd.struct_passwd) -> list[str]:
+    """Tell whether a user cannot run this program; nothing where this process cannot be that user."""
+    if os.geteuid() not in (0, user.pw_uid):
+        return []
+    if os.geteuid() == user.pw_uid:
+        return list(_complaints_of_interpreter(_worker(user)))
+    return _as_user(user, lambda: list(_complaints_of_interpreter(_worker(user))))
+
+
+def naming(prefix: Path, directory: Path) -> str:
+    """Tell which flag has to name the directory that the socket is to be in."""
+    if directory == prefix:
+        return "-p/--kong-prefix must name Kong's prefix"
+    return "--socket must name a place in a directory that is there"
 
 
 def path_complaint(path: Path) -> str | None:
@@ -63,18 +91,20 @@ def path_complaint(path: Path) -> str | None:
 
 
 def _complaints(places: Places, user: str) -> Iterator[str]:
-    if not places.prefix.is_dir():
-        yield f"{places.prefix} is no directory that {user} can see; -p/--kong-prefix must name Kong's prefix"
+    directory = places.socket.parent
+    if not directory.is_dir():
+        yield f"{directory} is no directory that {user} can see; {naming(places.prefix, directory)}"
         return
-    if not os.access(places.socket.parent, os.W_OK | os.X_OK):
-        yield f"{user} cannot make a socket in {places.socket.parent}: let that user write there"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        yield f"{user} cannot make a socket in {directory}: let that user write there"
+    if places.group is not None and (hindered := obstacle_on_the_way(places.socket, anybody_in(places.group))):
+        yield f"who is in the group that --socket-group names cannot connect to {places.socket}: {hindered}"
     with contextlib.suppress(OSError):
         if not stat.S_ISSOCK(places.socket.lstat().st_mode):
             yield f"{places.socket} exists and is not a socket; move it away, or choose another --socket-name"
     if (too_long := path_complaint(places.socket)) is not None:
         yield too_long
-    if not os.access(sys.executable, os.X_OK) or not os.access(__file__, os.R_OK):
-        yield f"{user} cannot run {sys.executable} with {Path(__file__).parent}: let that user read both"
+    yield from _complaints_of_interpreter(user)
     if places.spool is not None and not _can_be_kept_in(places.spool):
         yield (
             f"{user} cannot keep files in {places.spool}: events wait in memory, and are lost when the process ends; "
@@ -84,19 +114,21 @@ def _complaints(places: Places, user: str) -> Iterator[str]:
         yield f"--ca-bundle {places.ca_bundle} cannot be read by {user}: nothing is delivered over TLS"
 
 
+def _complaints_of_interpreter(user: str) -> Iterator[str]:
+    if not os.access(sys.executable, os.X_OK) or not os.access(__file__, os.R_OK):
+        yield f"{user} cannot run {sys.executable} with {Path(__file__).parent}: let that user read both"
+
+
+def _worker(user: pwd.struct_passwd) -> str:
+    return f"user {user.pw_name}, whom Kong's workers run as,"
+
+
 def _can_be_kept_in(directory: Path) -> bool:
     """Tell whether the directory can be used, or made."""
     there = directory
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK | os.R_OK)
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _other_user(prefix: Path) -> pwd.struct_passwd | None:

@@ -23,14 +23,16 @@ from typing import Any, Literal, TypeVar
 import click
 from click.core import ParameterSource
 
-from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME, SPOOL_DIRECTORY, __version__, checks
+from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME, SPOOL_DIRECTORY, __version__, checks, dumpfile
 from kong_metering.clock import SystemClock
 from kong_metering.errors import StartupError
+from kong_metering.host.admission import group_named
 from kong_metering.host.opening import Opening, Place, open_again, open_at
 from kong_metering.host.restart import Restart
 from kong_metering.lenient import LenientCommand, LenientOption, complaints_of
 from kong_metering.log import LOGGER, ProcessLog, Relay, Repeats, cause_of, configure, printable
-from kong_metering.quantities import DirectoryOrNone, Duration, Listen, ListenAddress, Size
+from kong_metering.plugin_identity import PRIORITY, PluginIdentity
+from kong_metering.quantities import DirectoryOrNone, Duration, Listen, ListenAddress, PluginName, Size
 from kong_metering.spool.options import INBOX_DIRECTORY, SpoolOptions, Sync
 from kong_metering.trial.batching import ADAPTIVE_BATCH
 
@@ -41,6 +43,8 @@ _MOST_DESCRIPTORS = 65_536
 _LARGEST_COUNT = 65_535
 # The ends of all their channels fit into one message.
 _MOST_SERVERS = 100
+# Kong's protocol has 32 bits for it.
+_LARGEST_PRIORITY = 2**31 - 1
 _INTERRUPTED = 130
 
 
@@ -48,8 +52,12 @@ _INTERRUPTED = 130
 class Options:
     """What the command line says; the fields are named as its flags are, times are in seconds, sizes in bytes."""
 
+    plugin_name: str
+    priority: int
     kong_prefix: Path
-    socket_name: str
+    socket_name: str | None
+    socket: Path | None
+    socket_group: str | None
     servers: int
     listen_queue_size: int
     phase_timeout: float
@@ -70,10 +78,26 @@ class Options:
     no_spool: bool
     metrics_listen: Listen | None
     dump: bool
+    dump_file: Path | None
     protocol: Literal["protobuf", "msgpack"]
     verbose: int
     multiprocessing: bool
     gevent: bool
+
+    @property
+    def identity(self) -> PluginIdentity:
+        """What Kong is to call the plugin."""
+        return PluginIdentity(self.plugin_name, self.priority)
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the socket is."""
+        return self.socket or self.kong_prefix / (self.socket_name or f"{self.plugin_name}.sock")
+
+    @property
+    def group(self) -> int | None:
+        """The number of the group that may connect. Raises `StartupError`."""
+        return None if self.socket_group is None else group_named(self.socket_group)
 
 
 def _setting(*names: str, former: Sequence[str] = (), **attributes: Any) -> Callable[[F], F]:
@@ -122,7 +146,32 @@ def _is_on(name: str) -> bool:
     metavar="DIR",
     help="Directory to make the socket in: Kong's prefix.",
 )
-@_setting("--socket-name", default=f"{PLUGIN_NAME}.sock", metavar="NAME", help="Name of the socket in that directory.")
+@_setting("--socket-name", metavar="NAME", help="Name of the socket there, if it is not the plugin's with '.sock'.")
+@_setting(
+    "--socket",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Path of the socket, in place of these two: where Kong's prefix is not to be seen.",
+)
+@_setting(
+    "--socket-group",
+    metavar="GROUP",
+    help="Group whose members may connect, too: where Kong's workers run as another user.",
+)
+@_setting(
+    "--plugin-name",
+    type=PluginName(),
+    default=PLUGIN_NAME,
+    metavar="NAME",
+    help="What the plugin is called in Kong; needed where Kong has one of its own that is called so.",
+)
+@_setting(
+    "--priority",
+    type=click.IntRange(-_LARGEST_PRIORITY, _LARGEST_PRIORITY),
+    default=PRIORITY,
+    metavar="N",
+    help="Place among Kong's plugins: those with a higher one run before.",
+)
 @_setting(
     "--servers",
     type=click.IntRange(1, _MOST_SERVERS),
@@ -255,6 +304,12 @@ def _is_on(name: str) -> bool:
     f"delivery keeps failing.  [env var: {ENVIRONMENT_PREFIX}NO_SPOOL]",
 )
 @_setting(
+    "--dump-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File to write at the start, with what --dump prints: for a Kong whose query_cmd is 'cat FILE'.",
+)
+@_setting(
     "--metrics-listen",
     type=ListenAddress(),
     metavar="ADDRESS",
@@ -266,7 +321,8 @@ def _is_on(name: str) -> bool:
     type=click.Choice(["protobuf", "msgpack"]),
     default="protobuf",
     metavar="NAME",
-    help="With --dump: the protocol that Kong is to speak, protobuf or msgpack; the server understands both.",
+    help="With --dump and --dump-file: the protocol that Kong is to speak, protobuf or msgpack; the server understands "
+    "both.",
 )
 @click.option("--dump", "-dump", is_flag=True, help="Print the plugin information that Kong asks for, and exit.")
 @click.option("-v", "--verbose", count=True, help="Log more.")
@@ -276,7 +332,7 @@ def _is_on(name: str) -> bool:
 @click.option("-g", "--gevent", is_flag=True, help="Ignored.")
 @click.pass_context
 def program(context: click.Context, /, spool_sync: str, **options: Any) -> int:
-    """Serve the metering-and-billing plugin to Kong Gateway.
+    """Serve the metering plugin to Kong Gateway.
 
     Kong starts this program without an environment, so flags are the way to set things; the variables are for systemd
     and containers. A TIME is a number of seconds, or a number with s, m, h, d or w behind it; a SIZE is a number of
@@ -286,7 +342,8 @@ def program(context: click.Context, /, spool_sync: str, **options: Any) -> int:
     if not settings.dump:
         return _run(settings, complaints_of(context))
     # Where the plugin server runs elsewhere, as beside a control plane, there is nothing to be looked at.
-    is_place_known = context.get_parameter_source("kong_prefix") is not ParameterSource.DEFAULT
+    source_of = context.get_parameter_source
+    is_place_known = settings.socket is not None or source_of("kong_prefix") is not ParameterSource.DEFAULT
     return _dump(settings, complaints_of(context), is_place_known=is_place_known)
 
 
@@ -317,6 +374,8 @@ def _run(options: Options, complaints: list[str]) -> int:
         opening = open_at(place) if restart is None else open_again(place, restart)
         # What is wrong with the spool is said by who looks after it, and the socket is there.
         complaints += checks.complaints(replace(_places(options), spool=None))
+        if options.dump_file is not None:
+            complaints += dumpfile.written(options.dump_file, _dumped(options))
         for complaint in complaints:
             LOGGER.error("%s", complaint)
         _serve(opening, options, replace(log, complaints=tuple(complaints)))
@@ -331,16 +390,27 @@ def _run(options: Options, complaints: list[str]) -> int:
 
 def _dump(options: Options, complaints: list[str], *, is_place_known: bool) -> int:
     """Print what Kong wants to know; and on standard error, and in Kong's error log, what will not work."""
-    from kong_metering import app  # noqa: PLC0415 - takes long
-
-    sys.stdout.write(json.dumps(app.dump(options.protocol)) + "\n")
+    sys.stdout.write(_dumped(options))
     if is_place_known:
-        complaints += checks.complaints_for_workers(_places(options))
-    words = [f"{PLUGIN_NAME}: {printable(complaint, 1000)}" for complaint in complaints]
+        complaints += _complaints_for_workers(options)
+    words = [f"{options.plugin_name}: {printable(complaint, 1000)}" for complaint in complaints]
     sys.stderr.write("".join(f"error: {line}\n" for line in words))
     now = time.strftime("%Y/%m/%d %H:%M:%S")
     checks.say_in_error_log(options.kong_prefix, [f"{now} [error] {os.getpid()}#0: {line}\n" for line in words])
     return 0
+
+
+def _complaints_for_workers(options: Options) -> list[str]:
+    try:
+        return checks.complaints_for_workers(_places(options))
+    except StartupError as error:
+        return [str(error)]
+
+
+def _dumped(options: Options) -> str:
+    from kong_metering import app  # noqa: PLC0415 - takes long
+
+    return json.dumps(app.dump(options.protocol, options.identity)) + "\n"
 
 
 def _serve(opening: Opening, options: Options, log: ProcessLog) -> None:
@@ -353,7 +423,7 @@ def _serve(opening: Opening, options: Options, log: ProcessLog) -> None:
         options.stop_timeout, options.ca_bundle, _spool_options(options), options.adaptive_batch
     )
     supervisor = SupervisorOptions(options.servers, _parent(options.parent), options.stop_timeout)
-    app.run(opening, supervisor, app.ServerOptions(limits, delivery, options.metrics_listen), log)
+    app.run(opening, supervisor, app.ServerOptions(limits, delivery, options.identity, options.metrics_listen), log)
 
 
 def _fill_standard_descriptors() -> None:
@@ -380,19 +450,20 @@ def _allow_many_descriptors() -> None:
 
 
 def _place(options: Options) -> Place:
-    prefix = options.kong_prefix
-    if not prefix.is_dir():
-        raise StartupError(f"{prefix} is not a directory; -p/--kong-prefix must name Kong's prefix")
-    return Place(prefix / options.socket_name, options.listen_queue_size)
+    path = options.socket_path
+    if not path.parent.is_dir():
+        raise StartupError(f"{path.parent} is not a directory; {checks.naming(options.kong_prefix, path.parent)}")
+    return Place(path, options.listen_queue_size, options.group)
 
 
 def _places(options: Options) -> checks.Places:
     spool = _spool_options(options)
     return checks.Places(
         options.kong_prefix,
-        options.kong_prefix / options.socket_name,
+        options.socket_path,
         None if spool is None else spool.directory,
         options.ca_bundle,
+        options.group,
     )
 
 

@@ -31,6 +31,7 @@ _MAX_RELAYED = 50
 _FLUSH_SECONDS = 2.0
 _STDERR = 2
 _KEY = "trouble"
+_IS_OURS_ONLY = "is_ours_only"
 # What stands for all troubles beyond the most that are told apart.
 _OTHERS = ""
 _SUMMARY = "%s (and %d more like this in the last minute)"
@@ -113,6 +114,8 @@ class Relay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record's level and text."""
+        if getattr(record, _IS_OURS_ONLY, False):
+            return
         self._kept.append((record.levelno, _message_of(record)))
 
     @property
@@ -134,6 +137,11 @@ def trouble(key: str) -> dict[str, str]:
     Keys are made of our own names, never of client bytes, so that there are few of them.
     """
     return {_KEY: key}
+
+
+def not_through_kong() -> dict[str, bool]:
+    """Return the `extra` of a line that means nothing any more once Kong could say it."""
+    return {_IS_OURS_ONLY: True}
 
 
 @dataclass

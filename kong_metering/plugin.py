@@ -29,11 +29,12 @@ from kong_metering.config import parse_config, parse_entity, remarks
 from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
 from kong_metering.log import LOGGER, cause_of, printable, trouble
+from kong_metering.plugin_identity import PRIORITY
 from kong_metering.reasons import Skipped
 from kong_metering.record import Record, parse_record, section, text
 from kong_metering.request import NO_HEADERS, FinishedRequest
 from kong_metering.runtime import Runtime, default_runtime
-from kong_metering.schema import PRIORITY, config_fields
+from kong_metering.schema import config_fields
 from kong_metering.steps import AtOnce, Steps, call, run_steps
 
 # The names that kong-pdk's server looks for in a plugin's module.
@@ -41,8 +42,6 @@ Schema = config_fields()
 version = __version__
 priority = PRIORITY
 
-SHARED_KEY = "metering-and-billing"
-_GET_SHARED = call("kong.ctx.shared.get", SHARED_KEY)
 _SERIALIZE = call("kong.log.serialize")
 _NOTHING_TO_DO = AtOnce((), lambda _: None)
 _UNUSABLE_SAID_SECONDS = 3600.0
@@ -100,7 +99,7 @@ class Plugin:
             headers = (yield from capture_headers(self._headers)) or NO_HEADERS
             request_id = yield GET_REQUEST_ID
             if not self._runtime.captured.keep(request_id, headers):
-                yield call("kong.ctx.shared.set", SHARED_KEY, headers)
+                yield call("kong.ctx.shared.set", self._runtime.shared_key, headers)
         except Exception as error:  # noqa: BLE001 - metering fails open
             self._report("access", error)
 
@@ -179,7 +178,7 @@ class Plugin:
     def _shared(self, record: Record) -> Steps[object]:
         """Take what the access phase kept in Kong, for want of an id."""
         try:
-            captured = yield _GET_SHARED
+            captured = yield call("kong.ctx.shared.get", self._runtime.shared_key)
         except PDKException as error:  # the record's headers have to do
             self._report("access", error)
             return None

@@ -1,4 +1,4 @@
-"""Lengths of time, sizes and places on the command line, the same for both programs. Pure."""
+"""Lengths of time, sizes, names and places on the command line, the same for both programs. Pure."""
 
 from __future__ import annotations
 
@@ -65,6 +65,19 @@ class Size(click.ParamType):  # type: ignore[type-arg] # the same
         if size == 0:
             self.fail(f"{value} is not a size above 0, such as 500M or 1G", param, ctx)
         return size
+
+
+class PluginName(click.ParamType):  # type: ignore[type-arg] # the same
+    """What a plugin can be called: part of a list with commas, of a file's name and of a setting's."""
+
+    name = "name"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read it; fails as click's own types do."""
+        name = str(value)
+        if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name, re.ASCII) is None:
+            self.fail(f"{name} is no name for a plugin: small letters, digits, '-' and '_', 64 at most", param, ctx)
+        return name
 
 
 class ListenAddress(click.ParamType):  # type: ignore[type-arg] # the same

@@ -7,6 +7,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kong_metering import PLUGIN_NAME
 from kong_metering.captured import CapturedHeaders
 from kong_metering.clock import Clock, SystemClock
 from kong_metering.delivery.couriers import Couriers
@@ -28,7 +29,10 @@ _EXIT_FLUSH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Runtime:
-    """Clock, account, delivery, what access phases captured, and what is measured, of one process."""
+    """Clock, account, delivery, what access phases captured, and what is measured, of one process.
+
+    `shared_key`: under which name an access phase keeps in Kong what it cannot keep here.
+    """
 
     clock: Clock
     stats: Stats
@@ -36,17 +40,19 @@ class Runtime:
     relay: Relay
     captured: CapturedHeaders
     timings: Timings
+    shared_key: str = PLUGIN_NAME
     verifier: Verifier | None = None
     requests: Requests = field(default_factory=Requests)
     once: Once = field(default_factory=Once)
 
 
-def make_runtime(
+def make_runtime(  # noqa: PLR0913, PLR0917 - what it is made of
     clock: Clock | None = None,
     ca_bundle: str | None = None,
     relay: Relay | None = None,
     spool: SpoolOptions | None = None,
     adaptive_batch: int = ADAPTIVE_BATCH,
+    shared_key: str = PLUGIN_NAME,
 ) -> Runtime:
     """Put a runtime together from its parts; without `spool` events wait in memory.
 
@@ -74,7 +80,7 @@ def make_runtime(
     if spool is not None:
         verifier = Verifier(spool, delivery.delivered_queues, clock)
         verifier.start()
-    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock), timings, verifier)
+    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock), timings, shared_key, verifier)
 
 
 @functools.cache

@@ -15,13 +15,11 @@ from pydantic.fields import FieldInfo
 
 from kong_metering import PLUGIN_NAME, __version__
 from kong_metering.config import Attribute, Mark, PluginConfig, Subject
+from kong_metering.plugin_identity import PluginIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# After authentication (key-auth 1250), ACL (950) and rate limiting (910); before transformers (801): a request is
-# metered with the consumer that authentication found, and with the headers that the client sent.
-PRIORITY = 850
 PROTOCOLS = ("grpc", "grpcs", "http", "https")
 
 _TYPES: dict[object, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
@@ -60,12 +58,15 @@ _CHECKS: dict[type[BaseModel], list[dict[str, Any]]] = {
 }
 
 
+_OURS = PluginIdentity()
+
+
 def config_fields() -> list[dict[str, Any]]:
     """Describe the fields of `config`, in Kong's schema language."""
     return _fields(PluginConfig)
 
 
-def plugin_schema() -> dict[str, Any]:
+def plugin_schema(name: str = PLUGIN_NAME) -> dict[str, Any]:
     """Describe the whole plugin entity, in Kong's schema language."""
     protocols = {
         "type": "set",
@@ -74,17 +75,17 @@ def plugin_schema() -> dict[str, Any]:
         "elements": {"type": "string", "one_of": list(PROTOCOLS)},
     }
     config = {"type": "record", "required": True, "fields": config_fields()}
-    return {"name": PLUGIN_NAME, "fields": [{"protocols": protocols}, {"config": config}]}
+    return {"name": name, "fields": [{"protocols": protocols}, {"config": config}]}
 
 
-def plugin_info(phases: Iterable[str]) -> dict[str, Any]:
+def plugin_info(phases: Iterable[str], identity: PluginIdentity = _OURS) -> dict[str, Any]:
     """Give the entry of this plugin in the answer to Kong's query command and to `plugin.GetPluginInfo`."""
     return {
-        "Name": PLUGIN_NAME,
+        "Name": identity.name,
         "Phases": list(phases),
-        "Priority": PRIORITY,
+        "Priority": identity.priority,
         "Version": __version__,
-        "Schema": plugin_schema(),
+        "Schema": plugin_schema(identity.name),
     }
 
 

@@ -18,7 +18,8 @@ import click
 
 from kong_metering.commands import words
 from kong_metering.commands.access import check_writable
-from kong_metering.commands.filters import is_endpoint, reasons_told
+from kong_metering.commands.asking import Asked, ask, told_problems
+from kong_metering.commands.filters import chosen_endpoint, reasons_told
 from kong_metering.commands.handdelivery import Account, HandDelivery, HeldEvents, Timing, rules_by_hand
 from kong_metering.commands.holders import Holder, held_by, waiting_in
 from kong_metering.commands.holding import Holding, held_logs
@@ -33,7 +34,7 @@ from kong_metering.ingest.client import Endpoint, IngestClient
 from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import Found, HeldLog, survey
-from kong_metering.urls import without_credentials
+from kong_metering.spool.requests import Kind
 
 if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
@@ -56,6 +57,7 @@ class DeliverOptions(Place):
     batch_size: int
     dedupe_window: float
     timeout: float
+    wait: float
     as_json: bool
 
 
@@ -74,8 +76,14 @@ class Rest:
     """What is not ours: events by the servers that hold them; and whether any are stuck, or any were ours at all."""
 
     held: Counter[Holder]
+    asked: Asked
     has_stuck: bool
     had_own: bool
+
+    @property
+    def is_left(self) -> bool:
+        """Whether any of it waits still."""
+        return bool(self.held) and not self.asked.is_complete
 
 
 @click.command()
@@ -122,28 +130,42 @@ class Rest:
     metavar="TIME",
     help="How long to wait for the endpoint's answer.",
 )
+@click.option(
+    "--wait",
+    type=Duration(),
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    help="How long to wait for running servers, which are asked to try at once.",
+)
 @json_option("one JSON document with the account")
 @taking(DeliverOptions)
 def deliver(options: DeliverOptions) -> None:
-    """Deliver by hand what waits and no running server delivers.
+    """Deliver what waits: by hand what no running server holds, and through the servers what they hold.
 
     Takes over what dead servers left of one plugin entity, and sends it to the endpoint that it was accepted for, in
     order. An event that the endpoint refuses while it takes others becomes a dead letter. When nothing gets through for
     half a minute, or with Ctrl-C, the rest stays in the spool: nothing is lost, and it can be run again.
 
-    Exit status 3: all that waits is held by running servers, which deliver it themselves.
+    Running servers deliver what they hold themselves, with their own tokens. They are asked to try at once, whatever
+    pause they make, and tell what came of it.
+
+    Exit status 3: all that waits is held by running servers, and some of it waits still.
     """
     if options.insecure and options.ca_bundle:
         raise click.UsageError("--insecure verifies nothing: leave --ca-bundle out, or --insecure")
     check_writable(options.root)
     unpoured = pour(options)
-    endpoint = _endpoint_of(survey(options.root), options)
+    queues = [log.identity for log in survey(options.root) if log.identity]
+    endpoint = chosen_endpoint(queues, options.plugin_id, options.endpoint, "--endpoint")
     token = read_token(options.token_file)
     wanted = partial(_is_wanted, plugin_id=options.plugin_id, endpoint=endpoint)
     with held_logs(options, wanted, is_delivering=True) as (_, holding):
         _tell_stuck(holding)
         ended = _deliver(options, holding.logs, Endpoint(endpoint, token, options.timeout, 0, _verify(options)))
-    _tell(options, ended, Rest(held_by(holding.others), bool(unpoured or _stuck(holding)), bool(holding.logs)))
+    held = held_by(holding.others)
+    asked = _asked(options, holding, ended)
+    _tell(options, ended, Rest(held, asked, bool(unpoured or _stuck(holding)), bool(holding.logs)))
 
 
 def _is_wanted(queue: QueueIdentity | None, plugin_id: str, endpoint: str) -> bool:
@@ -155,29 +177,6 @@ def _verify(options: DeliverOptions) -> bool | str:
 
 
 # -------------------------------------------------------------------------------------------------------------- choices
-
-
-def _endpoint_of(found: Sequence[Found], options: DeliverOptions) -> str:
-    """Find which endpoint the events go to. Raises `KongMeteringError` when that is not clear."""
-    queues = [log.identity for log in found if log.identity]
-    mine = {queue.endpoint: queue for queue in queues if queue.entity_id == options.plugin_id}
-    if not mine:
-        raise KongMeteringError(f"nothing waits for the plugin {options.plugin_id}; {_plugins_told(queues)}")
-    there = ", ".join(sorted(map(without_credentials, mine)))
-    if options.endpoint is None and len(mine) > 1:
-        raise KongMeteringError(f"its events were accepted for several endpoints: choose one with --endpoint: {there}")
-    chosen = [url for url, queue in mine.items() if options.endpoint is None or is_endpoint(options.endpoint, queue)]
-    if len(chosen) != 1:
-        raise KongMeteringError(
-            f"no events were accepted for {without_credentials(options.endpoint or '')}, and events never leave "
-            f"for another endpoint than their own; --endpoint can be: {there}"
-        )
-    return chosen[0]
-
-
-def _plugins_told(queues: Sequence[QueueIdentity]) -> str:
-    names = sorted({f"{queue.entity_id} ({queue.name})" for queue in queues})
-    return f"there are events of {', '.join(names)}" if names else "the spool is empty"
 
 
 # -------------------------------------------------------------------------------------------------------------- deliver
@@ -210,6 +209,24 @@ def _held_events(options: DeliverOptions, logs: Sequence[HeldLog], account: Acco
     return HeldEvents(logs, dead_letters, account, clock=timing.clock, dedupe_window=options.dedupe_window)
 
 
+# ------------------------------------------------------------------------------------------------------------- servers
+
+
+def _asked(options: DeliverOptions, holding: Holding, ended: Ended) -> Asked:
+    """Have the servers that hold something try at once."""
+    held = [found for found in holding.others if found.holder is not None and waiting_in(found.directory)]
+    if not held or held[0].identity is None or ended.exit:
+        return Asked()
+    with Interruption() as interruption:
+        try:
+            return ask(options.root, Kind.TRY, held[0].identity, held, interruption=interruption, seconds=options.wait)
+        except Interrupted:
+            raise interruption.exit() from None
+        except DISK_ERRORS as error:
+            note(f"Running servers cannot be asked to try at once: {words.shown(str(error))}")
+            return Asked(unheard=tuple(held))
+
+
 # ----------------------------------------------------------------------------------------------------------------- tell
 
 
@@ -234,7 +251,7 @@ def _tell(options: DeliverOptions, ended: Ended, rest: Rest) -> None:
     elif not rest.held and not rest.has_stuck:
         tell("Nothing waits.")
     if rest.held:
-        _tell_held(rest.held)
+        _tell_held(rest)
     if ended.exit:
         raise ended.exit
     if ended.problem:
@@ -243,7 +260,7 @@ def _tell(options: DeliverOptions, ended: Ended, rest: Rest) -> None:
         )
     if rest.has_stuck:
         raise click.exceptions.Exit(1)
-    if rest.held and not rest.had_own:
+    if rest.is_left and not rest.had_own:
         raise click.exceptions.Exit(LEFT_TO_SERVERS)
 
 
@@ -256,13 +273,27 @@ def _tell_people(ended: Ended) -> None:
         note(f"Interrupted: {words.events(ended.left)} left, and nothing is lost.")
 
 
-def _tell_held(held: Counter[Holder]) -> None:
-    for holder, count in held.items():
-        note(f"{words.events(count)} held by {holder.told}, which delivers them itself.")
-    note(
-        "If they do not get through, Kong's error log says why, in lines with 'queue' and the plugin's name. "
-        "Once the server has ended, they can be delivered by hand."
-    )
+def _tell_held(rest: Rest) -> None:
+    asked = rest.asked
+    for answer in asked.answers:
+        told = f"{words.process(answer.process)}, asked to try at once: {words.events(answer.events)} delivered"
+        note(f"{told[0].upper()}{told[1:]}, {words.events(answer.left)} left.")
+    for problem in told_problems(asked.answers):
+        note(problem)
+    silent = held_by(asked.unheard)
+    for holder, count in rest.held.items():
+        if holder in silent or not asked.answers:
+            note(f"{words.events(count)} held by {holder.told}, which delivers them itself.")
+    if silent:
+        note("No answer to the request to try at once: a server may be busy, stopped, or of a version that knows none.")
+    if asked.was_freed:
+        note("A server has ended meanwhile: run this again, to deliver by hand what it held.")
+    if rest.is_left:
+        note(
+            "Kong's error log says why they do not get through, in lines with 'queue' and the plugin's name. "
+            "`kong-metering spool redirect` moves them to another URL. Once the server has ended, they can be "
+            "delivered by hand."
+        )
 
 
 def _as_json(ended: Ended, rest: Rest) -> dict[str, Any]:
@@ -272,5 +303,8 @@ def _as_json(ended: Ended, rest: Rest) -> dict[str, Any]:
         "left": ended.left,
         "held": rest.held.total(),
         "held_by": sorted({holder.pid for holder in rest.held}),
+        "delivered_by_servers": rest.asked.events,
+        "unanswered_by": sorted({found.holder for found in rest.asked.unheard if found.holder is not None}),
+        "server_problems": told_problems(rest.asked.answers),
         "problem": ended.problem,
     }

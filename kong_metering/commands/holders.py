@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kong_metering.commands import words
 from kong_metering.errors import KongMeteringError
 from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.locks import LOCK
@@ -52,6 +53,19 @@ def waiting_in(directory: Path) -> int:
             return view.waiting
     except (OSError, KongMeteringError):
         return 0
+
+
+def waiting_told(found: Iterable[Found]) -> list[str]:
+    """Tell who holds the events that wait in these logs, and what to do about them; nothing where none do."""
+    logs = list(found)
+    told = [
+        f"{words.events(count)} held by {holder.told}, which delivers them itself: `kong-metering spool deliver` has "
+        "it try at once, `kong-metering spool redirect` moves them to another URL."
+        for holder, count in held_by(logs).items()
+    ]
+    if free := sum(waiting_in(log.directory) for log in logs if log.holder is None):
+        told.append(f"{words.events(free)} held by nobody: `kong-metering spool deliver` delivers them.")
+    return told
 
 
 def _has_open(pid: int, directory: Path) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from kong_metering.spool.identity import load_identity
 
 if TYPE_CHECKING:
     from kong_metering.commands.filters import Filters
-    from kong_metering.eventlog.format import StoredEvent
+    from kong_metering.eventlog.format import Mark, StoredEvent
     from kong_metering.spool.identity import QueueIdentity
 
 _TRIES = 3
@@ -86,6 +86,17 @@ def _seen(directory: Path, identity: QueueIdentity | None, holder: int | None) -
         except (SpoolFormatError, OSError) as error:
             return SeenLog(directory, identity, holder, None, str(error))
     return SeenLog(directory, identity, holder, None, "its files come and go too fast to be read: try again")
+
+
+def marks_of(view: EventLog) -> tuple[Mark, ...]:
+    """Return the marks of the events that wait: of what was sent without an answer so far."""
+    after = view.done_up_to
+    return tuple(replace(mark, first=max(mark.first, after + 1)) for mark in view.marks if mark.last > after)
+
+
+def unanswered_in(marks: Sequence[Mark]) -> int:
+    """Count the events that are marked."""
+    return sum(mark.last - mark.first + 1 for mark in marks)
 
 
 def damaged_files(root: Path) -> list[Path]:

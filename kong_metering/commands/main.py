@@ -7,6 +7,7 @@ anything that the disk, the network or the user does.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from io import TextIOWrapper
 from typing import Any
@@ -14,22 +15,41 @@ from typing import Any
 import click
 
 from kong_metering import __version__
-from kong_metering.commands.check.command import check
-from kong_metering.commands.customers import customers
-from kong_metering.commands.output import Failure
-from kong_metering.commands.schema import schema
-from kong_metering.commands.serverstatus import status
-from kong_metering.commands.spool import spool
-from kong_metering.commands.testevent.command import send_test_event
-from kong_metering.commands.verify import verify
 from kong_metering.errors import KongMeteringError
 from kong_metering.log import printable
 
 _LONGEST_MESSAGE = 4000
 
 
+# The module of each command. They are imported when they are called: a probe is not to wait for what others need.
+_MODULES = {
+    "check": "check.command",
+    "customers": "customers",
+    "health": "health",
+    "install": "install",
+    "schema": "schema",
+    "send-test-event": "testevent.command",
+    "spool": "spool",
+    "status": "serverstatus",
+    "uninstall": "install",
+    "verify": "verify",
+}
+
+
 class Program(click.Group):
     """A group that tells the errors of its commands as click tells its own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as in click
+        """Name the commands."""
+        return list(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as in click
+        """Return a command; None if there is none of that name."""
+        if cmd_name not in _MODULES:
+            return None
+        module = importlib.import_module(f"kong_metering.commands.{_MODULES[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -39,9 +59,15 @@ class Program(click.Group):
             # Whoever read our output has had enough; click ends quietly.
             raise
         except KongMeteringError as error:
-            raise Failure(printable(str(error), _LONGEST_MESSAGE)) from error
+            raise _failure(printable(str(error), _LONGEST_MESSAGE)) from error
         except OSError as error:
-            raise Failure(_told(error)) from error
+            raise _failure(_told(error)) from error
+
+
+def _failure(message: str) -> click.ClickException:
+    from kong_metering.commands.output import Failure  # noqa: PLC0415 - takes long
+
+    return Failure(message)
 
 
 def _told(error: OSError) -> str:
@@ -53,15 +79,6 @@ def _told(error: OSError) -> str:
 @click.version_option(__version__, prog_name="kong-metering")
 def program() -> None:
     """Look after the metering plugin of a Kong Gateway."""
-
-
-program.add_command(check)
-program.add_command(send_test_event)
-program.add_command(status)
-program.add_command(verify)
-program.add_command(customers)
-program.add_command(spool)
-program.add_command(schema)
 
 
 def main() -> None:

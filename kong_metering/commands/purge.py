@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from kong_metering.clock import SystemClock
 from kong_metering.commands import words
 from kong_metering.commands.access import check_writable
 from kong_metering.commands.filters import reasons_told
+from kong_metering.commands.holders import Holder, held_by
 from kong_metering.commands.holding import held_logs
 from kong_metering.commands.letters import ChosenLetters, matching_letters
 from kong_metering.commands.logs import SeenLog, damaged_files, is_damaged_file, seen_logs
@@ -37,9 +39,15 @@ from kong_metering.eventlog.damage import ABOUT
 from kong_metering.eventlog.log import DAMAGED
 from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
+from kong_metering.spool.directory import Found
 from kong_metering.spool.times import SpoolTimes
 
 _NO_CUT = 1 << 63
+# How what running servers hold is taken from them.
+_AWAY = (
+    "To remove them all the same, have `kong-metering spool redirect` move them to a URL that no plugin has, such as "
+    "https://purged.invalid/, and purge them with that --endpoint."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +75,7 @@ class Plan:
 
     letters: ChosenLetters = field(default_factory=ChosenLetters)
     waiting: dict[Path, WaitingCut] = field(default_factory=dict)
-    held: int = 0
+    held: Counter[Holder] = field(default_factory=Counter)
     damaged: list[Path] = field(default_factory=list)
     damaged_bytes: int = 0
 
@@ -110,8 +118,8 @@ def purge(options: PurgeOptions) -> None:
         cut_ms = SpoolTimes(options.root, SystemClock()).now().older_than_ms(options.older_than)
     unpoured = pour(options) if options.waiting else []
     plan = plan_of(options, cut_ms)
-    if plan.held:
-        note(f"{words.events(plan.held)} left in place: running servers hold them, and deliver them.")
+    for holder, count in plan.held.items():
+        note(f"{words.events(count)} left in place: held by {holder.told}, which delivers them. {_AWAY}")
     if plan.is_empty:
         removed = Removed()
     else:
@@ -153,7 +161,7 @@ def _plan_waiting(options: PurgeOptions, plan: Plan, cut_ms: int) -> None:
             if log.problem:
                 note(f"{log.directory} cannot be read, and stays: {words.shown(log.problem)}")
             elif log.holder is not None:
-                plan.held += log.waiting
+                plan.held += held_by([Found(log.directory, log.identity, log.holder)])
             elif cut := _cut(log, cut_ms):
                 plan.waiting[log.directory] = cut
 
@@ -247,7 +255,7 @@ def _tell(options: PurgeOptions, plan: Plan, removed: Removed) -> None:
     if options.as_json:
         say(words.json_document(_as_json(plan, removed)))
     elif plan.is_empty:
-        tell("There is nothing to remove.")
+        tell("Nothing removed." if plan.held else "There is nothing to remove.")
     else:
         counts = ((removed.letters, words.letters), (removed.events, words.waiting), (removed.damaged, words.files))
         tell(f"{' and '.join(name(count) for count, name in counts if count) or 'Nothing'} removed.")
@@ -261,5 +269,5 @@ def _as_json(plan: Plan, removed: Removed) -> dict[str, Any]:
         "dead_letters": removed.letters,
         "waiting": removed.events,
         "damaged_files": removed.damaged,
-        "waiting_held": plan.held,
+        "waiting_held": plan.held.total(),
     }

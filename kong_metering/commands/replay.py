@@ -7,13 +7,10 @@ own is not disturbed; it is free to be adopted once this ends.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import os
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,22 +20,18 @@ import click
 from kong_metering.commands import words
 from kong_metering.commands.access import check_writable
 from kong_metering.commands.filters import Filters, reasons_told
+from kong_metering.commands.holders import waiting_told
 from kong_metering.commands.interruption import Interrupted, Interruption
-from kong_metering.commands.letters import ChosenLetters, matching_letters, nothing_matches
+from kong_metering.commands.letters import ChosenLetters, alone, groups, matching_letters, nothing_matches
 from kong_metering.commands.options import Chosen, filter_options, json_option, place_options, taking, yes_option
 from kong_metering.commands.output import confirmed, note, progress, say, tell
 from kong_metering.errors import KongMeteringError
-from kong_metering.eventlog import files
 from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
-from kong_metering.spool.directory import HeldLog, SpoolDirectory
+from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 
 if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
-
-# What is written and synced at a time, and can be in both places after a crash.
-_BYTES_AT_ONCE = 1024 * 1024
-_LOCK = "replay.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +88,7 @@ def replay(options: ReplayOptions) -> None:
     _check_call(options)
     check_writable(options.root)
     dead_letters = DeadLetters(options.root / DEAD_LETTERS)
-    with _alone(dead_letters.directory):
+    with alone(dead_letters.directory):
         choice, replayed = choose(dead_letters, options.filters, options.ids), Replayed()
         _tell_left_out(choice, options.ids)
         if choice.letters.ids:
@@ -103,7 +96,14 @@ def replay(options: ReplayOptions) -> None:
             replayed = _replay(options.root, dead_letters, choice.letters.ids)
         elif not choice.found:
             note(nothing_matches(dead_letters))
+            _tell_waiting(options)
     _tell(options, choice, replayed)
+
+
+def _tell_waiting(options: ReplayOptions) -> None:
+    """Tell of events that wait, and so are no dead letters."""
+    for told in waiting_told(log for log in survey(options.root) if options.filters.match_queue(log.identity)):
+        note(f"No dead letters, but {told}")
 
 
 def _check_call(options: ReplayOptions) -> None:
@@ -111,27 +111,6 @@ def _check_call(options: ReplayOptions) -> None:
         raise click.UsageError("name ids, or --all, not both")
     if not (options.ids or options.everything or options.filters != Filters()):
         raise click.UsageError("name ids, filters such as --reason rejected, or --all")
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Keep a second replay away, which would put the same letters back once more."""
-    if not directory.is_dir():
-        yield
-        return
-    lock = files.open_file(directory / _LOCK)
-    try:
-        _take(lock)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _take(lock: int) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise KongMeteringError("another replay is under way: wait until it has ended") from None
 
 
 def choose(dead_letters: DeadLetters, filters: Filters, ids: Collection[int]) -> Choice:
@@ -188,7 +167,7 @@ def _replay(root: Path, dead_letters: DeadLetters, ids: Sequence[int]) -> Replay
     seen: set[bytes] = set()
     with Interruption() as interruption, progress("replaying", len(ids)) as advance:
         try:
-            for group in _groups(dead_letters, set(ids)):
+            for group in groups(dead_letters, set(ids)):
                 interruption.check()
                 once = _once(group, seen)
                 _put_back(spool, logs, once)
@@ -204,21 +183,6 @@ def _replay(root: Path, dead_letters: DeadLetters, ids: Sequence[int]) -> Replay
                 spool.retire(held)
             spool.close()
     return done
-
-
-def _groups(dead_letters: DeadLetters, ids: Collection[int]) -> Iterator[list[StoredLetter]]:
-    """Read the letters again, the events with them now, a group at a time."""
-    group: list[StoredLetter] = []
-    size = 0
-    for stored in dead_letters.letters():
-        if stored.id in ids:
-            group.append(stored)
-            size += len(stored.letter.event)
-        if size >= _BYTES_AT_ONCE:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def _once(group: Sequence[StoredLetter], seen: set[bytes]) -> list[StoredLetter]:

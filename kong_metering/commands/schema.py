@@ -11,6 +11,7 @@ import click
 from kong_metering import PLUGIN_NAME, __version__
 from kong_metering.jsonschema import json_schema
 from kong_metering.luasource import lua_source
+from kong_metering.quantities import PluginName
 from kong_metering.schema import plugin_schema
 
 
@@ -42,6 +43,7 @@ _FORMATS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 )
 @click.option(
     "--plugin-name",
+    type=PluginName(),
     default=PLUGIN_NAME,
     show_default=True,
     metavar="NAME",
@@ -49,4 +51,4 @@ _FORMATS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 )
 def schema(form: str, plugin_name: str) -> None:
     """Print the schema of the plugin's configuration."""
-    click.echo(_FORMATS[form]({**plugin_schema(), "name": plugin_name}))
+    click.echo(_FORMATS[form](plugin_schema(plugin_name)))

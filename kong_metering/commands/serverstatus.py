@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
 
-from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME
 from kong_metering.commands import words
-from kong_metering.commands.askserver import server_status
-from kong_metering.commands.options import json_option, taking
-from kong_metering.commands.output import cell, console, cut, say, table, tell
+from kong_metering.commands.options import json_option
+from kong_metering.commands.output import Failure, cell, console, cut, say, table, tell
+from kong_metering.commands.serversocket import cause_of_silence, server_options, server_socket, server_status
 from kong_metering.quantities import Duration
 from kong_metering.watching.page import CONDITIONS, duration
 from kong_metering.watching.view import View
@@ -27,38 +26,21 @@ if TYPE_CHECKING:
     from kong_metering.watching.view import QueueView
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerStatusOptions:
-    """What `status` takes; `watch` in seconds."""
-
-    kong_prefix: Path
-    socket: Path | None
-    watch: float | None
-    as_json: bool
-
-    @property
-    def path(self) -> Path:
-        """The socket to ask at."""
-        return self.socket or self.kong_prefix / f"{PLUGIN_NAME}.sock"
-
-
 @click.command("status")
-@click.option(
-    "--kong-prefix",
-    "-p",
-    type=click.Path(path_type=Path),
-    default=Path("/usr/local/kong"),
-    envvar=f"{ENVIRONMENT_PREFIX}KONG_PREFIX",
-    show_envvar=True,
-    show_default=True,
-    metavar="DIR",
-    help="Kong's prefix, where the plugin server has its socket.",
-)
-@click.option("--socket", type=click.Path(path_type=Path), metavar="FILE", help="The socket, if it is elsewhere.")
+@server_options
 @click.option("--watch", type=Duration(), metavar="TIME", help="Show it anew each so often, until Ctrl-C.")
 @json_option("one JSON document")
-@taking(ServerStatusOptions)
-def status(options: ServerStatusOptions) -> None:
+@click.pass_context
+def status(  # noqa: PLR0913, PLR0917 - the command's options
+    context: click.Context,
+    kong_prefix: Path,
+    socket_name: str | None,
+    socket_path: Path | None,
+    plugin_name: str,
+    timeout: float,
+    watch: float | None,
+    as_json: bool,  # noqa: FBT001 - click hands it over so
+) -> None:
     """Show what the running servers do: what waits, for whom, and why.
 
     Asks the plugin server itself, and changes nothing; `kong-metering spool status` looks at the disk instead, also
@@ -67,17 +49,25 @@ def status(options: ServerStatusOptions) -> None:
 
     Exit status: 0 when the plugin server answered, 1 when it did not.
     """
+    path = server_socket(context, kong_prefix, socket_name, socket_path, plugin_name)
     while True:
-        told = server_status(options.path)
-        if options.as_json:
+        told = _told(path, timeout)
+        if as_json:
             say(words.json_document(_document(told)))
         else:
-            if options.watch:
+            if watch:
                 click.clear()
             _print(told, time.time())
-        if not options.watch:
+        if not watch:
             return
-        time.sleep(options.watch)
+        time.sleep(watch)
+
+
+def _told(path: Path, timeout: float) -> Mapping[str, Any]:
+    try:
+        return server_status(path, timeout)[1]
+    except (OSError, ValueError) as error:
+        raise Failure(f"{path}: {cause_of_silence(error, timeout)}") from None
 
 
 def _view(told: Mapping[str, Any]) -> View:

@@ -8,6 +8,7 @@ from kong_metering.commands.deliver import deliver
 from kong_metering.commands.export import export
 from kong_metering.commands.listing import list_events, show
 from kong_metering.commands.purge import purge
+from kong_metering.commands.redirect import redirect
 from kong_metering.commands.replay import replay
 from kong_metering.commands.restore import restore
 from kong_metering.commands.status import status
@@ -26,5 +27,5 @@ def spool() -> None:
     """
 
 
-for command in (status, list_events, show, export, replay, restore, deliver, purge):
+for command in (status, list_events, show, export, replay, restore, deliver, redirect, purge):
     spool.add_command(command)

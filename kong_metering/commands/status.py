@@ -15,21 +15,27 @@ from rich.table import Table
 from rich.text import Text
 
 from kong_metering.commands import words
-from kong_metering.commands.access import check_readable
+from kong_metering.commands.access import check_readable, check_writable
+from kong_metering.commands.asking import ask_about
 from kong_metering.commands.filters import UNKNOWN, Filters, reasons_told
-from kong_metering.commands.logs import SeenLog, damaged_files, seen_logs
+from kong_metering.commands.interruption import Interrupted, Interruption
+from kong_metering.commands.logs import SeenLog, damaged_files, marks_of, seen_logs, unanswered_in
 from kong_metering.commands.options import Place, json_option, place_options, taking
 from kong_metering.commands.output import cell, console, say
 from kong_metering.commands.sharedmemory import strays, unwritten
 from kong_metering.errors import SpoolFormatError
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.delivered import Delivered
+from kong_metering.spool.directory import Found
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
+    from kong_metering.commands.asking import Asked
+    from kong_metering.eventlog.format import Mark
     from kong_metering.inbox.strays import Stray
     from kong_metering.spool.delivered import KeptSegment
     from kong_metering.spool.identity import QueueIdentity
+    from kong_metering.spool.requests import Answer
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class LogStatus:
     oldest_ms: int | None
     held_by: int | None
     problem: str | None
+    unanswered: tuple[Mark, ...] = ()
 
 
 @dataclass
@@ -54,6 +61,8 @@ class QueueStatus:
     dead_letters: Counter[str] = field(default_factory=Counter)
     # How many events killed processes left in shared memory.
     unwritten: int = 0
+    # What the servers say that hold it, if they were asked.
+    told: Asked | None = None
 
     @property
     def waiting(self) -> int:
@@ -71,6 +80,11 @@ class QueueStatus:
         return sum(log.may_have_arrived for log in self.logs)
 
     @property
+    def first_sent_ms(self) -> int | None:
+        """When the first of them was sent."""
+        return min((mark.time_ms for log in self.logs for mark in log.unanswered), default=None)
+
+    @property
     def bytes(self) -> int:
         """What it takes on disk."""
         return sum(log.bytes for log in self.logs)
@@ -83,7 +97,16 @@ class QueueStatus:
     @property
     def holders(self) -> list[int]:
         """The processes that hold logs of it."""
-        return sorted({log.held_by for log in self.logs if log.held_by is not None})
+        return sorted(self.held)
+
+    @property
+    def held(self) -> Counter[int]:
+        """How many events each of them holds."""
+        held: Counter[int] = Counter()
+        for log in self.logs:
+            if log.held_by is not None:
+                held[log.held_by] += log.waiting
+        return held
 
 
 @dataclass(frozen=True)
@@ -106,11 +129,17 @@ class SpoolStatus:
 class StatusOptions(Place):
     """What `status` takes."""
 
+    ask: bool
     as_json: bool
 
 
 @click.command()
 @place_options
+@click.option(
+    "--ask",
+    is_flag=True,
+    help="Ask the running servers what they know besides: what waits in memory too, and what the endpoint said last.",
+)
 @json_option("one JSON document")
 @taking(StatusOptions)
 def status(options: StatusOptions) -> None:
@@ -118,12 +147,34 @@ def status(options: StatusOptions) -> None:
 
     Looks at the spool beside running servers and changes nothing. The times are those of acceptance.
     """
-    check_readable(options.root)
+    if options.ask:
+        check_writable(options.root)
+    else:
+        check_readable(options.root)
     found = spool_status(options, time.time_ns() // 1_000_000)
+    if options.ask:
+        _ask(options.root, found)
     if options.as_json:
         say(words.json_document(_as_json(found)))
     else:
         _print(found)
+
+
+def _ask(root: Path, found: SpoolStatus) -> None:
+    """Have the servers tell what they know of the queues."""
+    held = {
+        queue.identity: [Found(root / log.directory, queue.identity, log.held_by) for log in held_logs]
+        for queue in found.queues
+        if queue.identity and (held_logs := [log for log in queue.logs if log.held_by is not None])
+    }
+    with Interruption() as interruption:
+        try:
+            asked = ask_about(root, held, interruption)
+        except Interrupted:
+            raise interruption.exit() from None
+    for queue in found.queues:
+        if queue.identity in asked:
+            queue.told = asked[queue.identity]
 
 
 def spool_status(place: Place, now_ms: int) -> SpoolStatus:
@@ -169,15 +220,16 @@ def _log_status(root: Path, log: SeenLog) -> LogStatus:
         oldest = view.oldest() if view else None
     except (SpoolFormatError, OSError) as error:
         problem = str(error)
-    marked = sum(mark.last - max(mark.first, view.done_up_to + 1) + 1 for mark in view.marks) if view else 0
+    marks = marks_of(view) if view else ()
     return LogStatus(
         directory=str(log.directory.relative_to(root)),
         waiting=log.waiting,
         bytes=view.bytes_on_disk if view else 0,
-        may_have_arrived=min(marked, log.waiting),
+        may_have_arrived=min(unanswered_in(marks), log.waiting),
         oldest_ms=oldest.time_ms if oldest else None,
         held_by=log.holder,
         problem=problem,
+        unanswered=marks,
     )
 
 
@@ -238,20 +290,32 @@ def _queue_table(queue: QueueStatus, now_ms: int) -> Table:
     if queue.oldest_ms is not None:
         grid.add_row("  oldest", cell(_moment(queue.oldest_ms, now_ms)))
     if queue.may_have_arrived:
-        grid.add_row("  unanswered", cell(f"{queue.may_have_arrived:,} of them were sent, and may have arrived"))
-    for log in queue.logs:
-        if log.problem:
-            grid.add_row("  unreadable", cell(f"{log.directory}: {log.problem}", "red"))
-    if queue.logs:
-        grid.add_row("  held by", _held_by(queue))
+        grid.add_row("  unanswered", cell(_unanswered(queue, now_ms)))
+    _add_logs(grid, queue)
     if queue.dead_letters:
         grid.add_row("  dead letters", cell(reasons_told(queue.dead_letters), "yellow"))
     return grid
 
 
+def _add_logs(grid: Table, queue: QueueStatus) -> None:
+    """Add which logs cannot be read, who holds them, and what those say."""
+    for log in queue.logs:
+        if log.problem:
+            grid.add_row("  unreadable", cell(f"{log.directory}: {log.problem}", "red"))
+    if queue.logs:
+        grid.add_row("  held by", _held_by(queue))
+    for told in _told_by_servers(queue.told):
+        grid.add_row("  told", told)
+
+
 def _waiting(queue: QueueStatus) -> str:
     told = words.events(queue.waiting)
     return f"{told}, {words.size(queue.bytes)}" if queue.waiting else told
+
+
+def _unanswered(queue: QueueStatus, now_ms: int) -> str:
+    told = f"{queue.may_have_arrived:,} of them were sent, and may have arrived"
+    return told if queue.first_sent_ms is None else f"{told}: the first at {_moment(queue.first_sent_ms, now_ms)}"
 
 
 def _unwritten(count: int) -> str:
@@ -263,11 +327,31 @@ def _moment(time_ms: int, now_ms: int) -> str:
 
 
 def _held_by(queue: QueueStatus) -> Text:
-    processes = ", ".join(map(words.process, queue.holders))
+    is_shared = len({log.held_by for log in queue.logs}) > 1
+    processes = ", ".join(_holder(queue, pid, is_shared=is_shared) for pid in queue.holders)
     if all(log.held_by is not None for log in queue.logs):
         return Text(processes)
     told = f"{processes}; {queue.unheld:,} by nobody" if processes else "nobody"
     return Text(f"{told}: {_what_it_waits_for(queue)}", "yellow")
+
+
+def _holder(queue: QueueStatus, pid: int, *, is_shared: bool) -> str:
+    told = words.process(pid)
+    return f"{told} ({words.events(queue.held[pid])})" if is_shared else told
+
+
+def _told_by_servers(asked: Asked | None) -> list[Text]:
+    if asked is None:
+        return []
+    told = [cell(_told(answer)) for answer in asked.answers]
+    if silent := {log.holder for log in asked.unheard if log.holder is not None}:
+        told.append(cell(f"no answer from {', '.join(map(words.process, sorted(silent)))}", "yellow"))
+    return told
+
+
+def _told(answer: Answer) -> str:
+    told = f"{words.process(answer.process)} has {words.events(answer.left)}, and has delivered {answer.events:,}"
+    return f"{told}; the endpoint takes none: {answer.problem}" if answer.problem else told
 
 
 def _what_it_waits_for(queue: QueueStatus) -> str:
@@ -324,9 +408,20 @@ def _queue_json(queue: QueueStatus, now_ms: int) -> dict[str, Any]:
         "oldest_age_seconds": None if oldest is None else max(0, now_ms - oldest) / 1000,
         "bytes": queue.bytes,
         "held_by": queue.holders,
+        "holders": [_holder_json(queue, pid) for pid in queue.holders],
+        "first_sent": words.timestamp(queue.first_sent_ms),
         "dead_letters": dict(sorted(queue.dead_letters.items())),
         "logs": [_log_json(log) for log in queue.logs],
     }
+
+
+def _holder_json(queue: QueueStatus, pid: int) -> dict[str, Any]:
+    members: dict[str, Any] = {"process": pid, "waiting": queue.held[pid]}
+    if queue.told is None:
+        return members
+    answer = next((each for each in queue.told.answers if each.process == pid), None)
+    told = {"waiting": answer.left, "delivered": answer.events, "problem": answer.problem or None} if answer else None
+    return members | {"told": told}
 
 
 def _log_json(log: LogStatus) -> dict[str, Any]:
@@ -337,5 +432,10 @@ def _log_json(log: LogStatus) -> dict[str, Any]:
         "may_have_arrived": log.may_have_arrived,
         "oldest_accepted": words.timestamp(log.oldest_ms),
         "held_by": log.held_by,
+        "unanswered": [_mark_json(mark) for mark in log.unanswered],
         "problem": log.problem,
     }
+
+
+def _mark_json(mark: Mark) -> dict[str, Any]:
+    return {"events": unanswered_in([mark]), "first": mark.first, "sent": words.timestamp(mark.time_ms)}

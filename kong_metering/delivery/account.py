@@ -31,6 +31,11 @@ class QueueAccount:
         self._dropped: Counter[str] = Counter()
         self._verified: Counter[str] = Counter()
 
+    @property
+    def delivered(self) -> int:
+        """How many events the endpoint took."""
+        return self._counts["delivered"]
+
     def accept(self) -> None:
         """Count an event that came in."""
         self._count(1, "accepted")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Kong sets no bound and starts a timer for each event. This one keeps the threads' memory small.
 MAX_COURIERS = 64
 IDLE_SECONDS = 10.0
+# What is due and finds no courier for so long is not delivered any more: requests time out before.
+STALLED_SECONDS = 120.0
 # After a bug, so that it does not take the whole processor.
 _AFTER_A_BUG_SECONDS = 1.0
 
@@ -79,6 +81,14 @@ class Couriers:
         # Whether one that was needed could not be started.
         self._is_short = False
         self._is_closed = False
+        self._served_at = clock.monotonic()
+
+    def is_stalled(self) -> bool:
+        """Whether what is due has waited for `STALLED_SECONDS` while no courier has ended a step."""
+        with self._lock:
+            limit = self._clock.monotonic() - STALLED_SECONDS
+            is_due = any(turn.at == at and at <= limit for at, _, turn in self._due)
+            return is_due and self._served_at <= limit and not self._is_closed
 
     @property
     def threads(self) -> int:
@@ -183,6 +193,7 @@ class Couriers:
         return max(1, (self._limit - others) // 2)
 
     def _give_back(self, turn: _Turn, origin: str, at: float | None) -> None:
+        self._served_at = self._clock.monotonic()
         turn.running -= 1
         self._at_work[origin] -= 1
         if not self._at_work[origin]:

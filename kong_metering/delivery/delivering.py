@@ -133,6 +133,11 @@ class Delivering:
         with self._lock:
             self._trial.reconfigure(rules, self._clock.monotonic())
 
+    def try_now(self) -> None:
+        """End all pauses."""
+        with self._lock:
+            self._trial.try_now(self._clock.monotonic())
+
     def close(self) -> None:
         """Send each part once more at most."""
         with self._lock:

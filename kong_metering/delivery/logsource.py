@@ -141,7 +141,8 @@ class LogSource:
     @property
     def is_settled(self) -> bool:
         """Whether nothing waits in it any more."""
-        return not self._unsettled and not self.unread_on_disk
+        # In this order: who reads notes what is unsettled before it is no longer unread.
+        return not self.unread_on_disk and not self._unsettled
 
     def oldest_at(self) -> float | None:
         """Tell when the first unread event came (monotonic), minus infinity if not known, None when there is none."""
@@ -172,10 +173,11 @@ class LogSource:
         """Write events that couriers hold already; nothing may be unread here. Give their entries."""
         with self._lock:
             numbers = self._log.append(events, now_ms)
-            self._cursor = numbers.stop - 1
-            return self._in_hand(
+            entries = self._in_hand(
                 [Entry(event, number, self, now_ms) for event, number in zip(events, numbers, strict=True)]
             )
+            self._cursor = numbers.stop - 1
+            return entries
 
     # -- the couriers' ------------------------------------------------------------------------------------------------
 
@@ -202,9 +204,9 @@ class LogSource:
 
     def _recall(self, limit: int, max_bytes: int) -> list[Entry]:
         """Take the next events from memory, none if they are not there."""
-        entries = self._recent.take(self, self._cursor + 1, limit, max_bytes)
+        entries = self._in_hand(self._recent.take(self, self._cursor + 1, limit, max_bytes))
         self._cursor += len(entries)
-        return self._in_hand(entries)
+        return entries
 
     def _read_back(self, limit: int, max_bytes: int) -> list[Entry]:
         """Read the next events from disk."""
@@ -216,12 +218,14 @@ class LogSource:
         stored = self._log.read(self._cursor, limit, max_bytes)
         last = stored[-1].sequence if stored else end
         self._lost_behind += last - self._cursor - len(stored)
+        entries = self._in_hand([Entry(event.payload, event.sequence, self, event.time_ms) for event in stored])
         self._cursor = last
-        if not stored:
+        if not entries:
             self._settle_head()
-        return self._in_hand([Entry(event.payload, event.sequence, self, event.time_ms) for event in stored])
+        return entries
 
     def _in_hand(self, entries: list[Entry]) -> list[Entry]:
+        """Note entries as unsettled; the cursor passes them after that, or they would seem settled meanwhile."""
         self._unsettled.update((entry.number, entry) for entry in entries)
         return entries
 

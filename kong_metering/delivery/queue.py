@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kong_metering.delivery.delivering import Delivering
-from kong_metering.delivery.requests import RequestFigures
+from kong_metering.delivery.requests import LastRequest, RequestFigures
 from kong_metering.delivery.succession import StepGate
 from kong_metering.log import LOGGER, cause_of, printable
 from kong_metering.measures import Histogram
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from kong_metering.delivery.backlog import Backlog
     from kong_metering.delivery.couriers import Couriers
     from kong_metering.delivery.source import Entry
-    from kong_metering.delivery.succession import Succession
+    from kong_metering.delivery.succession import Heir, Succession
     from kong_metering.ingest.arrays import Arrays
     from kong_metering.ingest.client import Endpoint
     from kong_metering.ingest.connections import Connections
@@ -133,10 +133,20 @@ class EventQueue:
         """How many couriers may serve it at a time."""
         return self._rules.in_flight
 
+    @property
+    def delivered(self) -> int:
+        """How many events the endpoint has taken."""
+        return self._account.delivered
+
+    @property
+    def last_request(self) -> LastRequest:
+        """What came of the last request."""
+        return self._requests.last
+
     def put(self, event: bytes) -> None:
         """Take an event for delivery."""
-        if (heir := self._gate.moved_to) is not None:
-            heir.put(event)
+        if self.moved_to is not None:
+            self._last_heir().put(event)
             return
         self._account.accept()
         if self._has_ended:
@@ -144,6 +154,12 @@ class EventQueue:
         else:
             self._backlog.put(event)
             self._couriers.try_again()
+
+    def _last_heir(self) -> Heir:
+        queue: Heir = self
+        while (heir := queue.moved_to) is not None:
+            queue = heir
+        return queue
 
     def wake(self) -> None:
         """Look at the backlog: it has come to hold more."""
@@ -156,6 +172,12 @@ class EventQueue:
         self._backlog.reconfigure(settings)
         self._go_by(settings)
         self._delivering.reconfigure(self._rules)
+        self._call()
+
+    def try_now(self) -> None:
+        """Do at once what a pause keeps from being done, with the endpoint and with the disk."""
+        self._delivering.try_now()
+        self._backlog.try_again()
         self._call()
 
     def hand_over(self, succession: Succession) -> None:
@@ -175,9 +197,19 @@ class EventQueue:
         return is_here
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether it is to hand over to another queue, and has not done so yet."""
+        return self._gate.is_shut and not self.has_moved
+
+    @property
     def has_moved(self) -> bool:
         """Whether it has handed over to another queue."""
-        return self._gate.moved_to is not None
+        return self.moved_to is not None
+
+    @property
+    def moved_to(self) -> Heir | None:
+        """The queue that has taken over, if one has; another one may have taken over from that."""
+        return self._gate.moved_to
 
     def begin_close(self) -> None:
         """Send what waits at once, each batch once."""
@@ -284,13 +316,6 @@ class EventQueue:
         succession = self._gate.due()
         if succession is None or not self._gate.settle(succession, is_off=succession.is_off()):
             return
-        LOGGER.info(
-            "queue %s: %s never accepted an event; %d events that wait go to %s",
-            self.name,
-            printable(without_credentials(self._endpoint.url)),
-            self.waiting,
-            printable(without_credentials(succession.heir.origin)),
-        )
         succession.carry_out()
 
     def _post(self, events: Sequence[bytes]) -> Outcome:

@@ -3,8 +3,9 @@
 Contract: a queue belongs to one plugin entity **and** one ingest endpoint. All instances of the entity (each of Kong's
 workers has its own) share it, and the newest configuration rules it: a rotated token takes over what waits. The newest
 is the one that was opened last, except that an old one which comes late does not take over, and that of two values of
-a vault's the one rules that the endpoint takes (`precedence`). A changed endpoint is another queue (`takeover`). A
-queue that no instance uses ends when it is empty. With a spool, what waits when the process ends stays on disk, and
+a vault's the one rules that the endpoint takes (`precedence`). A changed endpoint is another queue (`takeover`). What
+somebody redirects goes where that one says, and a new queue goes on in the place of the one that gives it up (`renew`).
+A queue that no instance uses ends when it is empty. With a spool, what waits when the process ends stays on disk, and
 comes back when its queue is opened in another process. The lock is held for memory only.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.precedence import Configuration, Precedence
 from kong_metering.delivery.queue import EventQueue
 from kong_metering.delivery.spooled import SpooledBacklog
+from kong_metering.delivery.succession import Succession
 from kong_metering.delivery.takeover import OpenQueue, OpenQueues
 from kong_metering.ingest.arrays import Arrays
 from kong_metering.ingest.client import Endpoint
@@ -79,6 +82,8 @@ class Delivery:
         self._lock = threading.Lock()
         self._acceptances = spooler.acceptances if spooler else Acceptances(None)
         self._queues = OpenQueues(self._acceptances, spooler)
+        if spooler is not None:
+            spooler.answer_for(self)
 
     def open(self, entity: Entity, config: PluginConfig) -> EventQueue:
         """Give the queue for a configuration of a plugin entity; the caller lets go of it with `release`."""
@@ -112,7 +117,31 @@ class Delivery:
     def is_refused(self, queue: EventQueue) -> bool:
         """Return whether the endpoint's last word on the token of a queue that `open` gave was 401 or 403."""
         with self._lock:
-            return any(opened.queue is queue and opened.precedence.is_refused for opened in self._queues.current())
+            return self._queues.is_refused(queue)
+
+    def find(self, key: str) -> EventQueue | None:
+        """Return the queue with this key that new events go into."""
+        with self._lock:
+            opened = self._queues.get(key)
+        return opened.queue if opened else None
+
+    def renew(self, key: str, carry_out: Callable[[SpooledBacklog, SpooledBacklog], None]) -> bool:
+        """Have a new queue, for the same endpoint, go on in the place of one; False if that cannot be now.
+
+        `carry_out` is called on a courier's thread, with both places on disk, when the old one has no request under
+        way and will begin none; all that comes from then on is the new one's.
+        """
+        with self._lock:
+            old = self._queues.renewable(key)
+            if old is None or self._spooler is None or old.on_disk is None:
+                return False
+            self._spooler.set_aside(old.on_disk)
+            new = self._opened(old.identity, old.precedence.ruling, old.precedence)
+            if new.on_disk is None:
+                raise TypeError("with a spooler each queue is on disk")
+            self._queues.replace(old, new)
+            old.queue.hand_over(Succession(new.queue, lambda: False, partial(carry_out, old.on_disk, new.on_disk)))
+        return True
 
     def _note_answer(self, key: str, endpoint: Endpoint, outcome: Outcome) -> None:
         is_refused = outcomes.refuses_the_token(outcome)
@@ -198,6 +227,11 @@ class Delivery:
             for opened in self._queues.all():
                 waiting[opened.queue.name] += opened.queue.waiting
         return dict(waiting)
+
+    def stalled(self) -> dict[str, int]:
+        """Tell what of delivery is not alive: 1 for each thread, or pool of threads, that gets nowhere, else 0."""
+        of_spool = {} if self._spooler is None else self._spooler.stalled()
+        return {**of_spool, "couriers": int(self._couriers.is_stalled())}
 
     def held_back(self) -> dict[str, int]:
         """Tell by queue how many events on disk may not be sent, because the disk does not take the note of it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kong_metering.trial.outcome import Delivered, kind_of
 
@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.measures import Histogram
     from kong_metering.trial.outcome import Outcome
+
+
+class LastRequest(NamedTuple):
+    """What came of the last request of a queue: its number, 0 before the first, and why it failed, if it did."""
+
+    number: int = 0
+    problem: str = ""
 
 
 class RequestFigures:
@@ -25,6 +32,7 @@ class RequestFigures:
         self._by_kind: Counter[str] = Counter()
         self._delivered_at: float | None = None
         self._last_failure: dict[str, Any] | None = None
+        self._last = LastRequest()
 
     def note(self, outcome: Outcome, seconds: float) -> None:
         """Count a request that took so long."""
@@ -32,10 +40,17 @@ class RequestFigures:
         now = self._clock.wall()
         with self._lock:
             self._by_kind[kind_of(outcome)] += 1
+            problem = "" if isinstance(outcome, Delivered) else outcome.reason
+            self._last = LastRequest(self._last.number + 1, problem)
             if isinstance(outcome, Delivered):
                 self._delivered_at = now
             else:
                 self._last_failure = {"at": now, "reason": outcome.reason}
+
+    @property
+    def last(self) -> LastRequest:
+        """What came of the last one."""
+        return self._last
 
     def told(self) -> dict[str, Any]:
         """Return the figures."""

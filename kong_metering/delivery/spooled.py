@@ -88,7 +88,9 @@ class SpooledBacklog:
         self._intake = intake
         self._sources = SourceList()
         self._burials = Burials(identity, shared.letters, shared.clock, account, self.settle)
-        self.writing = Writing(settings, self._sources, self._open_log, shared.clock, account)
+        self.writing = Writing(
+            settings, self._sources, self._open_log, shared.clock, account, log_opened=intake.log_opened
+        )
         self.keeping = Keeping(self._sources, self._burials, account)
         # Since when the disk takes no notes, so that events are held back.
         self._unnotable = Outage()
@@ -116,9 +118,7 @@ class SpooledBacklog:
             self._account.drop(Dropped.QUEUE_FULL, 1, "the disk hangs, and memory is full")
 
     def _open_log(self) -> LogSource:
-        held = self._holdings.own_log(self.identity)
-        self._intake.log_opened(held.directory)
-        return LogSource(held, self._options)
+        return LogSource(self._holdings.own_log(self.identity), self._options)
 
     # -- the couriers' ------------------------------------------------------------------------------------------------
 

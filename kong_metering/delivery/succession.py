@@ -16,8 +16,8 @@ class Heir(Protocol):
     """The queue that takes over."""
 
     @property
-    def origin(self) -> str:
-        """Name its endpoint."""
+    def moved_to(self) -> Heir | None:
+        """The queue that has taken over from it, if one has."""
         ...
 
     def put(self, event: bytes) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.spooled import SpooledBacklog
 from kong_metering.delivery.succession import Succession
+from kong_metering.log import LOGGER, printable
 
 if TYPE_CHECKING:
     from kong_metering.config import Entity
@@ -37,6 +38,11 @@ class OpenQueue:
     users: int = 0
     # Which one takes over what waits, unless it turns out that the endpoint accepts events.
     heir: OpenQueue | None = None
+
+    @property
+    def has_moving_events(self) -> bool:
+        """Whether events are on their way to the heir."""
+        return self.queue.has_moved and self.queue.waiting > 0
 
     @property
     def on_disk(self) -> SpooledBacklog | None:
@@ -75,8 +81,31 @@ class OpenQueues:
         return self._by_key.get(key)
 
     def add(self, opened: OpenQueue) -> None:
-        """Take one in; none with its key is there."""
+        """Take one in; none with its key is there, or one that is replaced."""
         self._by_key[opened.identity.key] = opened
+
+    def renewable(self, key: str) -> OpenQueue | None:
+        """Return the one with this key, unless events are on their way from it, or to it."""
+        opened = self.get(key)
+        if opened is None or opened.queue.is_leaving or opened.queue.has_moved:
+            return None
+        giving = [each for each in self.all() if each.heir is opened]
+        return None if any(each.queue.is_leaving or each.has_moving_events for each in giving) else opened
+
+    def replace(self, old: OpenQueue, new: OpenQueue) -> None:
+        """Have a queue go on in the place of another one with its key, which is to hand over to it."""
+        old.heir = new
+        self.add(new)
+        self._moved.append(old)
+
+    def is_refused(self, queue: EventQueue) -> bool:
+        """Return whether the endpoint's last word on the token of a queue was 401 or 403."""
+        opened = next((each for each in self.all() if each.queue is queue), None)
+        if opened is None:
+            return False
+        # A queue that was replaced shares its precedence with the one that goes on; one that has moved does not.
+        now = self.get(opened.identity.key)
+        return now is not None and now.precedence is opened.precedence and now.precedence.is_refused
 
     def unneeded(self) -> list[OpenQueue]:
         """Return those that nobody uses and in which nothing waits."""
@@ -142,6 +171,13 @@ class OpenQueues:
 
     def _carry_out(self, old: OpenQueue, heir: OpenQueue) -> None:
         """Move the events; on a courier's thread, without the lock."""
+        LOGGER.info(
+            "queue %s: %s never accepted an event; %d events that wait go to %s",
+            old.queue.name,
+            printable(old.identity.endpoint),
+            old.queue.waiting,
+            printable(heir.identity.endpoint),
+        )
         if self._spooler is not None and old.on_disk and heir.on_disk:
             self._spooler.take_over(old.on_disk, heir.on_disk)
         elif isinstance(old.backlog, MemoryBacklog) and isinstance(heir.backlog, MemoryBacklog):

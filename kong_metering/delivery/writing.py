@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.delivery.outages import Outage, told
@@ -34,18 +35,24 @@ _EVENTS_A_WRITE = 1000
 class Writing:
     """The writing of one queue's events."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         settings: Queue,
         sources: SourceList,
         open_log: Callable[[], LogSource],
         clock: EpochClock,
         account: QueueAccount,
+        *,
+        log_opened: Callable[[Path], None],
     ) -> None:
-        """Write into `sources`; `open_log` makes another log of this process, or raises one of `DISK_ERRORS`."""
+        """Write into `sources`; `open_log` makes another log of this process, or raises one of `DISK_ERRORS`.
+
+        `log_opened` is told where the events that come out of the inbox are written, before the first of them is.
+        """
         self._settings = settings
         self._sources = sources
         self._open_log = open_log
+        self._log_opened = log_opened
         self._clock = clock
         self.account = account
         # Whose all is that was here, and what still comes out of the inbox.
@@ -62,6 +69,9 @@ class Writing:
         """Write events to this process's own log; keep them in memory while the disk refuses."""
         if self._heir is not None:
             self.account.move(len(events), self._heir.account)
+            # Whoever pours the inbox of this process, should it die, looks there for what it had written.
+            with contextlib.suppress(*DISK_ERRORS):
+                self._log_opened(self._heir.own_directory())
             self._heir.write(events)
             return
         if self._sources.is_failing:
@@ -128,10 +138,15 @@ class Writing:
         if in_memory := self._sources.memory.take_out():
             self.write(in_memory)
 
+    def own_directory(self) -> Path:
+        """Return where events are written; the log is made if need be. Raises one of `DISK_ERRORS`."""
+        return self._own().held.directory if self._heir is None else self._heir.own_directory()
+
     def _own(self) -> LogSource:
         own = self._sources.own
         if own is None:
             own = self._open_log()
+            self._log_opened(own.held.directory)
             self._sources.begin_own(own)
         return own
 

@@ -76,9 +76,13 @@ class Instance:
 
 @dataclass
 class Times:
-    """When (wall clock) the plugin was loaded, and an instance of it last started and closed; 0: never."""
+    """When (wall clock) the plugin was loaded, and an instance of it last started and closed; 0: never.
+
+    `starts`: how many were started.
+    """
 
     loaded: float
+    starts: int = 0
     last_start: float = 0
     last_close: float = 0
 
@@ -120,6 +124,7 @@ class Instances:
         plugin = self.plugin.create(_parsed(config))
         phases = {phase: self._phase_of(plugin, phase) for phase in self.plugin.phases}
         now = self.times.last_start = self.clock.wall()
+        self.times.starts += 1
         instance_id = self._next_id()
         born_at = self.clock.monotonic()
         self._by_id[instance_id] = Instance(plugin, phases, now, born_at, born_at)

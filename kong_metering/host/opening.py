@@ -5,7 +5,8 @@ refused: it makes the socket, or shares that of the plugin server that serves at
 is called when all is ready, `Opening.finish` when the servers are there. Plugin servers that start at the same time do
 so one after the other: a lock on the directory keeps them apart, which ends with its process.
 
-The socket is made under a temporary name with mode 0600 and renamed into place, so that no other user can ever connect.
+The socket is made under a temporary name with mode 0600 and renamed into place, so that no other user can ever connect;
+with a group, whoever is in that may (0660).
 Its path is never removed: where nobody serves any more, connections are refused, until the next one renames its own
 socket over it. Only where the disk has no room for a second name is it made in the place of the one that nobody serves
 at.
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import StartupError
+from kong_metering.host.admission import admit
 from kong_metering.host.handover import Elder, Inheritance, Predecessor
 from kong_metering.host.paths import reachable
 from kong_metering.host.watch import Identity, identity_of
@@ -39,10 +41,14 @@ _LOCK_POLL_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Place:
-    """Where Kong connects to; `backlog` connections may wait to be accepted."""
+    """Where Kong connects to; `backlog` connections may wait to be accepted.
+
+    `group`: whoever is in it may connect, too; None: the own user only.
+    """
 
     path: Path
     backlog: int = 4096
+    group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,19 @@ def open_at(place: Place) -> Opening:
     else:
         # Whoever answered there shares the socket that is there.
         listener = None if predecessor.listener is None else Listener(predecessor.listener, identity)
+        _admit_anew(place)
     return Opening(place, predecessor, listener, lock=lock)
+
+
+def _admit_anew(place: Place) -> None:
+    """Have a socket that is shared be open to whom it is to be open now. Raises `StartupError`."""
+    try:
+        admit(place.path, place.group)
+    except FileNotFoundError:
+        # It is made anew within a second.
+        pass
+    except OSError as error:
+        raise StartupError(f"cannot serve on {place.path}: {error.strerror or error}") from error
 
 
 def open_again(place: Place, restart: Restart) -> Opening:
@@ -154,7 +172,7 @@ def listen(place: Place) -> Listener:
     try:
         temporary.unlink(missing_ok=True)
         bound = _bind(listener, temporary, path)
-        bound.chmod(0o600)
+        admit(bound, place.group)
         listener.listen(place.backlog)
         identity = identity_of(bound)
         bound.rename(path)

@@ -39,6 +39,7 @@ from kong_metering.host.handover import Elder, Inheritance, Sockets, Successor, 
 from kong_metering.host.lifetime import ORPHANED, SIGNALS
 from kong_metering.host.names import SERVER_NAME, SUPERVISOR_NAME, WATCHER_NAME, name_process
 from kong_metering.host.opening import listen
+from kong_metering.host.readiness import tell_ready
 from kong_metering.host.station import Station
 from kong_metering.host.watch import Found, PathWatch, make_way
 from kong_metering.host.workers import Workers
@@ -154,6 +155,7 @@ class Supervisor:
             inheritance.close()
             self._dismiss_former()
             self._elder = self._opening.finish()
+            tell_ready()
             while not self._is_over:
                 self._wait()
                 self._reap()

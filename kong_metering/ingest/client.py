@@ -185,6 +185,7 @@ class IngestClient:
             kind,
             is_misconfigured=error.is_misconfigured,
             may_have_arrived=error.may_have_arrived,
+            is_begun=error.is_begun,
         )
 
     def _clean(self, text: str, limit: int = _REASON_CHARS) -> str:

@@ -39,13 +39,16 @@ class PostError(Exception):
     """There was no answer; `__cause__` says why.
 
     `is_misconfigured`: it is the URL, a header, a certificate or a bundle, not a trouble that passes.
-    `may_have_arrived`: the request was written whole.
+    `may_have_arrived`: the request was written whole. `is_begun`: some of it was.
     """
 
-    def __init__(self, *, is_misconfigured: bool = False, may_have_arrived: bool = False) -> None:
+    def __init__(
+        self, *, is_misconfigured: bool = False, may_have_arrived: bool = False, is_begun: bool = False
+    ) -> None:
         super().__init__()
         self.is_misconfigured = is_misconfigured
         self.may_have_arrived = may_have_arrived
+        self.is_begun = is_begun
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Connection:
         try:
             return Posted(reader.read(self._timeout), is_sent_whole=True)
         except _ERRORS as error:
-            raise PostError(may_have_arrived=True) from error
+            raise PostError(may_have_arrived=True, is_begun=True) from error
 
     def _connect(self) -> AnswerReader:
         try:
@@ -145,7 +148,7 @@ class Connection:
                 return reader.read(self._timeout)
         except _ERRORS:
             pass
-        raise PostError from error
+        raise PostError(is_begun=True) from error
 
 
 def _head(request: requests.PreparedRequest, headers: Mapping[str, str]) -> bytes:

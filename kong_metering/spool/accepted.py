@@ -1,7 +1,8 @@
 """Which queues' endpoints have accepted an event: an empty file for each, `ROOT/accepted/KEY`, with the queue's key.
 
 What waits at an endpoint that never accepted an event of its plugin entity was configured wrong, so that a corrected
-URL may take it over; what waits at one that did stays with it, whoever looks, after a power cut too.
+URL may take it over; what waits at one that did stays with it, whoever looks, after a power cut too. So does what
+somebody has redirected: where to is noted as if it had accepted one.
 
 A spool without `ROOT/accepted/learned` is one of a version that did not note it: who finds it so notes the queues whose
 logs show that something was settled (`learn`), and makes that file.

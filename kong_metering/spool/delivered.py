@@ -93,11 +93,13 @@ class Delivered:
         self._wall_ms = wall_ms
 
     def keeper(self, log: Path, identity: QueueIdentity | None) -> Keep | None:
-        """Return what moves a settled segment of a log here; None for a log of which nobody knows whose it is.
+        """Return what moves a settled segment of a log here; None for a log of which nothing is kept.
 
+        That is one of which nobody knows whose it is, and one that became another queue's: what was delivered before
+        went to another endpoint.
         What it returns raises the system's `OSError` if that cannot be; the segment is where it was then.
         """
-        if identity is None:
+        if identity is None or not is_first_owner(log, identity):
             return None
         queue = self.directory / identity.key
         made: list[Path] = []
@@ -151,6 +153,11 @@ class Delivered:
                     if path.suffix != _SUFFIX:
                         path.unlink(missing_ok=True)
                 directory.rmdir()
+
+
+def is_first_owner(log: Path, identity: QueueIdentity) -> bool:
+    """Return whether a log belongs to the queue that it was made for: its directory has that one's name."""
+    return log.name.partition("-")[0] == identity.key
 
 
 @contextlib.contextmanager

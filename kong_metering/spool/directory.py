@@ -176,6 +176,10 @@ class SpoolDirectory:
             raise unusable(self.root, error) from error
         for directory, identity in taken:
             try:
+                if load_identity(directory) != identity:
+                    # Somebody made it another queue's after it was found, and before it was locked.
+                    self._release(directory)
+                    continue
                 held = self._opened(directory, identity)
             except (OSError, SpoolFormatError) as error:
                 self._release(directory)
@@ -212,6 +216,22 @@ class SpoolDirectory:
         if is_done:
             self._remove(held.directory)
         self._release(held.directory)
+
+    def set_free(self, held: HeldLog) -> None:
+        """Close a log for good, as `retire` does, for others to take over at once, one of our own as well.
+
+        Raises the system's `OSError` when such a one has to stay in our part, and so ours, until we end.
+        """
+        self.retire(held)
+        own = self._own
+        if own is None or held.directory.parent != own or not held.directory.is_dir():
+            return
+        part = self.root / f"{PART}{os.getpid()}-{secrets.token_hex(4)}"
+        with locks.root_lock(self.root):
+            files.make_directory(part)
+            held.directory.replace(part / held.directory.name)
+        for path in (part, own, self.root):
+            files.sync(path)
 
     def close(self) -> None:
         """Let go of everything, so that others can take over what is left at once; logs that are open are retired."""

@@ -116,7 +116,8 @@ class FreeLogs:
     def _look_at(self, directory: Path) -> _Seen:
         stamp = _stamp(directory)
         seen = self._seen.get(directory)
-        if seen is None or seen.stamp != stamp:
+        is_tried_again = seen is not None and 0 < seen.not_before <= time.monotonic()
+        if seen is None or seen.stamp != stamp or is_tried_again:
             seen = self._seen[directory] = _Seen(stamp, load_identity(directory))
         return seen
 

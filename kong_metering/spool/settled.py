@@ -16,7 +16,7 @@ from kong_metering.errors import DISK_ERRORS, SpoolFormatError
 from kong_metering.eventlog.format import StoredEvent, decode_position, segment_first
 from kong_metering.eventlog.log import POSITION, EventLog
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
-from kong_metering.spool.delivered import Delivered, read_segment
+from kong_metering.spool.delivered import Delivered, is_first_owner, read_segment
 from kong_metering.spool.directory import survey
 from kong_metering.spool.identity import QueueIdentity
 
@@ -39,7 +39,7 @@ def settled_events(root: Path, is_meant: IsMeant, since_ms: int = 0) -> Iterator
     """
     seen: dict[_Name, int] = {}
     for found in survey(root):
-        if found.identity and is_meant(found.identity):
+        if found.identity and is_meant(found.identity) and is_first_owner(found.directory, found.identity):
             yield from _settled_in(found.directory, seen)
     for queue in _kept(root).queues():
         if not is_meant(queue.identity):

@@ -57,7 +57,8 @@ class Suspicion:
     `since`: what was seen of others when it first failed. `passes`: what had got through when it was counted last.
     `alone`: how often it has failed with nothing else getting through. `wait`: how
     many requests of others go before its next one; it varies, so that it does not fall into step with a limit on the
-    endpoint's side that lets one request through now and then.
+    endpoint's side that lets one request through now and then. `until`: the end of a pause it was told.
+    `unconfirmed`: it failed in a way that counts only if the next request of others gets through.
     """
 
     since: Seen
@@ -66,11 +67,13 @@ class Suspicion:
     refusals: int = 0
     alone: int = 1
     wait: int = 0
+    until: float = -math.inf
+    unconfirmed: bool = False
     words: str = ""
 
-    def may_go(self, passes: int) -> bool:
+    def may_go(self, passes: int, now: float) -> bool:
         """Return whether its next try is due, now that so many requests have got through."""
-        return passes > self.passes and self.wait <= 0
+        return passes > self.passes and self.wait <= 0 and self.until <= now
 
     def count(self, *, is_refusal: bool, passes: int, words: str) -> None:
         """Count a failure of the event alone."""
@@ -78,6 +81,17 @@ class Suspicion:
         self.refusals += is_refusal
         self.passes = passes
         self.words = words
+
+    def await_confirmation(self, *, passes: int, words: str) -> None:
+        """Note a failure of the event alone that counts only if the next request of others gets through."""
+        self.unconfirmed = True
+        self.passes = passes
+        self.words = words
+
+    def confirm(self, *, passes: int) -> None:
+        """Count the failure that awaits it: a request of others got through."""
+        self.unconfirmed = False
+        self.count(is_refusal=False, passes=passes, words=self.words)
 
 
 @dataclass

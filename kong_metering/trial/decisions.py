@@ -28,7 +28,8 @@ class Rules:
     `in_flight`: how many requests may be out at once; with more than one, each event goes alone and in any order.
     `keeps`: nothing is given up but what is refused for itself. Without it a batch is given up after `max_retry_time`,
     and while the circuit breaker is open. `expects_more`: others will come after those that wait, and an event under
-    suspicion waits to be compared with them.
+    suspicion waits to be compared with them. `asks_first`: an endpoint that has taken nothing so far is asked with one
+    event, so that no batch is in doubt where it does not work.
     """
 
     batch_size: int
@@ -40,19 +41,22 @@ class Rules:
     breaker_cooldown: float
     keeps: bool
     expects_more: bool = True
+    asks_first: bool = False
 
     @classmethod
     def of(cls, settings: Queue, *, batch_size: int, keeps: bool) -> Rules:
         """Read them from a plugin's configuration; `batch_size` is for the batching rule to say."""
+        in_flight = 1 if settings.concurrency_limit == 1 else UNLIMITED_IN_FLIGHT
         return cls(
             batch_size=batch_size,
-            in_flight=1 if settings.concurrency_limit == 1 else UNLIMITED_IN_FLIGHT,
+            in_flight=in_flight,
             initial_retry_delay=settings.initial_retry_delay,
             max_retry_delay=settings.max_retry_delay,
             max_retry_time=settings.max_retry_time,
             failure_threshold=settings.failure_threshold,
             breaker_cooldown=settings.breaker_cooldown,
             keeps=keeps,
+            asks_first=keeps and in_flight == 1,
         )
 
 

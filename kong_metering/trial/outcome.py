@@ -30,6 +30,7 @@ class Failed:
     trouble. `retry_after` is the pause that the endpoint asked for, in seconds. `is_misconfigured`: trying again will
     not help, until somebody changes the configuration here or there. `may_have_arrived`: the endpoint may hold the
     events all the same, some of them at least (OpenMeter hands them to Kafka one by one before it answers 500).
+    `is_begun`: some of the request was written, though not all of it.
     """
 
     reason: str
@@ -38,12 +39,18 @@ class Failed:
     is_server_error: bool = False
     is_misconfigured: bool = False
     may_have_arrived: bool = True
+    is_begun: bool = False
     words: str = field(default="", compare=False)
 
     @property
-    def is_about_no_event(self) -> bool:
-        """True if no event can be the reason: it was not seen, or the answer is about the sender."""
-        return self.kind in _ABOUT_THE_SENDER or not (self.may_have_arrived or self.kind.isdigit())
+    def was_seen(self) -> bool:
+        """True if the endpoint, or something in front of it, saw some of the request."""
+        return self.may_have_arrived or self.is_begun or self.kind.isdigit()
+
+    @property
+    def is_about_the_sender(self) -> bool:
+        """True if it says who asks, or how often."""
+        return self.kind in _ABOUT_THE_SENDER
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,18 @@ def words_of(failure: Failure) -> str:
 
 
 def is_about_no_event(failure: Failure) -> bool:
-    """Return whether no event can be the reason."""
-    return isinstance(failure, Failed) and failure.is_about_no_event
+    """Return whether, by what it says, no event is the reason: none was seen, or it is about the sender."""
+    return isinstance(failure, Failed) and (failure.is_about_the_sender or not failure.was_seen)
+
+
+def is_about_the_sender(failure: Failure) -> bool:
+    """Return whether it says who asks, or how often; a firewall may say that of an event, too."""
+    return isinstance(failure, Failed) and failure.is_about_the_sender
+
+
+def was_seen(failure: Failure) -> bool:
+    """Return whether anybody saw some of the request, so that what is in it can be the reason."""
+    return isinstance(failure, Rejected) or failure.was_seen
 
 
 def refuses_the_token(outcome: Outcome) -> bool:

@@ -111,6 +111,11 @@ class Line(Generic[T]):
             depth -= len(part.items)
         raise IndexError(depth)
 
+    def depths_in_doubt(self) -> list[int]:
+        """Return how many events stand in front of each one that the endpoint may hold."""
+        flags = [part.may_have_arrived for part in self._parts for _ in part.items]
+        return [depth for depth, may_have_arrived in enumerate(flags) if may_have_arrived]
+
     def join(self, size: int, *, keep_front: bool) -> None:
         """Make parts of `size`, the last one smaller; `keep_front` leaves the oldest part as it is."""
         kept = 1 if keep_front else 0

@@ -1,9 +1,18 @@
 """What is tried while nothing gets through: whose turn it is, and the pauses between. Pure.
 
-In each round the oldest event is tried alone; then, without a pause, one other event, so that an old one that is to
-blame does not hold all others for good. The other is the one behind it, then those at twice the distance each time,
-which reaches behind many bad ones in a row with few tries. Where a failure leaves it open whether the events have
-arrived, others that were not sent before join only as the rounds double: an outage puts few in doubt.
+In each round the oldest event is tried alone; then one other event, so that an old one that is to blame does not hold
+all others for good. The other is the one behind it, then those at twice the distance each time, which reaches behind
+many bad ones in a row with few tries.
+
+Where events are kept and a failure leaves it open whether they have arrived, the others are those that are in doubt
+already, because they were sent together with the oldest. One more joins them only where there are none, and then it is
+always the same, so far behind that it reaches over bad ones in a row; one more after a minute, and after an hour. So an
+outage leaves in doubt what was under way when it began, and one; what joined later counts only if it lasts so much
+longer than the endpoint recognises duplicate ids.
+
+Where the answer is about who sends (401, 407, 429) a round has one request, so that a limit on the rate, or a token
+that is refused, gets no more of them for it: the other's turn is in every second round; after some rounds, when it has
+most likely to do with no event, in every tenth, so that it is the oldest one that is tried when it works again.
 """
 
 from __future__ import annotations
@@ -12,10 +21,14 @@ import math
 
 # So many different events fail in a row before it is the endpoint, whatever it says about them.
 IN_A_ROW = 10
+# Silent for so many seconds, one more event may be put in doubt.
+_JOINS_AFTER = (60.0, 3600.0)
+# In the first rounds none is: most troubles are over by then.
+_ROUNDS_WITHOUT_JOINING = 2
 
 
 class Silence:
-    """How long nothing has got through."""
+    """How long nothing has got through; `since` is monotonic."""
 
     def __init__(self) -> None:
         self.end()
@@ -26,22 +39,32 @@ class Silence:
         self.rounds = 0
         self.pauses = 0
         self.others = 0
+        self.joined = 0
+        self.since = math.inf
         self.until = -math.inf
         self.is_probing = False
         self.is_others_turn = False
+        self.is_about_the_sender = False
+        self.leaves_doubt = False
         self.retry_after: float | None = None
-        self.leaves_doubt = True
 
-    def begin(self, *, leaves_doubt: bool) -> None:
+    def ask(self) -> None:
+        """Begin to probe though nothing has failed."""
+        self.is_probing = True
+
+    def begin(self, now: float, *, leaves_doubt: bool, is_about_the_sender: bool) -> None:
         """Begin to probe, or note what a probe has come to."""
         self.is_probing = True
-        self.leaves_doubt = leaves_doubt
+        self.since = min(self.since, now)
+        self.leaves_doubt = self.leaves_doubt or leaves_doubt
+        self.is_about_the_sender = is_about_the_sender
 
     def pause(self, until: float) -> None:
         """End a round."""
         self.rounds += 1
         self.until = until
-        self.is_others_turn = False
+        between = 2 if self.rounds <= 2 * IN_A_ROW else IN_A_ROW
+        self.is_others_turn = self.is_about_the_sender and self.rounds % between == 0
         self.retry_after = None
 
     def depth(self) -> int:
@@ -49,6 +72,15 @@ class Silence:
         return int(2 ** (self.others % (IN_A_ROW - 1)))
 
     def careful_depth(self) -> int:
-        """Return the same where each further event is one more in doubt; 0: no other one in this round."""
+        """Return the same where the events have a time in which they are tried, which begins with the first try."""
         choices = self.rounds.bit_length() - 1
         return int(2 ** (self.others % choices)) if choices > 0 else 0
+
+    def choice(self, count: int) -> int:
+        """Return which is the other one of this round, of so many that are in doubt already."""
+        return int(2 ** (self.others % count.bit_length())) - 1
+
+    def lets_join(self, now: float) -> bool:
+        """Return whether one more event may be put in doubt, by how many have joined so far."""
+        allowed = 1 + sum(now - self.since >= seconds for seconds in _JOINS_AFTER)
+        return self.rounds >= _ROUNDS_WITHOUT_JOINING and self.joined < allowed

@@ -51,6 +51,11 @@ class Breaker:
         if self._opened_at is not None:
             self._opened_at = now
 
+    def end_cooldown(self) -> None:
+        """Have the next probe at once."""
+        if self._opened_at is not None:
+            self._opened_at = -math.inf
+
     def failed(self, rules: Rules, now: float) -> bool:
         """Count a batch that had its time; True when this one opened the breaker."""
         self._failures += 1
@@ -96,7 +101,7 @@ class Standing:
         """How it stands now."""
         if self.breaker.is_open:
             return Condition.BREAKER_OPEN
-        if self.silence.is_probing:
+        if self.silence.is_probing and self.silence.failures:
             return Condition.NOTHING_GETS_THROUGH
         return Condition.FAILS_AT_TIMES if self.silence.failures else Condition.WORKS
 

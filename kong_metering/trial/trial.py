@@ -44,6 +44,8 @@ class Trial(Generic[T]):
         self._standing = Standing(rules, now)
         self._turns = Turns(self._hand, self._standing)
         self._endings = Endings(self._hand, self._standing)
+        if rules.asks_first:
+            self._standing.silence.ask()
 
     def next(self, now: float, ready: int) -> Decision[T]:
         """Return what to do now; `ready`: how many events may leave the queue by the batching rule.
@@ -97,6 +99,16 @@ class Trial(Generic[T]):
         standing.silence.end()
         self._turns.generation += 1
         self._hand.acquit_all(rules.batch_size)
+        if rules.asks_first:
+            standing.silence.ask()
+
+    def try_now(self, now: float) -> None:
+        """End all pauses: what would have been tried after them is tried at once."""
+        standing = self._standing
+        standing.silence.until = min(standing.silence.until, now)
+        standing.breaker.end_cooldown()
+        for part in (*self._hand.line, *self._hand.suspects):
+            part.not_before = min(part.not_before, now)
 
     def close(self) -> None:
         """Send each part once more at most; with `keeps`, what fails is left, and so is all behind it."""
@@ -136,12 +148,28 @@ class Trial(Generic[T]):
             answered.notes.append(BREAKER_CLOSED)
         if part.suspicion is None:
             self._count_other()
+            self._confirm(answered)
             self._turns.let_suspects_in()
 
     def _count_other(self) -> None:
         for suspect in self._hand.suspects:
             if suspect.suspicion is not None:
                 suspect.suspicion.wait -= 1
+
+    def _confirm(self, answered: Answered[T]) -> None:
+        """Count failures that say that there are too many requests: others go on getting through, and it does not."""
+        hand = self._hand
+        for part in list(hand.suspects):
+            if part.suspicion is not None and part.suspicion.unconfirmed:
+                part.suspicion.confirm(passes=hand.evidence.passes)
+                if hand.evidence.blames(part.suspicion):
+                    hand.suspects.remove(part)
+                    self._endings.refuse(part, part.suspicion.words, answered)
+
+    def _confirm_nothing(self) -> None:
+        for part in self._hand.suspects:
+            if part.suspicion is not None:
+                part.suspicion.unconfirmed = False
 
     # -- a part failed ------------------------------------------------------------------------------------------------
 
@@ -163,6 +191,7 @@ class Trial(Generic[T]):
             self._suspect_failed(part, part.suspicion, failure, now, answered)
         else:
             self._count_other()
+            self._confirm_nothing()
             self._standing.silence.failures += 1
             if not self._endings.gives_up(part, failure, now, answered):
                 self._tries_again(part, failure, now, answered)
@@ -208,12 +237,13 @@ class Trial(Generic[T]):
             hand.cut(part, *thirds(len(part.items)))
         else:
             hand.line.add(part)
-            self._begin_probing(failure)
+            self._begin_probing(failure, now)
         if not is_clear:
             self._standing.end_round(now, outcome.retry_after(failure), hand.evidence)
 
-    def _begin_probing(self, failure: Failure) -> None:
-        self._standing.silence.begin(leaves_doubt=outcome.may_have_arrived(failure))
+    def _begin_probing(self, failure: Failure, now: float) -> None:
+        leaves_doubt, is_about_the_sender = outcome.may_have_arrived(failure), outcome.is_about_the_sender(failure)
+        self._standing.silence.begin(now, leaves_doubt=leaves_doubt, is_about_the_sender=is_about_the_sender)
         self._hand.recall_named()
 
     def _probe_failed(self, part: Part[T], failure: Failure, now: float) -> None:
@@ -224,7 +254,7 @@ class Trial(Generic[T]):
         self._hand.line.add(part)
         was_other = silence.is_others_turn
         silence.others += was_other
-        self._begin_probing(failure)
+        self._begin_probing(failure, now)
         if was_other or outcome.is_about_no_event(failure):
             self._standing.end_round(now, outcome.retry_after(failure), self._hand.evidence)
         else:
@@ -236,14 +266,14 @@ class Trial(Generic[T]):
     def _stands_out(self, part: Part[T], failure: Failure) -> bool:
         """Return whether others got through since this one failed alone: now it fails again."""
         has_failed_before = part.passes_then is not None and self._hand.evidence.passes > part.passes_then
-        return has_failed_before and not outcome.is_about_no_event(failure)
+        return has_failed_before and outcome.was_seen(failure)
 
     def _set_apart(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> None:
         evidence = self._hand.evidence
         part.suspicion = suspicion = Suspicion(part.seen or evidence.seen, evidence.passes)
-        for _ in range(2):  # before the others got through, and after
-            is_refusal = part.refusals == part.failures
-            suspicion.count(is_refusal=is_refusal, passes=evidence.passes, words=outcome.words_of(failure))
+        self._count_failure(suspicion, failure, is_refusal=part.refusals == part.failures)
+        if not suspicion.unconfirmed:  # one before the others got through, and one after
+            self._count_failure(suspicion, failure, is_refusal=part.refusals == part.failures)
         self._standing.silence.end()
         answered.notes.append(Note.suspected(failure))
         self._judge(part, suspicion, failure, now, answered)
@@ -253,9 +283,16 @@ class Trial(Generic[T]):
     ) -> None:
         passes = self._hand.evidence.passes
         suspicion.alone = 1 if passes > suspicion.passes else suspicion.alone + 1
-        if passes > suspicion.passes and not outcome.is_about_no_event(failure):
-            suspicion.count(is_refusal=isinstance(failure, Rejected), passes=passes, words=outcome.words_of(failure))
+        if passes > suspicion.passes and outcome.was_seen(failure):
+            self._count_failure(suspicion, failure, is_refusal=isinstance(failure, Rejected))
         self._judge(part, suspicion, failure, now, answered)
+
+    def _count_failure(self, suspicion: Suspicion, failure: Failure, *, is_refusal: bool) -> None:
+        passes, words = self._hand.evidence.passes, outcome.words_of(failure)
+        if outcome.is_about_the_sender(failure):
+            suspicion.await_confirmation(passes=passes, words=words)
+        else:
+            suspicion.count(is_refusal=is_refusal, passes=passes, words=words)
 
     def _judge(self, part: Part[T], suspicion: Suspicion, failure: Failure, now: float, answered: Answered[T]) -> None:
         rules = self._standing.rules
@@ -265,5 +302,7 @@ class Trial(Generic[T]):
             self._endings.lose([part], Dropped.RETRY_TIME_EXCEEDED, failure, answered)
         else:
             suspicion.wait = self._hand.evidence.next_wait(suspicion)
-            part.not_before = now + retry_delay(rules, suspicion.alone, outcome.retry_after(failure))
+            asked = outcome.retry_after(failure)
+            part.not_before = now + retry_delay(rules, suspicion.alone, asked)
+            suspicion.until = now if asked is None else part.not_before
             self._hand.suspects.append(part)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from kong_metering.reasons import Dropped
 from kong_metering.trial.decisions import Answered, Decision, Pause, Send, Take
 from kong_metering.trial.parts import Part, in_order
+from kong_metering.trial.probing import IN_A_ROW
 
 if TYPE_CHECKING:
     from kong_metering.trial.hand import Hand
@@ -80,7 +81,7 @@ class Turns(Generic[T]):
 
     def _in_turn(self, now: float, ready: int) -> Decision[T]:
         line, in_flight = self._hand.line, self._standing.rules.in_flight
-        suspect = self._suspect_in_turn()
+        suspect = self._suspect_in_turn(now)
         if suspect is not None:
             self._of_suspects -= 1
             self._hand.suspects.remove(suspect)
@@ -109,10 +110,10 @@ class Turns(Generic[T]):
             return size
         return max(1, min(size, (self._hand.line.events + ready) // _WITNESSES))
 
-    def _suspect_in_turn(self) -> Part[T] | None:
+    def _suspect_in_turn(self, now: float) -> Part[T] | None:
         passes = self._hand.evidence.passes
         suspects = self._hand.suspects if self._of_suspects > 0 else []
-        return next((part for part in suspects if part.suspicion is not None and part.suspicion.may_go(passes)), None)
+        return next((part for part in suspects if part.suspicion and part.suspicion.may_go(passes, now)), None)
 
     def _without_others(self, now: float) -> Decision[T]:
         """Try an event under suspicion once in a while where nothing else waits."""
@@ -132,25 +133,30 @@ class Turns(Generic[T]):
             return Pause(None)
         if not silence.is_others_turn:
             return self._from_line(hand.alone(0), now)
-        depth = self._depth_of_other()
+        depth = self._depth_of_other(now)
         more = self._take(depth + 1 - hand.line.events, ready)
         if more is not None:
             return more
         depth = min(depth, hand.line.events - 1)
-        if depth == 0:
+        if depth == 0 and not silence.is_about_the_sender:
             self._standing.end_round(now, None, hand.evidence)
             return Pause(silence.until)
-        return self._from_line(hand.alone(depth), now)
+        other = hand.alone(depth)
+        silence.joined += silence.leaves_doubt and not other.may_have_arrived
+        return self._from_line(other, now)
 
-    def _depth_of_other(self) -> int:
+    def _depth_of_other(self, now: float) -> int:
         """Return how far behind the oldest event the other one of this round stands; 0: there is none."""
-        line, silence = self._hand.line, self._standing.silence
-        depth = silence.depth()
-        if self._standing.rules.keeps and not silence.leaves_doubt:
-            return depth
-        if depth < line.events and line.at(depth)[0].may_have_arrived:
-            return depth
-        return silence.careful_depth()
+        silence = self._standing.silence
+        if not self._standing.rules.keeps:
+            return silence.careful_depth()
+        if not silence.leaves_doubt:
+            return silence.depth()
+        in_doubt = [depth for depth in self._hand.line.depths_in_doubt() if depth > 0]
+        silence.joined = min(len(in_doubt), max(1, silence.joined))
+        if silence.lets_join(now):
+            return (in_doubt[-1] if in_doubt else 0) + IN_A_ROW
+        return in_doubt[silence.choice(len(in_doubt))] if in_doubt else 0
 
     def _behind_breaker(self, now: float, ready: int) -> Decision[T]:
         """Give up what comes, until it is time for a probe: the oldest batch, tried once."""

@@ -57,6 +57,10 @@ class Holdings:
         """Close a log; one in which nothing waits is removed."""
         held.home.retire(held)
 
+    def set_free(self, held: HeldLog) -> None:
+        """Close a log for others to take over at once. Raises the system's `OSError` if it stays ours until we end."""
+        held.home.set_free(held)
+
     def leave(self, *, is_gone: bool) -> bool:
         """Begin anew if the directory that is in use is not there any more, or `is_gone` says so; tell whether."""
         directory = self._directory

@@ -4,7 +4,7 @@ Contract: all of it happens on the thread `metering janitor`, once a second and 
 called from any thread. What dead processes left is poured from their inboxes into their logs, and these are taken over
 for the queues that are open here; a queue sends nothing before they were looked for once (`look_for_others` has that
 done at once: a process that ends may not have got that far). Logs that are done with are removed, those of idle queues
-closed; what the disk refused is tried again; the bounds are kept; idle connections are closed.
+closed; what the disk refused is tried again; the bounds are kept; requests are answered; idle connections are closed.
 
 Logs of queues that are not open here stay free, for another process or `kong-metering spool deliver`; they are counted
 in the log, and bounded as all others.
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.times import Record, SpoolTimes
     from kong_metering.stats import Stats
+    from kong_metering.upkeep.answering import Answering
+    from kong_metering.upkeep.redirection import Redirection
     from kong_metering.upkeep.retention import BoundedLog
     from kong_metering.upkeep.writer import Writer
 
@@ -95,6 +97,9 @@ class Janitor:
         self._round_seconds = round_seconds
         self._lock = threading.Lock()
         self._backlogs: dict[str, SpooledBacklog] = {}
+        # Those that another one of the same queue goes on for, until they have given up their logs.
+        self._set_aside: list[SpooledBacklog] = []
+        self._answering: Answering | None = None
         self._released: deque[SpooledBacklog] = deque()
         self._idle_rounds: dict[SpooledBacklog, int] = {}
         self._wanted = threading.Event()
@@ -102,6 +107,7 @@ class Janitor:
         # How many rounds are over, and who waits for the end of one.
         self.rounds = 0
         self._round_over = threading.Condition()
+        self._round_ended_at = self._clock.monotonic()
         self._bounds_at = self._clock.monotonic()
         self._free_logs_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
         self._report = FreeLogsReport()
@@ -115,10 +121,25 @@ class Janitor:
         """Begin; raises `RuntimeError` when no thread can be started."""
         self._thread.start()
 
+    def is_stalled(self, seconds: float) -> bool:
+        """Whether it has ended though nobody told it to, or no round has ended for so long."""
+        if self._is_ending:
+            return False
+        return not self._thread.is_alive() or self._clock.monotonic() - self._round_ended_at >= seconds
+
     def backlogs(self) -> list[SpooledBacklog]:
         """Give those that are open."""
         with self._lock:
-            return list(self._backlogs.values())
+            return [*self._backlogs.values(), *self._set_aside]
+
+    def backlog_of(self, key: str) -> SpooledBacklog | None:
+        """Return the one that is open for a queue."""
+        with self._lock:
+            return self._backlogs.get(key)
+
+    def answer_by(self, answering: Answering) -> None:
+        """Have the requests of people answered from now on."""
+        self._answering = answering
 
     def look_after(self, backlog: SpooledBacklog) -> None:
         """Take charge of one that was opened: what waits on disk for it from before comes in with the next round."""
@@ -133,6 +154,19 @@ class Janitor:
         self._takeovers.begin(old, heir)
         self._wanted.set()
 
+    def set_aside(self, backlog: SpooledBacklog) -> None:
+        """Take note that another one of the same queue goes on for it; what is its own is still to be looked after."""
+        with self._lock:
+            if self._backlogs.get(backlog.identity.key) is backlog:
+                del self._backlogs[backlog.identity.key]
+                self._set_aside.append(backlog)
+
+    def redirect(self, old: SpooledBacklog, redirection: Redirection) -> None:
+        """Have the logs of a backlog that was set aside go to another endpoint."""
+        self._forget(old)
+        self._takeovers.redirect(redirection)
+        self._wanted.set()
+
     def release(self, backlog: SpooledBacklog) -> None:
         """Close what a queue that has ended has on disk; what waits there stays."""
         self._forget(backlog)
@@ -143,6 +177,7 @@ class Janitor:
         with self._lock:
             if self._backlogs.get(backlog.identity.key) is backlog:
                 del self._backlogs[backlog.identity.key]
+            self._set_aside = [each for each in self._set_aside if each is not backlog]
 
     def waiting_for_instances(self) -> dict[str, int]:
         """Tell how many events waited on disk, within the last minute, for queues that are not open here."""
@@ -178,6 +213,7 @@ class Janitor:
             self._keep_house()
             with self._round_over:
                 self.rounds += 1
+                self._round_ended_at = self._clock.monotonic()
                 self._round_over.notify_all()
             self._wanted.wait(self._round_seconds)
         guarded(functools.partial(self._takeovers.end, self._holdings.retire))
@@ -193,6 +229,7 @@ class Janitor:
             self._acceptances.learn,
             self._takeovers.carry_on,
             self._take_over,
+            self._answer,
             self._try_again,
             self._keep_bounds,
             self._close_idle_connections,
@@ -255,7 +292,8 @@ class Janitor:
         self._strays_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
         for stray in self._pouring.strays():
             if self._told.is_first(str(stray.directory)):
-                LOGGER.warning(
+                # No trouble of this spool's, and perhaps another Kong's that is just down.
+                LOGGER.info(
                     "%s holds %d events of killed servers of another spool, which was replaced or whose servers do not "
                     "run: they stay there for them (`kong-metering spool status` shows it)",
                     stray.directory,
@@ -344,6 +382,12 @@ class Janitor:
                 LOGGER.error(message, extra=trouble("adopt"))
                 self._retire([held])
         return [log for _, log in sorted(found, key=itemgetter(0))]
+
+    def _answer(self) -> None:
+        if self._answering is not None:
+            with self._lock:
+                open_here = list(self._backlogs.values())
+            self._answering.look(open_here)
 
     def _try_again(self) -> None:
         self.order_spills()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from kong_metering.clock import EpochClock
 from kong_metering.delivery.burials import LetterBox
+from kong_metering.delivery.couriers import STALLED_SECONDS
 from kong_metering.delivery.spooled import Shared, SpooledBacklog
 from kong_metering.errors import StartupError
 from kong_metering.inbox.inbox import Inbox
@@ -25,9 +26,11 @@ from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.options import Sync
 from kong_metering.spool.times import SpoolTimes
+from kong_metering.upkeep.answering import Answering
 from kong_metering.upkeep.guard import guarded, within
 from kong_metering.upkeep.holdings import Holdings
 from kong_metering.upkeep.janitor import ROUND_SECONDS, Janitor
+from kong_metering.upkeep.redirection import Redirection, Renewal
 from kong_metering.upkeep.syncer import Syncer
 from kong_metering.upkeep.writer import Bell, Writer
 
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.options import SpoolOptions
     from kong_metering.stats import Stats
+    from kong_metering.upkeep.answering import Queues
 
 _ENDING_SECONDS = 1.0
 # Nobody is served before: a disk that takes longer hangs.
@@ -141,6 +145,34 @@ class Spooler:
 
         self._writer.order(hand_over)
 
+    def answer_for(self, queues: Queues) -> None:
+        """Have what people ask of these queues answered from now on."""
+        answering = Answering(
+            self._options.directory, queues, self._redirect, clock=self._shared.clock, acceptances=self.acceptances
+        )
+        self._janitor.answer_by(answering)
+
+    def set_aside(self, backlog: SpooledBacklog) -> None:
+        """Take note that another backlog of the same queue goes on for one."""
+        self._janitor.set_aside(backlog)
+
+    def _redirect(self, old: SpooledBacklog, new: SpooledBacklog, target: QueueIdentity) -> Redirection:
+        """Have all that waits in a backlog that was set aside, of which nothing is on its way, go somewhere else."""
+        redirection = Redirection(
+            Renewal(old, new),
+            target,
+            self._holdings,
+            self._janitor.backlog_of,
+            self._options,
+        )
+
+        def hand_over() -> None:
+            old.writing.hand_over(new.writing)
+            self._janitor.redirect(old, redirection)
+
+        self._writer.order(hand_over)
+        return redirection
+
     def release(self, backlog: SpooledBacklog) -> None:
         """Close what a queue that has ended has on disk; what waits there stays."""
         self._writer.forget(self._number_of.pop(backlog))
@@ -149,6 +181,13 @@ class Spooler:
     def waiting_for_instances(self) -> dict[str, int]:
         """Tell how many events waited on disk, within the last minute, for queues that are not open here."""
         return self._janitor.waiting_for_instances()
+
+    def stalled(self) -> dict[str, int]:
+        """Tell of each thread whether it has ended, or been at one thing for `STALLED_SECONDS`: 1, else 0."""
+        return {
+            "writer": int(self._writer.is_stalled(STALLED_SECONDS)),
+            "janitor": int(self._janitor.is_stalled(STALLED_SECONDS)),
+        }
 
     def flush(self, deadline: float) -> None:
         """Have what is in the inbox written, and what dead processes left adopted, until `deadline` (monotonic)."""

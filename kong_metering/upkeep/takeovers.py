@@ -1,5 +1,7 @@
 """Logs that change their queue: what waits at an endpoint that never accepted anything goes to the corrected one.
 
+What somebody redirects goes where that one says instead (`redirection.py`), and its marks stay.
+
 Contract: `begin` may be called by any thread, once the old queue sends nothing more and its writer has let go of its
 log; `carry_on` and `given` are the janitor's, and `end` is the last. A log is one queue's or the other's at any time,
 on disk too: the identity in it is replaced. The events' marks go: where they go now nobody has sent them.
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from kong_metering.spool.directory import HeldLog
     from kong_metering.spool.options import SpoolOptions
     from kong_metering.upkeep.holdings import Holdings
+    from kong_metering.upkeep.redirection import Redirection
 
 
 class _Moving(NamedTuple):
@@ -39,6 +42,11 @@ class Takeovers:
         self._options = options
         self._begun: deque[tuple[SpooledBacklog, SpooledBacklog]] = deque()
         self._moving: list[_Moving] = []
+        self._redirected: deque[Redirection] = deque()
+
+    def redirect(self, redirection: Redirection) -> None:
+        """Have all logs of a queue go where somebody wants them."""
+        self._redirected.append(redirection)
 
     def begin(self, old: SpooledBacklog, heir: SpooledBacklog) -> None:
         """Have all logs of a queue given to its heir."""
@@ -46,6 +54,8 @@ class Takeovers:
 
     def carry_on(self) -> None:
         """Give what can be given now; what the disk does not allow is tried again with the next call."""
+        while self._redirected:
+            self._redirected.popleft().carry_out()
         while self._begun:
             old, heir = self._begun.popleft()
             self._moving += [_Moving(held, old, heir, waiting) for held, waiting in old.keeping.give_up()]

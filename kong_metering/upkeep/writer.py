@@ -82,6 +82,13 @@ class Writer:
         """Begin; raises `RuntimeError` when no thread can be started."""
         self._thread.start()
 
+    def is_stalled(self, seconds: float) -> bool:
+        """Whether it has ended though nobody told it to, or has been writing to one log for so long."""
+        if self._ending:
+            return False
+        since = self.writing_since
+        return not self._thread.is_alive() or (since is not None and self._clock.monotonic() - since >= seconds)
+
     def register(self, number: int, log: Log) -> None:
         """Tell where the events with this number go, before the first of them comes."""
         self._logs[number] = log

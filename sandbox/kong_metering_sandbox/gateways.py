@@ -44,19 +44,28 @@ class GatewayError(Exception):
     """The gateway did not do what it was told; the text holds what it said."""
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A plugin server that the gateway does not start: its socket, and the file that describes the plugin."""
+
+    socket: Path
+    dump: Path
+
+
 class Gateway(ABC):
     """A gateway with the plugin loaded, and its prefix directory; a context manager that stops it.
 
     `declarative` is a kong.yaml as text, with decK's `${{ env "DECK_X" }}` filled in from `environment`.
     `plugin_server_flags` are added to the start command of kong.conf.example; `settings` are further ones of kong.conf.
-    `protocol` is what the gateway speaks with the plugin server; `patience` is how many seconds each step of a start or
+    With a plugin server `beside` it, the gateway starts none. `protocol` is what the gateway speaks with the plugin
+    server that it starts; `patience` is how many seconds each step of a start or
     a stop may take before a `GatewayError` says that it did not happen.
     """
 
     protocol: ClassVar[str] = "protobuf"
     patience: ClassVar[float] = 60.0
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a gateway is made of
         self,
         directory: Path,
         declarative: str,
@@ -64,7 +73,9 @@ class Gateway(ABC):
         environment: Mapping[str, str] | None = None,
         plugin_server_flags: str = "",
         settings: Mapping[str, str] | None = None,
+        beside: Beside | None = None,
     ) -> None:
+        self._beside = beside
         self.prefix = directory / "prefix"
         self.prefix.mkdir(parents=True)
         self._environment = dict(environment or {})
@@ -76,9 +87,7 @@ class Gateway(ABC):
         # One that is never entered lets go of them too.
         weakref.finalize(self, _close, self._reserved)
         proxy, admin = map(port_of, self._reserved)
-        lines = read_example(bin_directory=Path(sys.executable).parent, prefix=self.prefix)
-        lines["pluginserver_metering_start_cmd"] += f" {plugin_server_flags}" if plugin_server_flags else ""
-        lines["pluginserver_metering_query_cmd"] += f" --protocol {self.protocol}"
+        lines = self._example(plugin_server_flags)
         lines |= {
             "proxy_listen": f"127.0.0.1:{proxy}",
             "admin_listen": f"127.0.0.1:{admin}",
@@ -90,6 +99,19 @@ class Gateway(ABC):
         lines |= self._own_settings() | dict(settings or {})
         self._addresses = lines["proxy_listen"], lines["admin_listen"]
         self._conf.write_text("".join(f"{name} = {value}\n" for name, value in lines.items()), encoding="utf-8")
+
+    def _example(self, flags: str) -> dict[str, str]:
+        """Read the lines of the example, for the plugin server that is meant."""
+        lines = read_example(
+            bin_directory=Path(sys.executable).parent, prefix=self.prefix, starts_server=self._beside is None
+        )
+        if self._beside is None:
+            lines["pluginserver_metering_start_cmd"] += f" {flags}" if flags else ""
+            lines["pluginserver_metering_query_cmd"] += f" --protocol {self.protocol}"
+        else:
+            lines["pluginserver_metering_socket"] = str(self._beside.socket)
+            lines["pluginserver_metering_query_cmd"] = f"cat {self._beside.dump}"
+        return lines
 
     def __enter__(self) -> Self:
         try:
@@ -123,7 +145,7 @@ class Gateway(ABC):
     @property
     def socket_path(self) -> Path:
         """The plugin server's socket."""
-        return self.prefix / "metering-and-billing.sock"
+        return self._beside.socket if self._beside is not None else self.prefix / "metering-and-billing.sock"
 
     @property
     def error_log(self) -> str:
@@ -210,8 +232,12 @@ class Gateway(ABC):
         self._declarative.write_text(fill_in(text, self._environment), encoding="utf-8")
 
     def _wait_for_another_plugin_server(self, before: list[int]) -> None:
-        """Wait until a process serves that was not there before, and those that were have handed over to it."""
-        self._wait_for(lambda: self._serving_pid() not in (0, *before), "the new plugin server serves")
+        """Wait until a process serves that was not there before, and those that were have handed over to it.
+
+        One beside the gateway stays.
+        """
+        if self._beside is None:
+            self._wait_for(lambda: self._serving_pid() not in (0, *before), "the new plugin server serves")
         self.wait_until_ready()
 
     def _serving_pid(self) -> int:

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 import kong_metering
-from kong_metering.schema import PRIORITY
+from kong_metering.plugin_identity import PRIORITY
 from kong_metering_sandbox.gateways import free_port, run_kong
 from tests.e2e.declarative import document, metering
 from tests.e2e.traffic import get

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from kong_metering import PLUGIN_NAME
 from kong_metering.log import LOGGER, Relay, Repeats
-from kong_metering.plugin import SHARED_KEY, Plugin
+from kong_metering.plugin import Plugin
 from kong_metering.request import NO_HEADERS
 from kong_metering.runtime import Runtime, make_runtime
 from tests.support.openmeter import valid_event
@@ -30,6 +31,7 @@ ALICE = {"id": "b32379d9", "username": "alice"}
 
 GET_ID = ("kong.nginx.get_var", "kong_request_id")
 GET_VARIABLE = ("kong.nginx.get_var", "http_x_tenant_id")
+SHARED_KEY = PLUGIN_NAME
 GET_SHARED = ("kong.ctx.shared.get", SHARED_KEY)
 SERIALIZE = ("kong.log.serialize",)
 

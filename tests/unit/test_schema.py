@@ -13,7 +13,8 @@ import kong_metering
 from kong_metering import PLUGIN_NAME, plugin
 from kong_metering.config import parse_config
 from kong_metering.errors import ConfigError
-from kong_metering.schema import PRIORITY, config_fields, plugin_info, plugin_schema
+from kong_metering.plugin_identity import PRIORITY
+from kong_metering.schema import config_fields, plugin_info, plugin_schema
 from kong_metering_sandbox.gateway.schema import validate_field
 from tests.support.records import DATA
 

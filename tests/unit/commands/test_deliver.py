@@ -121,6 +121,9 @@ def test_json_tells_the_account(root: Path, endpoint: IngestServer, queue: Queue
         "left": 0,
         "held": 0,
         "held_by": [],
+        "delivered_by_servers": 0,
+        "unanswered_by": [],
+        "server_problems": [],
         "problem": None,
     }
 
@@ -201,13 +204,13 @@ def test_what_a_living_process_holds_is_its_own(
     root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver
 ) -> None:
     with holder(root, queue) as pid:
-        result = run(root, *deliver(), width=300)
+        result = run(root, *deliver("--wait", "1s"), width=300)
         assert result.exit_code == LEFT_TO_SERVERS
         assert result.stdout == ""
         assert f"held by process {pid}, which delivers them itself." in result.stderr
         assert "Kong's error log says why" in result.stderr
         waiting(root, [event(1)], queue)
-        result = run(root, *deliver(), width=300)
+        result = run(root, *deliver("--wait", "1s"), width=300)
         assert (result.exit_code, result.stdout) == (0, "1 event delivered.\n")
         assert f"held by process {pid}" in result.stderr
     assert received(endpoint) == [event(1)]
@@ -215,9 +218,10 @@ def test_what_a_living_process_holds_is_its_own(
 
 def test_json_tells_who_holds_the_rest(root: Path, queue: QueueIdentity, deliver: Deliver) -> None:
     with holder(root, queue) as pid:
-        result = run(root, *deliver("--json"))
+        result = run(root, *deliver("--json", "--wait", "1s"))
     account = json.loads(result.stdout)
     assert result.exit_code == LEFT_TO_SERVERS
+    assert account["unanswered_by"] == [pid]
     assert account["held"] >= 100
     assert (account["held_by"], account["delivered"], account["problem"]) == ([pid], 0, None)
 
@@ -227,7 +231,7 @@ def test_a_holder_in_another_container_is_told_as_one(root: Path, queue: QueueId
         (part,) = root.glob("proc-*")
         # As it looks from outside: its name has an id that is nobody's here.
         part.rename(root / part.name.replace(f"proc-{pid}-", "proc-4194999-"))
-        result = run(root, *deliver(), width=300)
+        result = run(root, *deliver("--wait", "1s"), width=300)
     assert result.exit_code == LEFT_TO_SERVERS
     assert "held by a process in another container (4194999 there), which delivers them itself." in result.stderr
 

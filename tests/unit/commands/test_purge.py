@@ -60,10 +60,11 @@ def test_waiting_events_of_one_plugin(root: Path) -> None:
 
 def test_what_a_living_process_holds_stays(root: Path) -> None:
     waiting(root, [event(1)])
-    with holder(root):
+    with holder(root) as pid:
         result = run(root, "purge", "--waiting", "--plugin-id", PLUGIN, "-y")
         assert result.stdout == "1 waiting event removed.\n"
-        assert "left in place: running servers hold them, and deliver them." in result.stderr
+        assert f"left in place: held by process {pid}, which delivers them. To remove them" in result.stderr
+        assert run(root, "purge", "--waiting", "--plugin-id", PLUGIN, "-y").stdout == "Nothing removed.\n"
     assert len(events_of(root)) >= 100
 
 

@@ -19,6 +19,7 @@ from tests.unit.commands.helpers import (
     dead_letters,
     event,
     events_of,
+    holder,
     letter,
     run,
     run_json,
@@ -195,7 +196,7 @@ def test_two_replays_at_a_time_are_one_too_many(root: Path) -> None:
     result = run(root, "replay", "--all", "--yes")
     os.close(lock)
     assert result.exit_code == 1
-    assert "another replay is under way" in result.stderr
+    assert "another replay or redirect is under way" in result.stderr
     assert events_of(root) == []
 
 
@@ -216,3 +217,14 @@ def test_nothing_to_replay(root: Path) -> None:
     result = run(root, "replay", "--all")
     assert result.exit_code == 0
     assert "There are no dead letters." in result.stderr
+
+
+def test_events_that_wait_are_told_where_no_dead_letter_matches(root: Path) -> None:
+    waiting(root, [event(n) for n in range(3)])
+    with holder(root) as pid:
+        told = run(root, "replay", "--all", "--plugin-id", PLUGIN, "--yes", width=400).stderr
+    assert "There are no dead letters." in told
+    assert "No dead letters, but 3 events held by nobody: `kong-metering spool deliver` delivers them." in told
+    assert (
+        f"held by process {pid}, which delivers them itself: `kong-metering spool deliver` has it try at once" in told
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from zlib import crc32
 
@@ -69,7 +70,11 @@ def test_events_that_were_sent_without_an_answer_are_told(root: Path) -> None:
     waiting(root, [event(n) for n in range(5)])
     sent_at(root, 2, NOW)
     assert run_json(root, "status")["queues"][0]["may_have_arrived"] == 2
-    assert "2 of them were sent, and may have arrived" in run(root, "status").stdout
+    assert "2 of them were sent, and may have arrived: the first at" in run(root, "status", width=200).stdout
+    queue = run_json(root, "status")["queues"][0]
+    assert [(mark["first"], mark["events"], mark["sent"]) for mark in queue["logs"][0]["unanswered"]] == [
+        (1, 2, queue["first_sent"])
+    ]
 
 
 def test_a_log_beside_its_writer(root: Path) -> None:
@@ -77,10 +82,14 @@ def test_a_log_beside_its_writer(root: Path) -> None:
         for _ in range(10):
             queue = run_json(root, "status")["queues"][0]
             assert queue["held_by"] == [pid]
+            assert queue["holders"] == [{"process": pid, "waiting": queue["waiting"]}]
             assert queue["waiting"] >= 100
             assert queue["waiting_unheld"] == 0
             assert queue["logs"][0]["problem"] is None
         assert f"process {pid}" in run(root, "status").stdout
+        waiting(root, [event(n) for n in range(7)])
+        text = run(root, "status", width=200).stdout
+        assert re.search(rf"process {pid} \(\d+ events\); 7 by nobody: waits", text)
 
 
 def test_a_log_of_a_newer_format_is_shown_as_one(root: Path) -> None:

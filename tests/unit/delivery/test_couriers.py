@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from kong_metering.clock import SystemClock
-from kong_metering.delivery.couriers import Couriers
+from kong_metering.delivery.couriers import STALLED_SECONDS, Couriers
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import SteeredClock
 
@@ -161,6 +161,31 @@ def test_an_endpoint_that_hangs_takes_no_more_than_its_share(couriers: Couriers)
     for queue in hanging:
         queue.gate.set()
     wait_until(lambda: all(queue.served for queue in hanging), "those that were held back are served afterwards")
+
+
+def test_couriers_that_hang_for_long_while_others_wait_are_stalled(couriers: Couriers, clock: SteeredClock) -> None:
+    hanging = [Served(couriers, f"https://{number}.test", todo=1) for number in range(8)]
+    for queue in hanging:
+        queue.gate.clear()
+        couriers.wake(queue, 0.0)
+    wait_until(lambda: all(queue.at_work for queue in hanging), "all couriers hang")
+    waiting = Served(couriers, "https://waiting.test", todo=1)
+    couriers.wake(waiting, 0.0)
+    assert not couriers.is_stalled()
+    clock.advance(STALLED_SECONDS + 1)
+    assert couriers.is_stalled()
+    for queue in hanging:
+        queue.gate.set()
+    wait_until(lambda: waiting.served, "who waited is served")
+    assert not couriers.is_stalled()
+
+
+def test_couriers_without_work_are_not_stalled(couriers: Couriers, clock: SteeredClock) -> None:
+    queue = Served(couriers, todo=1)
+    couriers.wake(queue, 0.0)
+    wait_until(lambda: queue.served, "it is served")
+    clock.advance(10 * STALLED_SECONDS)
+    assert not couriers.is_stalled()
 
 
 def test_queues_take_turns() -> None:

@@ -485,7 +485,7 @@ def test_an_event_that_is_too_large_pushes_no_other_out(rig: RigMaker) -> None:
 
 
 def test_a_batch_size_of_all_entries_survives_a_failing_endpoint(rig: RigMaker) -> None:
-    it = rig(failing_times(3, UNREACHABLE), max_batch_size=2, max_entries=2)
+    it = rig(failing_times(3, REFUSED), max_batch_size=2, max_entries=2)
     it.meanwhile(lambda: it.put(b"three", b"four"))
     it.put(b"one", b"two")
     it.settle()

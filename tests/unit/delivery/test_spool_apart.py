@@ -73,7 +73,7 @@ def test_dead_letters_that_another_process_keeps_from_being_written_stop_no_writ
     it = process()
     letters_of = it.open(FakeEndpoint(Refusing(b"bad", names_it=True)), max_batch_size=3, max_coalescing_delay=3600)
     other = it.open(down(), replace(IDENTITY, entity_id="22222222-other"))
-    letters_of.put_on_disk(b"bad", b"1", b"2")
+    letters_of.put_on_disk(b"1", b"2", b"bad")
     it.settle()
     command = [sys.executable, "-c", HOLDER, str(root / "dead-letters" / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:

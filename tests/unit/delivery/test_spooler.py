@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from kong_metering.delivery.couriers import STALLED_SECONDS
+from kong_metering.delivery.writing import Writing
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.spool.options import Sync
@@ -345,16 +348,18 @@ def test_a_send_without_an_answer_is_repeated_only_within_the_deduplication_wind
     process: ProcessMaker, root: Path, passed: float, steered: SteeredClock
 ) -> None:
     it = process().open(max_batch_size=3)
+    it.put_on_disk(b"before")
+    it.process.settle()
     it.endpoint.hold()
     it.put_on_disk(*numbered(10))
-    it.endpoint.wait_for_request()
+    it.endpoint.wait_for_request(2)
     copy = crashed(root)
     steered.advance(passed)
     following = process(copy).open(max_batch_size=3)
     account = following.process.settle(adopted=10)
     if passed < DAY:
         assert account == Snapshot(adopted=10, delivered=10)
-        assert following.endpoint.requests[0] == it.endpoint.requests[0]
+        assert following.endpoint.requests[0] == it.endpoint.requests[1][:1]
         assert following.endpoint.delivered == numbered(10)
     else:
         assert account == Snapshot(adopted=10, delivered=7, dead_letters={"ambiguous": 3})
@@ -373,9 +378,12 @@ def test_a_send_without_an_answer_is_repeated_only_within_the_deduplication_wind
 def test_only_what_may_have_arrived_is_ambiguous(
     process: ProcessMaker, steered: SteeredClock, outcome: Failed, *, is_ambiguous: bool
 ) -> None:
-    it = process().open(down(outcome), max_batch_size=3, initial_retry_delay=1000, max_retry_delay=1000)
+    it = process().open(max_batch_size=3, initial_retry_delay=1000, max_retry_delay=1000)
+    it.put_on_disk(b"before")
+    it.process.settle()
+    it.endpoint.decide = lambda _: outcome
     it.put_on_disk(*numbered(3))
-    it.endpoint.wait_for_request()
+    it.endpoint.wait_for_request(2)
     it.process.wait_for_rest()
     it.process.close(0)
     steered.advance(30 * DAY - 60)
@@ -388,9 +396,12 @@ def test_only_what_may_have_arrived_is_ambiguous(
 def test_a_batch_that_fails_for_longer_than_the_window_is_not_sent_blindly_by_the_same_process_either(
     process: ProcessMaker,
 ) -> None:
-    it = process().open(down(DOWN), max_batch_size=3, initial_retry_delay=3600, max_retry_delay=3600)
+    it = process().open(max_batch_size=3, initial_retry_delay=3600, max_retry_delay=3600)
+    it.put_on_disk(b"before")
+    it.process.settle()
+    it.endpoint.decide = lambda _: DOWN
     it.put_on_disk(*numbered(6))
-    for turn in range(30):
+    for turn in range(1, 31):
         wait_until(lambda turn=turn: len(it.endpoint.requests) > min(turn, 24), "it is tried")  # type: ignore[misc]
         if it.process.account().dead_letters:
             break
@@ -400,7 +411,47 @@ def test_a_batch_that_fails_for_longer_than_the_window_is_not_sent_blindly_by_th
     it.endpoint.decide = lambda _: Delivered()
     it.let_pass(3601)
     account = it.process.settle()
-    assert account.delivered + account.dead_letters["ambiguous"] == 6
+    assert account.delivered + account.dead_letters["ambiguous"] == 7
+
+
+@pytest.mark.parametrize("failure", [DOWN, UNREACHABLE], ids=["5xx", "no answer"])
+@pytest.mark.parametrize("has_worked", [True, False])
+def test_an_outage_longer_than_the_window_leaves_the_probing_event_in_doubt(
+    process: ProcessMaker, failure: Failed, *, has_worked: bool
+) -> None:
+    it = process().open(max_batch_size=1000, initial_retry_delay=1800, max_retry_delay=1800)
+    it.put_on_disk(b"before")
+    it.process.settle()
+    if not has_worked:
+        it.reconfigure()  # what was accepted under another configuration says nothing about this one
+    it.endpoint.decide = lambda _: failure
+    it.put_on_disk(*numbered(5000))
+    it.endpoint.wait_for_request(2)
+    in_doubt = len(it.endpoint.requests[1])
+    assert (in_doubt > 1) == has_worked
+    for _ in range(49):  # 24.5 hours
+        let_the_next_try_come(it)
+    wait_until(lambda: it.process.account().dead_letters.get("ambiguous"), "the oldest is set aside")
+    it.endpoint.decide = lambda _: Delivered()
+    let_the_next_try_come(it)
+    account = it.process.settle()
+    # Besides, one more joins after a minute and one after an hour: the oldest may be what is to blame.
+    ambiguous = account.dead_letters["ambiguous"]
+    assert in_doubt <= ambiguous <= in_doubt + 2
+    assert account.delivered == 5001 - ambiguous
+
+
+def let_the_next_try_come(it: SpooledQueue) -> None:
+    """Let half an hour pass, and wait until something was sent, or set aside."""
+
+    def done() -> tuple[int, int]:
+        return len(it.endpoint.requests), it.process.account().dead_letters.get("ambiguous", 0)
+
+    it.process.wait_for_rest()
+    before = done()
+    it.let_pass(1801)
+    wait_until(lambda: done() != before, "the next try")
+    it.process.wait_for_rest()
 
 
 @pytest.mark.parametrize("jump", [DAY + 3600, -DAY - 3600, 3 * DAY])
@@ -465,6 +516,45 @@ def test_a_disk_that_hangs_does_not_keep_a_queue_from_being_opened(
     assert on_disk(root) == []
     goes_on.set()
     wait_until(lambda: on_disk(root) == [b"1"], "it is on disk")
+
+
+def test_threads_that_are_at_one_thing_for_long_are_stalled_and_the_others_are_not(
+    process: ProcessMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = process().open(down())
+    dead.put_on_disk(b"old")
+    dead.process.close()
+    goes_on = stalled_adoption(monkeypatch)
+    it = process().open()
+    it.put_on_disk(b"new")
+    spooler = it.process.spooler
+    assert spooler.stalled() == {"writer": 0, "janitor": 0}
+    it.process.let_pass(STALLED_SECONDS + 1)
+    assert spooler.stalled() == {"writer": 0, "janitor": 1}
+    goes_on.set()
+    it.process.settle(adopted=1)
+    wait_until(lambda: spooler.stalled() == {"writer": 0, "janitor": 0}, "it goes on")
+
+
+def test_a_disk_that_hangs_for_long_stalls_the_writer(process: ProcessMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = process().open(down())
+    it.put_on_disk(b"1")
+    hangs, goes_on = threading.Event(), threading.Event()
+    write = Writing.write
+
+    def hanging(backlog: Writing, events: Sequence[bytes]) -> None:
+        hangs.set()
+        goes_on.wait(30)
+        write(backlog, events)
+
+    monkeypatch.setattr(Writing, "write", hanging)
+    it.put(b"2")
+    wait_until(hangs.is_set, "it hangs")
+    assert it.process.spooler.stalled()["writer"] == 0
+    it.process.let_pass(STALLED_SECONDS + 1)
+    assert it.process.spooler.stalled()["writer"] == 1
+    goes_on.set()
+    wait_until(lambda: it.process.spooler.stalled()["writer"] == 0, "it goes on")
 
 
 def test_events_are_written_while_it_takes_long_to_take_over_what_a_dead_process_left(

@@ -6,6 +6,7 @@ import errno
 import functools
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,13 @@ from kong_metering.clock import SystemClock
 from kong_metering.config import Entity, PluginConfig, parse_entity
 from kong_metering.delivery.couriers import Couriers
 from kong_metering.delivery.registry import Delivery
+from kong_metering.eventlog import files
 from kong_metering.ingest.client import IngestClient
 from kong_metering.ingest.connections import Connections
+from kong_metering.spool.directory import survey
+from kong_metering.spool.identity import QueueIdentity
 from kong_metering.spool.options import SpoolOptions
+from kong_metering.spool.requests import Answer, Asking, Kind, Request, new_id
 from kong_metering.stats import Snapshot, Stats
 from kong_metering.upkeep.spooler import Spooler
 from tests.support.waiting import wait_until
@@ -428,3 +433,107 @@ def test_what_was_to_be_taken_over_when_the_process_ends_is_left_for_the_next_on
     following = serve()
     following.open(right)
     wait_until(lambda: sorted(set(events(right))) == list(range(50)), "all are delivered")
+
+
+# -- redirected by somebody --------------------------------------------------------------------------------------------
+
+
+def redirect(root: Path, source: IngestServer, target: IngestServer, entity: Entity = ONE) -> Answer:
+    """Ask as `kong-metering spool redirect` does; give the server's last word."""
+    queue, to = (QueueIdentity(entity.id, entity.name, server.url) for server in (source, target))
+    logs = tuple(str(log.directory.relative_to(root)) for log in survey(root) if log.identity == queue)
+    request = Request(new_id(), Kind.REDIRECT, queue, logs, time.time_ns() // 1_000_000 + 60_000, to)
+    with Asking(root, request) as asking:
+        return wait_until(lambda: next((each for each in asking.answers() if each.is_done), None), "an answer")
+
+
+def stuck(served: Served, wrong: IngestServer) -> EventQueue:
+    """Open a queue whose endpoint has accepted event 0 and takes no other, and put events 1 to 49."""
+    wrong.on_request = answer(204)
+    queue = served.open(wrong)
+    put(queue, 0, 1)
+    served.settle()
+    wrong.on_request = answer(401)
+    put(queue, 1, 50)
+    wait_until(lambda: len(wrong.requests) > 1, "one is tried")
+    return queue
+
+
+def test_what_is_redirected_is_delivered_by_the_queue_that_is_open_here(
+    serve: Serve, wrong: IngestServer, right: IngestServer, root: Path
+) -> None:
+    served = serve()
+    stuck(served, wrong)
+    put(served.open(right), 50, 60)
+    answered = redirect(root, wrong, right)
+    assert (answered.events, answered.left, answered.problem) == (49, 0, "")
+    served.settle()
+    assert sorted(events(right)) == list(range(1, 60))
+    assert (served.stats.snapshot().adopted, served.stats.snapshot().left) == (0, 0)
+
+
+def test_a_queue_that_was_redirected_goes_on_with_what_comes_later(
+    serve: Serve, wrong: IngestServer, right: IngestServer, root: Path
+) -> None:
+    """Its instances go on putting events into it, and its token is still refused; so it is as often as it may be."""
+    served = serve()
+    queue = stuck(served, wrong)
+    for first in range(50, 100, 10):
+        assert redirect(root, wrong, right).events > 0
+        put(queue, first, first + 10)
+        wrong.requests.clear()
+        wait_until(lambda: wrong.requests, "what came later is tried")
+        wait_until(lambda: served.delivery.is_refused(queue), "its token is known to be refused")
+    wrong.requests.clear()
+    wrong.on_request = answer(204)
+    following = serve()
+    following.open(right)
+    wait_until(lambda: len(events(right)) == 89, "what was redirected is delivered by another process")
+    following.settle()
+    served.settle()
+    assert events(wrong) == list(range(90, 100))
+    assert sorted(events(right)) == list(range(1, 90))
+    served.delivery.release(queue)
+    for _ in range(6):  # those that went on for it end one after the other
+        served.delivery.sweep()
+    assert served.delivery.waiting() == {}
+
+
+def test_events_that_come_all_the_time_are_at_one_of_the_two_while_they_are_redirected(
+    serve: Serve, wrong: IngestServer, right: IngestServer, root: Path
+) -> None:
+    served = serve()
+    queue = stuck(served, wrong)
+    served.open(right)
+    putting = threading.Thread(target=put, args=(queue, 50, 20_000))
+    putting.start()
+    while putting.is_alive():
+        redirect(root, wrong, right)
+    wrong.on_request = answer(204)
+    before = len(events(wrong))
+    served.settle()
+    assert sorted(events(right) + events(wrong)[before:]) == list(range(1, 20_000))
+
+
+def test_what_the_disk_does_not_allow_stays_and_is_said(
+    serve: Serve, wrong: IngestServer, right: IngestServer, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    stuck(served, wrong)
+    write = files.write_file
+
+    def refuses(path: Path, data: bytes, *, is_lasting: bool = False) -> None:
+        if path.name.startswith("queue.json"):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        write(path, data, is_lasting=is_lasting)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_file", refuses)
+        answered = redirect(root, wrong, right)
+    assert (answered.events, answered.left) == (0, 49)
+    assert "Read-only file system" in answered.problem
+    before = len(events(wrong))
+    wrong.on_request = answer(204)
+    served.settle()
+    assert right.requests == []
+    assert set(events(wrong)[before:]) == set(range(1, 50))

@@ -28,8 +28,13 @@ Launch = Callable[..., PluginServerProcess]
 
 PROGRAM = str(BIN / "kong-metering-plugin-server")
 FLAGS = {
+    "--plugin-name": "api-usage",
+    "--priority": "16",
     "--kong-prefix": "/somewhere",
     "--socket-name": "other.sock",
+    "--socket": "/run/metering/plugin.sock",
+    "--socket-group": "kong",
+    "--dump-file": "/run/metering/dump.json",
     "--servers": "3",
     "--listen-queue-size": "17",
     "--phase-timeout": "1.5",
@@ -49,7 +54,9 @@ FLAGS = {
     "--metrics-listen": "127.0.0.1:9542",
 }
 # What stands for the values of those that are not just text.
-MEANINGS = {
+MEANINGS: dict[str, object] = {
+    "--socket": Path("/run/metering/plugin.sock"),
+    "--dump-file": Path("/run/metering/dump.json"),
     "--spool-sync": Sync.COMMIT,
     "--spool-max-bytes": 500 * 1024**2,
     "--spool-max-age": 604_800.0,
@@ -184,6 +191,8 @@ def test_help_can_be_read_whatever_is_in_the_environment(value: str) -> None:
 
 
 WRONG = (
+    ("--plugin-name", "My Plugin", "My Plugin is no name for a plugin: small letters, digits, '-' and '_', 64 at most"),
+    ("--priority", "first", "'first' is not a valid integer range"),
     ("--parent", "nonsense", "'nonsense' is not one of 'auto', 'watch', 'ignore'"),
     ("--phase-timeout", "soon", "soon is not a length of time above 0, such as 90s, 15m, 24h or 30d"),
     ("--phase-timeout", "nan", "nan is not a length of time above 0"),

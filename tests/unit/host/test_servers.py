@@ -171,7 +171,8 @@ def test_one_server_tells_of_itself_in_the_same_way(launch: Launch) -> None:
     told = KongClient(server.path).status()["Status"]
     (only,) = told.pop("servers")
     assert only.pop("pid") == server.server_pid
-    assert only == told
+    assert told.items() <= only.items()
+    assert set(only) - set(told) == {"version", "plugins", "queue_details", "timings", "spool"}
     assert server.stop() == 0
 
 

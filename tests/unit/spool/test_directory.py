@@ -25,7 +25,14 @@ from kong_metering.eventlog import files
 from kong_metering.eventlog.log import EventLog
 from kong_metering.spool import locks
 from kong_metering.spool.directory import Adoption, Found, HeldLog, SpoolDirectory, survey
-from kong_metering.spool.identity import FILES, QueueIdentity, decode_identity, encode_identity, load_identity
+from kong_metering.spool.identity import (
+    FILES,
+    QueueIdentity,
+    decode_identity,
+    encode_identity,
+    load_identity,
+    save_identity,
+)
 from tests.unit.eventlog.helpers import NOW, filled, mounted, payloads, read_all, segments
 
 QUEUE = QueueIdentity("7b5c", "metering", "https://ingest.example/events")
@@ -246,6 +253,41 @@ def wait_until_blocked(process: subprocess.Popen[str]) -> None:
         locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
         if any("->" in line and f" {process.pid} " in line for line in locks):
             return
+
+
+def test_a_log_that_becomes_another_queues_just_before_it_is_locked_is_not_taken_for_the_first_ones(
+    tmp_path: Path,
+) -> None:
+    directory = dead_part(tmp_path, "proc-1-dead")
+    adopter = SpoolDirectory(tmp_path)
+
+    def redirected_meanwhile() -> tuple[Path, ...]:
+        # Asked between finding and locking.
+        save_identity(directory, OTHER)
+        return ()
+
+    assert adopter.adopt(lambda identity: identity == QUEUE, redirected_meanwhile).logs == ()
+    (held,) = adopter.adopt(lambda identity: identity == OTHER).logs
+    assert held.directory == directory
+
+
+@pytest.mark.parametrize("kind", ["our own", "adopted"])
+def test_a_log_that_is_set_free_can_be_had_by_others_at_once(tmp_path: Path, kind: str) -> None:
+    one, other = SpoolDirectory(tmp_path), SpoolDirectory(tmp_path)
+    if kind == "adopted":
+        dead_part(tmp_path, "proc-1-dead")
+        (held,) = one.adopt().logs
+    else:
+        held = one.log_for(QUEUE)
+        held.log.append([b"0", b"1", b"2"], NOW)
+    one.log_for(OTHER).log.append([b"other"], NOW)
+    events = read_all(held.log)
+    one.set_free(held)
+    (taken,) = other.adopt().logs
+    assert (taken.identity, read_all(taken.log)) == (QUEUE, events)
+    other.close()
+    one.close()
+    assert {log.identity for log in SpoolDirectory(tmp_path).adopt().logs} == {QUEUE, OTHER}
 
 
 def test_looking_does_not_keep_a_process_from_taking(tmp_path: Path) -> None:
@@ -581,7 +623,9 @@ def test_what_the_system_refuses_is_tried_again_after_a_minute(tmp_path: Path, m
     assert spool.adopt() == Adoption()
     later = time.monotonic() + 61
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert len(spool.adopt().logs) == 1
+    assert spool.adopt(lambda identity: identity == OTHER) == Adoption()
+    [held] = spool.adopt(lambda identity: identity == QUEUE).logs
+    assert held.identity == QUEUE
 
 
 def no_descriptors(directory: Path, **_options: Any) -> EventLog:

@@ -159,7 +159,7 @@ def test_where_nothing_else_fails_a_suspect_waits_for_no_more_than_one_success()
     evidence = evidence_of(*[0] * 50)
     assert {evidence.next_wait(Suspicion(Seen(), 0, failures=number)) for number in range(100)} == {0}
     suspicion = Suspicion(Seen(), passes=7)
-    assert [suspicion.may_go(7), suspicion.may_go(8)] == [False, True]
+    assert [suspicion.may_go(7, 0.0), suspicion.may_go(8, 0.0)] == [False, True]
 
 
 def test_a_good_event_is_blamed_with_a_chance_under_one_in_a_million() -> None:

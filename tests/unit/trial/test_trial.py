@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import pytest
@@ -10,6 +11,7 @@ from kong_metering.config import Queue
 from kong_metering.reasons import Dropped
 from kong_metering.trial.decisions import Pause, Rules, Send, Take
 from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.trial.retrying import Condition
 from kong_metering.trial.trial import REACH, Trial
 from tests.unit.trial.world import (
     ALL_FAILURES,
@@ -17,14 +19,20 @@ from tests.unit.trial.world import (
     DELIVERED,
     DOWN,
     FORBIDDEN,
+    HANGS,
+    LIMITED,
     RESETS,
     RULES,
     TOO_MANY,
+    UNAUTHORIZED,
     UNREACHABLE,
     World,
     choking,
     take_all,
 )
+
+# Whether the events have arrived is open then.
+IN_DOUBT = (DOWN, HANGS, RESETS)
 
 
 def pauses(world: World) -> list[float]:
@@ -46,7 +54,9 @@ class Script:
 
 
 def test_the_rules_are_read_from_the_configuration() -> None:
-    assert Rules.of(Queue(), batch_size=7, keeps=True) == Rules(7, 1, 0.01, 60, 60, 0, 60, keeps=True)
+    assert Rules.of(Queue(), batch_size=7, keeps=True) == Rules(7, 1, 0.01, 60, 60, 0, 60, keeps=True, asks_first=True)
+    assert not Rules.of(Queue(), batch_size=7, keeps=False).asks_first
+    assert not Rules.of(Queue(concurrency_limit=-1), batch_size=1, keeps=True).asks_first
     assert Rules.of(Queue(concurrency_limit=-1), batch_size=1, keeps=False).in_flight == 32
 
 
@@ -131,29 +141,90 @@ def test_after_a_failed_batch_its_oldest_event_probes_alone_and_then_batches_go_
     ]
 
 
-def test_an_outage_puts_no_more_in_doubt_than_the_batch_that_it_began_with() -> None:
-    world = World(lambda _: DOWN, batch_size=100)
+@pytest.mark.parametrize("failure", IN_DOUBT)
+@pytest.mark.parametrize(("batch", "in_flight"), [(100, 1), (1000, 1), (1, 32)])
+def test_an_outage_puts_what_was_under_way_when_it_began_in_doubt(failure: Outcome, batch: int, in_flight: int) -> None:
+    world = World(batch_size=batch, in_flight=in_flight)
+    world.put(2000)
+    world.run()
+    world.endpoint = lambda _: failure
     world.put(5000)
-    world.run(seconds=7200)
-    assert world.in_doubt == set(range(100))
+    world.run(seconds=59)
+    assert world.in_doubt == set(range(2000, 2000 + max(batch, in_flight)))
     world.run(seconds=3 * 86400)
-    assert len(world.in_doubt) <= 102
+    assert len(world.in_doubt) <= max(batch, in_flight) + 2
 
 
-def test_an_outage_puts_few_single_events_in_doubt() -> None:
-    world = World(lambda _: DOWN, batch_size=1)
+@pytest.mark.parametrize("failure", IN_DOUBT)
+def test_an_outage_puts_one_event_in_doubt_besides_a_single_one_that_was_under_way(failure: Outcome) -> None:
+    world = World(batch_size=1)
+    world.put(500)
+    world.run()
+    world.endpoint = lambda _: failure
     world.put(5000)
-    world.run(seconds=3600)
-    assert len(world.in_doubt) <= 8
+    world.run(seconds=59)
+    assert world.in_doubt == {500, 510}
+    assert len(world.requests) > 500 + 15
+    world.run(seconds=3 * 86400)
+    assert world.in_doubt == {500, 510, 520, 530}
+
+
+@pytest.mark.parametrize("failure", IN_DOUBT)
+@pytest.mark.parametrize("batch", [1, 100])
+def test_an_endpoint_that_has_taken_nothing_so_far_is_asked_with_single_events(failure: Outcome, batch: int) -> None:
+    world = World(lambda _: failure, batch_size=batch, asks_first=True)
+    world.put(5000)
+    world.run(seconds=59)
+    assert world.in_doubt == {0, 10}
+    world.reconfigure()
+    world.run(seconds=59)
+    assert world.in_doubt == {0, 10}
+    world.endpoint = take_all
+    world.run()
+    assert sorted(world.delivered) == list(range(5000))
+
+
+def condition_of(world: World) -> str:
+    return world.trial.condition.value
+
+
+def test_an_endpoint_that_is_only_asked_so_far_is_not_said_to_fail() -> None:
+    world = World(lambda _: DOWN, batch_size=10, asks_first=True)
+    conditions = [world.trial.condition]
+    world.put(5)
+    world.run(seconds=30)
+    conditions.append(world.trial.condition)
+    world.reconfigure()
+    conditions.append(world.trial.condition)
+    assert conditions == [Condition.WORKS, Condition.NOTHING_GETS_THROUGH, Condition.WORKS]
+
+
+def test_once_the_one_event_got_through_batches_go() -> None:
+    world = World(batch_size=10, asks_first=True)
+    world.put(25)
+    world.run()
+    assert [len(request) for request in world.requests] == [1, 9, 10, 5]
+
+
+def test_a_failure_that_leaves_no_doubt_does_not_end_the_care_for_those_that_do() -> None:
+    world = World(batch_size=1)
+    world.endpoint = lambda _: FORBIDDEN if len(world.requests) % 3 else DOWN
+    world.put(5000)
+    world.run(seconds=59)
+    assert len(world.in_doubt) <= 2
 
 
 def test_the_oldest_event_is_tried_first_in_each_round() -> None:
     world = World(lambda _: DOWN, batch_size=10)
     world.put(100)
-    world.run(seconds=600)
+    world.run(seconds=59)
     probes = [request[0] for request in world.requests[1:]]
     assert probes[::2] == [0] * len(probes[::2])
     assert set(probes[1::2]) == {1, 2, 4, 8}
+    world.run(seconds=600)
+    probes = [request[0] for request in world.requests[1:]]
+    assert probes[::2] == [0] * len(probes[::2])
+    assert set(probes[1::2]) == {1, 2, 4, 8, 19}
 
 
 def test_no_other_event_is_tried_where_none_can_be_the_reason() -> None:
@@ -240,13 +311,32 @@ def test_an_event_is_refused_with_the_endpoints_last_words(failure: Failed | Rej
     assert world.refused == {33: failure.reason}
 
 
-@pytest.mark.parametrize("failure", [UNREACHABLE, TOO_MANY, Failed("401", "401", may_have_arrived=False)])
-def test_failures_that_no_event_can_be_the_reason_for_blame_none(failure: Failed) -> None:
-    world = World(choking({33}, failure), batch_size=1)
+def test_failures_that_no_event_can_be_the_reason_for_blame_none() -> None:
+    world = World(choking({33}, UNREACHABLE), batch_size=1)
     world.put(300)
     world.run(seconds=3600)
     assert world.refused == {}
     assert world.delivered == list(range(33))
+
+
+@pytest.mark.parametrize("failure", [UNAUTHORIZED, LIMITED, TOO_MANY])
+def test_a_refused_sender_gets_no_more_requests_for_it_and_the_oldest_event_goes_first(failure: Outcome) -> None:
+    world = World(lambda _: failure, batch_size=1, initial_retry_delay=1, max_retry_delay=8)
+    world.put(100)
+    world.run(until=lambda: len(world.requests) == 9)
+    assert [request[0] for request in world.requests] == [0, 0, 1, 0, 2, 0, 4, 0, 8]
+    first = 5 if failure is TOO_MANY else 1
+    assert pauses(world) == [max(first, pause) for pause in (1, 2, 4, 8, 8, 8, 8, 8)]
+
+
+def test_retry_after_holds_for_an_event_under_suspicion_while_others_go_on() -> None:
+    world = World(choking({33}, TOO_MANY), batch_size=1, takes=0.5)
+    world.put(2000)
+    world.run()
+    assert set(world.refused) == {33}
+    tries = [at for request, at in zip(world.requests, world.sent_at, strict=True) if request == [33]]
+    assert min(b - a for a, b in itertools.pairwise(tries)) >= 5
+    assert world.now - 1000 <= 2000 * 0.5 + len(tries) * 0.5 + 3 * 5 + 5
 
 
 def test_an_event_with_no_others_to_compare_it_with_is_tried_on_and_refused_once_others_come() -> None:

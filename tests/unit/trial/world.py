@@ -36,9 +36,14 @@ RESETS = Failed("reset", "ConnectionResetError")
 UNREACHABLE = Failed("refused", "ConnectionRefusedError", may_have_arrived=False)
 FORBIDDEN = Failed("answered 403", "403", is_misconfigured=True, may_have_arrived=False)
 NOT_FOUND = Failed("answered 404", "404", is_misconfigured=True, may_have_arrived=False)
+UNAUTHORIZED = Failed("answered 401", "401", is_misconfigured=True, may_have_arrived=False)
 TOO_MANY = Failed("answered 429", "429", retry_after=5.0, may_have_arrived=False)
+LIMITED = Failed("answered 429", "429", may_have_arrived=False)
+CUT_OFF = Failed("broken pipe", "BrokenPipeError", may_have_arrived=False, is_begun=True)
 BAD = Rejected("answered 400")
-ALL_FAILURES = (DOWN, HANGS, RESETS, UNREACHABLE, FORBIDDEN, NOT_FOUND, TOO_MANY, BAD)
+# What an event can be the reason for.
+ABOUT_AN_EVENT = (BAD, FORBIDDEN, RESETS, HANGS, DOWN, NOT_FOUND, UNAUTHORIZED, LIMITED, TOO_MANY, CUT_OFF)
+ALL_FAILURES = (UNREACHABLE, *ABOUT_AN_EVENT)
 
 
 def take_all(_: list[int]) -> Outcome:

@@ -205,7 +205,7 @@ def test_the_command_says_what_to_do_where_nobody_serves(tmp_path: Path) -> None
         [*program, "status", "-p", str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
     )
     assert asked.returncode == 1
-    assert "is not there: no plugin server was started in this prefix" in asked.stderr
+    assert "there is no socket" in asked.stderr
 
 
 def _name(pid: int) -> str:

@@ -1,0 +1,295 @@
+"""`kong-metering install` and `uninstall`: the plugin server beside a Kong on this host, as a service of systemd's.
+
+Contract: nothing is asked that can be found out, nothing is changed that is right already, nothing is started or
+stopped. Each change is a line on stdout; what is wrong is told on stderr, with exit status 1. The spool is never
+removed.
+"""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from kong_metering import PLUGIN_NAME, SPOOL_DIRECTORY, checks, cli
+from kong_metering.commands.health import judged
+from kong_metering.commands.options import taking
+from kong_metering.commands.serversocket import USUAL_SOCKET
+from kong_metering.errors import StartupError
+from kong_metering.host.kongs import running_kongs
+from kong_metering.installation import kongconf
+from kong_metering.installation.changes import Changes
+from kong_metering.installation.findings import Findings, can_become, find_kong, kong_conf
+from kong_metering.installation.unit import Service, unit_text
+from kong_metering.lenient import complaints_of
+from kong_metering.log import printable
+from kong_metering.plugin_identity import PRIORITY, PluginIdentity
+from kong_metering.quantities import PluginName
+
+F = TypeVar("F", bound=Callable[..., object])
+
+SOCKET = USUAL_SOCKET
+_RUN, _STATE = SOCKET.parent, Path("/var/lib/kong-metering")
+DUMP, SPOOL = _STATE / "dump.json", _STATE / "spool"
+UNIT = Path("/etc/systemd/system/kong-metering.service")
+_PROGRAM = "kong-metering-plugin-server"
+_OLDEST_KONG, _KONG_WITH_ITS_OWN = (3, 4), (3, 14)
+_LARGEST_PRIORITY = 2**31 - 1
+_PROBE_SECONDS = 2.0
+_VERIFY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """What both commands take: which kong.conf, below which directory, and whether anything is to be changed."""
+
+    kong_conf: Path | None
+    root: Path
+    dry_run: bool
+    write: bool
+
+    @property
+    def changes(self) -> Changes:
+        """What makes the changes."""
+        return Changes(self.root.absolute(), self.dry_run, click.echo)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish(Where):
+    """What is to be installed."""
+
+    kong_prefix: Path | None
+    user: str | None
+    plugin_name: str
+    priority: int
+    flags: str
+
+    @property
+    def identity(self) -> PluginIdentity:
+        """What Kong is to call the plugin."""
+        return PluginIdentity(self.plugin_name, self.priority)
+
+
+def _where_options(command: F) -> F:
+    conf = click.option(
+        "-c",
+        "--kong-conf",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Kong's configuration file, if it is not where Kong itself looks.",
+    )
+    write = click.option("--write", is_flag=True, help="Change kong.conf, too, instead of telling what it needs.")
+    dry = click.option("--dry-run", is_flag=True, help="Change nothing, and tell what would be changed.")
+    root = click.option(
+        "--root",
+        metavar="DIR",
+        type=click.Path(path_type=Path, file_okay=False, exists=True),
+        default="/",
+        help="Write below this directory, as for an image; Kong is looked for on this machine.",
+    )
+    return conf(write(dry(root(command))))
+
+
+@click.command()
+@_where_options
+@click.option("-p", "--kong-prefix", metavar="DIR", type=click.Path(path_type=Path), help="Kong's prefix.")
+@click.option("--user", metavar="NAME", help="The user to run as: that of Kong's workers.")
+@click.option("--plugin-name", metavar="NAME", type=PluginName(), default=PLUGIN_NAME, show_default=True)
+@click.option(
+    "--priority",
+    metavar="N",
+    type=click.IntRange(-_LARGEST_PRIORITY, _LARGEST_PRIORITY),
+    default=PRIORITY,
+    show_default=True,
+)
+@click.option("--flags", metavar="TEXT", default="", help="Further flags of the plugin server, as on a command line.")
+@taking(Wish)
+def install(wish: Wish) -> None:
+    """Have systemd run the plugin server beside Kong.
+
+    Finds out Kong's version, prefix, kong.conf and the user of its workers; makes the directories, the service and the
+    file that describes the plugin to Kong; tells what kong.conf needs, and what to do then. Doing it again changes only
+    what has to be changed. Run it as root.
+    """
+    kong = find_kong(wish.kong_prefix, wish.kong_conf, wish.user)
+    _tell_findings(kong)
+    _refuse_what_cannot_be(wish, kong)
+    server = _server_options(wish.flags)
+    changes = wish.changes
+    changes.directory(_STATE, kong.user, 0o755)
+    changes.directory(SPOOL, kong.user, 0o700)
+    # systemd makes it as well, at each start: /run is empty after a reboot.
+    changes.directory(_RUN, kong.user, 0o755)
+    changes.file(DUMP, _dump(wish.identity))
+    command = _command(wish)
+    group = _group_of(kong)
+    service = Service(command, kong.user.pw_name, group, wish.plugin_name, server["stop_timeout"])
+    changes.file(UNIT, unit_text(service))
+    _configure_kong(wish, kong, changes)
+    complaints = [*_complaints(wish, kong)]
+    for complaint in complaints:
+        click.echo(printable(f"Error: {complaint}", 1000), err=True)
+    _tell_next(wish, kong, command)
+    if complaints:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@_where_options
+@taking(Where)
+def uninstall(where: Where) -> None:
+    """Take away what `install` has made, but for the events that wait.
+
+    Kong first: its lines go, and it is reloaded; then the service is stopped; then the rest goes. What is not done yet
+    is told, and nothing that is needed until then is removed.
+    """
+    changes = where.changes
+    conf = kong_conf(where.kong_conf)
+    text = changes.text_of(conf) or ""
+    if kongconf.has_ours(text):
+        without = kongconf.without_ours(text)
+        if not where.write:
+            raise StartupError(f"{conf} still has our lines: take them out, or add --write")
+        if without:
+            changes.file(conf, without)
+        else:
+            changes.remove(conf)
+    if where.root == Path("/") and not where.dry_run:
+        for step in _still_to_do(conf):
+            raise StartupError(f"nothing else is removed yet: {step}; then run this again")
+    for path in (UNIT, DUMP, SOCKET, _RUN):
+        changes.remove(path)
+    if changes.at(SPOOL).exists():
+        click.echo(
+            f"kept {SPOOL}: `kong-metering spool status --spool-dir {SPOOL}` tells what waits there, "
+            f"`kong-metering spool deliver` sends it; remove {_STATE} when nothing does"
+        )
+    changes.remove(_STATE)
+
+
+def _still_to_do(conf: Path) -> Iterator[str]:
+    """Tell what has to happen before the server may go."""
+    for kong in running_kongs():
+        if SOCKET in (kong.sockets() or ()):
+            reload = f"kong reload -c {conf} -p {kong.prefix}"
+            yield f"Kong in {kong.prefix} runs with the plugin: delete its entities, then {reload}"
+    if judged(SOCKET, _PROBE_SECONDS, only_serving=True).status == 0:
+        yield "the server runs: systemctl disable --now kong-metering"
+
+
+def _tell_findings(kong: Findings) -> None:
+    version = "Kong's program is not here" if kong.version is None else kong.version.text
+    state = "runs" if kong.is_running else "does not run"
+    workers = f"workers are user {kong.user.pw_name} ({kong.user_source})"
+    click.echo(f"{version}; prefix {kong.prefix}, which {state}; {workers}")
+
+
+def _refuse_what_cannot_be(wish: Wish, kong: Findings) -> None:
+    version = kong.version
+    if version is not None and version.number < _OLDEST_KONG:
+        raise StartupError(f"{version.text} is too old: Kong 3.4 and later take such a plugin")
+    is_shadowed = version is not None and version.is_enterprise and version.number >= _KONG_WITH_ITS_OWN
+    if is_shadowed and wish.plugin_name == PLUGIN_NAME:
+        raise StartupError(
+            f"Kong Enterprise from 3.14 on has a plugin of its own named {PLUGIN_NAME}, and would never ask this one: "
+            "choose another name, such as --plugin-name kong-metering"
+        )
+    if not wish.dry_run and not can_become(kong.user):
+        raise StartupError(f"run this as root, to make files for user {kong.user.pw_name}; or look with --dry-run")
+
+
+def _group_of(kong: Findings) -> str:
+    try:
+        return grp.getgrgid(kong.user.pw_gid).gr_name
+    except KeyError:
+        return str(kong.user.pw_gid)
+
+
+def _server_options(flags: str) -> Mapping[str, Any]:
+    """Return what the server takes these flags for. Raises `StartupError` when it would not understand one."""
+    context = cli.program.make_context(_PROGRAM, shlex.split(flags))
+    for complaint in complaints_of(context):
+        raise StartupError(f"--flags: {complaint}")
+    return context.params
+
+
+def _dump(identity: PluginIdentity) -> str:
+    from kong_metering import app  # noqa: PLC0415 - takes long
+
+    return json.dumps(app.dump("protobuf", identity)) + "\n"
+
+
+def _command(wish: Wish) -> list[str]:
+    """Return the server's command: the program beside this one."""
+    directories = (Path(sys.argv[0]).absolute().parent, Path(sys.executable).absolute().parent)
+    program = next((path for one in directories if os.access(path := one / _PROGRAM, os.X_OK)), None)
+    if program is None:
+        raise StartupError(f"{_PROGRAM} is not beside this program in {directories[0]}; install the package again")
+    named = [] if wish.plugin_name == PLUGIN_NAME else ["--plugin-name", wish.plugin_name]
+    placed = [] if wish.priority == PRIORITY else ["--priority", str(wish.priority)]
+    places = ["--socket", str(SOCKET), "--dump-file", str(DUMP), "--spool-dir", str(SPOOL)]
+    return [str(program), *places, *named, *placed, *shlex.split(wish.flags)]
+
+
+def _configure_kong(wish: Wish, kong: Findings, changes: Changes) -> None:
+    text = changes.text_of(kong.conf) or ""
+    wanted = kongconf.with_ours(text, _connection(wish))
+    if wish.write or wanted == text:
+        changes.file(kong.conf, wanted)
+        return
+    click.echo(f"\n{kong.conf} needs these lines, in the place of those of the same names (--write changes it):\n")
+    for line in kongconf.lines_for(_connection(wish), text):
+        click.echo(f"    {line}")
+
+
+def _connection(wish: Wish) -> kongconf.Connection:
+    return kongconf.Connection(wish.plugin_name, SOCKET, DUMP)
+
+
+def _complaints(wish: Wish, kong: Findings) -> Iterator[str]:
+    """Tell what will not work, as far as it can be tried."""
+    for name in ("KONG_PLUGINS", "KONG_PLUGINSERVER_NAMES"):
+        if os.environ.get(name):
+            yield f"{name} is set in this environment, and Kong heeds it instead of kong.conf"
+    if wish.root != Path("/") or wish.dry_run:
+        yield from checks.complaints_of_interpreter(kong.user)
+        return
+    yield from checks.complaints_of_user(kong.user, checks.Places(_RUN, SOCKET, SPOOL, None))
+    analyze = shutil.which("systemd-analyze")
+    if analyze is not None:
+        done = subprocess.run(  # noqa: S603 - of the system
+            [analyze, "verify", str(UNIT)], capture_output=True, text=True, timeout=_VERIFY_SECONDS, check=False
+        )
+        if done.returncode != 0:
+            yield f"systemd-analyze verify {UNIT}: {done.stderr.strip()}"
+
+
+def _tell_next(wish: Wish, kong: Findings, command: list[str]) -> None:
+    steps = ["systemctl daemon-reload && systemctl enable --now kong-metering"]
+    if not Path("/run/systemd/system").is_dir():
+        by_hand = f"runuser -u {kong.user.pw_name} -- {shlex.join(command)}"
+        steps = [f"systemd does not run here; where it does: {steps[0]}. By hand: {by_hand}"]
+    steps.append("kong-metering health")
+    if not wish.write:
+        steps.append(f"the lines above into {kong.conf}")
+    steps.append(f"kong reload -c {kong.conf} -p {kong.prefix}" if kong.is_running else f"kong start -c {kong.conf}")
+    steps.append(f"enable the plugin {wish.plugin_name}: POST /plugins, decK, ...")
+    click.echo("\nNext:")
+    for number, step in enumerate(steps, 1):
+        click.echo(f"  {number}. {step}")
+    former = kong.prefix / SPOOL_DIRECTORY
+    if former.is_dir():
+        click.echo(
+            f"\nA server that Kong started kept its events in {former}. Once Kong has been reloaded, send what waits "
+            f"there:\n  kong-metering spool deliver --spool-dir {former}"
+        )

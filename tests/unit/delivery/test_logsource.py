@@ -1,0 +1,49 @@
+"""A log as a queue's source, while the janitor looks on without its lock."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from kong_metering.delivery.logsource import LogSource
+from kong_metering.spool.directory import SpoolDirectory
+from kong_metering.spool.identity import QueueIdentity
+
+QUEUE = QueueIdentity("id-1", "metering", "https://ingest.example/")
+
+
+@pytest.mark.parametrize("where", ["in memory", "on disk"])
+def test_what_was_read_and_not_settled_is_never_taken_for_settled(tmp_path: Path, where: str) -> None:
+    """Or the log is given up while its events are on their way, and whoever adopts it sends them again."""
+    held, interval, is_over = SpoolDirectory(tmp_path).log_for(QUEUE), sys.getswitchinterval(), threading.Event()
+    sources = [LogSource(held)]
+    too_early: list[int] = []
+    # Odd while something waits; another number each time.
+    waits = 0
+
+    def look_on() -> None:
+        while not is_over.is_set():
+            before, source = waits, sources[-1]
+            if before % 2 and source.is_settled and waits == before:
+                too_early.append(before)
+
+    looking = threading.Thread(target=look_on)
+    sys.setswitchinterval(1e-6)
+    looking.start()
+    try:
+        for _ in range(3000):
+            sources[-1].append([b"event"], 1, 0.0)
+            if where == "on disk":
+                sources.append(LogSource(held))
+            waits += 1
+            entries = sources[-1].read(10, 1 << 20)
+            waits += 1
+            sources[-1].settle(entries)
+    finally:
+        is_over.set()
+        looking.join()
+        sys.setswitchinterval(interval)
+    assert too_early == []

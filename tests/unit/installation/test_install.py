@@ -1,0 +1,311 @@
+"""`kong-metering install` and `uninstall`, as a person calls them, below a directory that stands for the root."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kong_metering import app
+from kong_metering.installation.unit import Service, unit_text
+from kong_metering.plugin_identity import PluginIdentity
+from tests.support.kongs import kong_in
+from tests.support.plugin_server import BIN, ServerProcess, short_directory
+
+OWN = pwd.getpwuid(os.geteuid()).pw_name
+UNIT = "etc/systemd/system/kong-metering.service"
+SOCKET = "/run/kong-metering/kong-metering.sock"
+DUMP = "/var/lib/kong-metering/dump.json"
+SPOOL = "/var/lib/kong-metering/spool"
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make another user's directories")
+_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Host:
+    """A directory that stands for a host's root, with a kong.conf in it and Kong's prefix beside it."""
+
+    root: Path
+    conf: Path
+    prefix: Path
+
+    def call(self, command: str, *flags: str, status: int = 0, user: str = OWN) -> str:
+        """Call the program, check its exit status, and give what it printed."""
+        own = ["--kong-prefix", str(self.prefix), "--user", user] if command == "install" else []
+        done = subprocess.run(
+            [str(BIN / "kong-metering"), command, "--root", str(self.root), "-c", "/etc/kong.conf", *own, *flags],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout if status == 0 else done.stderr
+
+    def files(self) -> dict[str, object]:
+        """Tell all that is there: modes and owners of directories, what files say."""
+        return {
+            str(path.relative_to(self.root)): (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid)
+            if path.is_dir()
+            else path.read_text("utf-8")
+            for path in self.root.rglob("*")
+        }
+
+    def exec_start(self) -> list[str]:
+        """Give the service's command, for the paths of this directory."""
+        (command,) = re.findall(r"^ExecStart=(.*)$", (self.root / UNIT).read_text("utf-8"), re.MULTILINE)
+        return [
+            word.replace("/run/", f"{self.root}/run/").replace("/var/", f"{self.root}/var/")
+            for word in shlex.split(command)
+        ]
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    directory = short_directory()
+    root, prefix = directory / "root", directory / "prefix"
+    (root / "etc").mkdir(parents=True)
+    prefix.mkdir()
+    yield Host(root, root / "etc/kong.conf", prefix)
+    shutil.rmtree(directory)
+
+
+def test_what_is_installed_serves_and_is_well_when_it_is_started_by_hand(host: Host) -> None:
+    host.call("install")
+    command = shlex.join(host.exec_start())
+    socket = host.root / SOCKET[1:]
+    with ServerProcess(command, socket) as server:
+        assert server.complaints() == []
+        probe = [str(BIN / "kong-metering"), "health", "--socket", str(socket)]
+        assert subprocess.run(probe, capture_output=True, timeout=_SECONDS, check=False).returncode == 0
+    assert (host.root / SPOOL[1:]).is_dir()
+
+
+def test_directories_are_the_users_and_the_dump_is_for_everybody(host: Host) -> None:
+    host.call("install", "--plugin-name", "api-usage", "--priority", "16")
+    files = host.files()
+    for name, mode in {"var/lib/kong-metering": 0o755, SPOOL[1:]: 0o700, "run/kong-metering": 0o755}.items():
+        assert files[name] == (mode, os.geteuid())
+    dump = host.root / DUMP[1:]
+    assert stat.S_IMODE(dump.stat().st_mode) == 0o644
+    assert json.loads(dump.read_text("utf-8")) == json.loads(
+        json.dumps(app.dump("protobuf", PluginIdentity("api-usage", 16)))
+    )
+    assert {"--plugin-name", "api-usage", "--priority", "16"} <= set(host.exec_start())
+
+
+@needs_root
+def test_directories_are_made_for_kongs_user(host: Host) -> None:
+    nobody = pwd.getpwnam("nobody")
+    host.call("install", user="nobody", status=0 if _may_be_run_by_others() else 1)
+    place = (host.root / SPOOL[1:]).stat()
+    assert (place.st_uid, place.st_gid) == (nobody.pw_uid, nobody.pw_gid)
+    assert "User=nobody\n" in (host.root / UNIT).read_text("utf-8")
+
+
+def _may_be_run_by_others() -> bool:
+    """Tell whether another user may run this environment's interpreter."""
+    done = subprocess.run(["/bin/sh", "-c", f"test -x {BIN / 'python'}"], user="nobody", check=False, timeout=_SECONDS)
+    return done.returncode == 0
+
+
+def test_doing_it_again_changes_nothing(host: Host) -> None:
+    host.conf.write_text("plugins = bundled,mine\n", encoding="utf-8")
+    host.call("install", "--write")
+    before = host.files()
+    said = host.call("install", "--write")
+    assert host.files() == before
+    assert not re.search(r"^(made|wrote|gave|removed)", said, re.MULTILINE)
+
+
+def test_a_dry_run_changes_nothing_and_tells_all(host: Host) -> None:
+    before = host.files()
+    said = host.call("install", "--write", "--dry-run")
+    assert host.files() == before
+    for path in ("/var/lib/kong-metering", SPOOL, "/run/kong-metering", DUMP, f"/{UNIT}", "/etc/kong.conf"):
+        assert re.search(rf"^would have (made|written) {path}\b", said, re.MULTILINE), path
+
+
+def test_kong_conf_is_only_changed_when_that_is_asked_for(host: Host) -> None:
+    host.conf.write_text("plugins = bundled,mine\n", encoding="utf-8")
+    said = host.call("install")
+    assert host.conf.read_text("utf-8") == "plugins = bundled,mine\n"
+    lines = [
+        "plugins = bundled,mine,metering-and-billing",
+        "pluginserver_names = metering",
+        f"pluginserver_metering_socket = {SOCKET}",
+        f"pluginserver_metering_query_cmd = cat {DUMP}",
+    ]
+    assert "".join(f"    {line}\n" for line in lines) in said
+    host.call("install", "--write")
+    assert set(lines) <= set(host.conf.read_text("utf-8").splitlines())
+
+
+def test_kong_conf_keeps_who_may_read_it(host: Host) -> None:
+    host.conf.write_text("pg_password = secret\n", encoding="utf-8")
+    host.conf.chmod(0o640)
+    host.call("install", "--write")
+    assert stat.S_IMODE(host.conf.stat().st_mode) == 0o640
+
+
+def test_what_is_to_be_done_next_is_told_in_order(host: Host) -> None:
+    said = host.call("install", "--write")
+    steps = ["systemctl enable --now kong-metering", "kong-metering health", "kong start -c /etc/kong.conf"]
+    places = [said.index(step) for step in steps]
+    assert places == sorted(places)
+
+
+def test_events_of_a_server_that_kong_started_are_not_forgotten(host: Host) -> None:
+    former = host.prefix / "metering-spool"
+    former.mkdir()
+    assert f"kong-metering spool deliver --spool-dir {former}" in host.call("install")
+
+
+def test_flags_of_the_server_are_in_its_command_and_the_time_to_end_follows(host: Host) -> None:
+    host.call("install", "--flags", "--servers 2 --stop-timeout 20s")
+    assert host.exec_start()[-4:] == ["--servers", "2", "--stop-timeout", "20s"]
+    assert "TimeoutStopSec=30\n" in (host.root / UNIT).read_text("utf-8")
+
+
+def test_flags_that_the_server_would_not_understand_are_refused_before_anything_is_changed(host: Host) -> None:
+    before = host.files()
+    assert "--flags: --severs" in host.call("install", "--flags", "--severs=2", status=1)
+    assert host.files() == before
+
+
+def test_a_user_who_is_not_there_is_told(host: Host) -> None:
+    assert "there is no user no-such-user (--user); name the user of Kong's workers" in host.call(
+        "install", user="no-such-user", status=1
+    )
+
+
+def test_the_unit_is_one(host: Host) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed")
+    host.call("install", "--flags", "--ca-bundle '/etc/my ca/100%.pem'")
+    done = subprocess.run(
+        [analyze, "verify", str(host.root / UNIT)], capture_output=True, text=True, timeout=_SECONDS, check=False
+    )
+    complaints = [line for line in done.stderr.splitlines() if UNIT in line and "nobody" not in line]
+    assert (done.returncode, complaints) == (0, [])
+
+
+def test_arguments_are_written_as_systemd_reads_them() -> None:
+    text = unit_text(Service(["/bin/server", "--ca-bundle", '/a b/100%$"'], "kong", "kong", "plugin"))
+    assert '\nExecStart=/bin/server --ca-bundle "/a b/100%%$$\\""\n' in text
+
+
+# What is found out
+
+
+def found(prefix: Path | None = None, conf: Path | None = None, *, status: int = 0) -> str:
+    """Give what a dry run finds out, without being told the user."""
+    flags = [*(["-p", str(prefix)] if prefix else []), *(["-c", str(conf)] if conf else [])]
+    done = subprocess.run(
+        [str(BIN / "kong-metering"), "install", "--dry-run", *flags],
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+        env={**os.environ, "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode in (status, 1), done.stderr
+    return done.stdout.partition("\n")[0] if status == 0 else done.stderr
+
+
+@needs_root
+def test_the_workers_of_a_kong_that_runs_tell_their_user(host: Host) -> None:
+    with kong_in(host.prefix, user=pwd.getpwnam("nobody").pw_uid):
+        line = found(host.prefix)
+    assert f"; prefix {host.prefix}, which runs; workers are user nobody (process " in line
+
+
+def test_kong_conf_tells_prefix_and_user(host: Host) -> None:
+    host.conf.write_text(f"prefix = {host.prefix}  # ours\nnginx_user = {OWN} {OWN}\n", encoding="utf-8")
+    line = found(host.prefix, host.conf)
+    assert line.endswith(
+        f"; prefix {host.prefix}, which does not run; workers are user {OWN} (nginx_user in kong.conf)"
+    )
+
+
+def test_nginxs_own_configuration_tells_the_user(host: Host) -> None:
+    (host.prefix / "nginx.conf").write_text(f"pid pids/nginx.pid;\nuser {OWN} {OWN};\n", encoding="utf-8")
+    assert found(host.prefix, host.conf).endswith(f"workers are user {OWN} ({host.prefix}/nginx.conf)")
+
+
+def kong_that_is(host: Host, version: str) -> dict[str, str]:
+    """Have a program on the PATH that says it is this version of Kong."""
+    program = host.prefix / "kong"
+    program.write_text(f"#!/bin/sh\necho '{version}'\n", encoding="utf-8")
+    program.chmod(0o755)
+    return {**os.environ, "PATH": f"{host.prefix}:/usr/bin:/bin"}
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "told"),
+    [
+        (
+            "Kong Enterprise 3.14.0.1",
+            [],
+            "has a plugin of its own named metering-and-billing, and would never ask this",
+        ),
+        ("Kong Enterprise 3.14.0.1", ["--plugin-name", "api-usage"], None),
+        ("Kong Enterprise 3.13.0.0", [], None),
+        ("3.9.1", [], None),
+        ("3.3.1", [], "Kong 3.3.1 is too old: Kong 3.4 and later take such a plugin"),
+    ],
+)
+def test_a_kong_that_would_never_ask_the_plugin_is_refused(
+    host: Host, version: str, flags: list[str], told: str | None
+) -> None:
+    command = [str(BIN / "kong-metering"), "install"]
+    done = subprocess.run(
+        [*command, "--root", str(host.root), "-c", "/etc/kong.conf", "--user", OWN, "-p", str(host.prefix), *flags],
+        env=kong_that_is(host, version),
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    assert done.returncode == (0 if told is None else 1), done.stderr
+    assert told is None or told in done.stderr
+    assert (host.root / UNIT).exists() == (told is None)
+
+
+# And away again
+
+
+def test_uninstalling_leaves_the_spool_and_kong_conf_as_it_was(host: Host) -> None:
+    host.conf.write_text("plugins = bundled,mine # these\nlog_level = info\n", encoding="utf-8")
+    host.call("install", "--write")
+    (host.root / SPOOL[1:] / "events").write_text("waiting", encoding="utf-8")
+    said = host.call("uninstall", "--write")
+    assert f"kept {SPOOL}" in said
+    assert host.conf.read_text("utf-8") == "plugins = bundled,mine # these\nlog_level = info\n"
+    files = {name for name, what in host.files().items() if isinstance(what, str)}
+    assert files == {f"{SPOOL[1:]}/events", "etc/kong.conf"}
+    assert "removed" not in host.call("uninstall", "--write")
+
+
+def test_kong_conf_goes_if_it_had_nothing_but_our_lines(host: Host) -> None:
+    host.call("install", "--write")
+    host.call("uninstall", "--write")
+    assert not host.conf.exists()
+
+
+def test_nothing_is_taken_away_that_kong_is_still_told_to_use(host: Host) -> None:
+    host.call("install", "--write")
+    before = host.files()
+    assert "/etc/kong.conf still has our lines: take them out, or add --write" in host.call("uninstall", status=1)
+    assert host.files() == before
