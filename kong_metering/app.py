@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from kong_metering.quantities import Listen
     from kong_metering.spool.options import SpoolOptions
 
+# How long reading back may take to end: nothing is lost with it.
+_VERIFIER_SECONDS = 0.2
 PHASES = ("access", "log")
 # How long the disk may take over the end of a server: the supervisor kills it three seconds after `stop_timeout`.
 _DISK_TIMEOUT_SECONDS = 2.5
@@ -137,6 +139,8 @@ def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> No
     try:
         serve(dispatcher, station, hooks)
     finally:
+        if runtime.verifier is not None:
+            runtime.verifier.end(_VERIFIER_SECONDS)
         runtime.delivery.close(delivery.stop_timeout, _DISK_TIMEOUT_SECONDS)
         dispatcher.close()
         log.repeats.flush()
@@ -185,7 +189,7 @@ def _say_account(runtime: Runtime) -> None:
     account = runtime.stats.snapshot()
     LOGGER.info(
         "ended: process %d, %d events accepted, %d adopted, %d delivered, %d left on disk, dead letters %s, "
-        "dropped %s; requests without an event %s%s",
+        "dropped %s; requests without an event %s%s%s",
         os.getpid(),
         account.accepted,
         account.adopted,
@@ -195,4 +199,5 @@ def _say_account(runtime: Runtime) -> None:
         account.dropped or "none",
         account.skipped or "none",
         f"; {account.dead_letters_dropped} dead letters dropped for newer ones" if account.dead_letters_dropped else "",
+        f"; read back: {account.verified}" if account.verified else "",
     )

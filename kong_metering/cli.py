@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -71,6 +72,9 @@ class Options:
     spool_max_bytes: int
     spool_max_age: float
     dedupe_window: float
+    keep_delivered: float
+    verify_every: float
+    verify_resend: bool
     no_spool: bool
     metrics_listen: Listen | None
     dump: bool
@@ -123,9 +127,9 @@ class _Setting(LenientOption):
             self.opts, self.envvar = names, variables
 
 
-def _is_without_spool() -> bool:
-    """Return whether the environment says so; any word but those for no counts."""
-    return os.environ.get(ENVIRONMENT_PREFIX + "NO_SPOOL", "") not in ("", "0", "false", "no")
+def _is_on(name: str) -> bool:
+    """Return whether the environment switches a flag on; any word but those for no counts."""
+    return os.environ.get(ENVIRONMENT_PREFIX + name, "") not in ("", "0", "false", "no")
 
 
 @click.command(
@@ -269,10 +273,33 @@ def _is_without_spool() -> bool:
     help="How long the endpoint recognises duplicate ids. An event that was sent without an answer is not sent again "
     "after that, but set aside as a dead letter.",
 )
+@_setting(
+    "--keep-delivered",
+    type=Duration(may_be_zero=True),
+    default="24h",
+    metavar="TIME",
+    help="How long events stay in the spool after they were delivered, so that `kong-metering verify` can read them "
+    "back; within --spool-max-bytes, for which they go first. 0 keeps none.",
+)
+@_setting(
+    "--verify-every",
+    type=Duration(may_be_zero=True),
+    default="0",
+    metavar="TIME",
+    help="How often to read back from OpenMeter what was delivered since, by id, gently, and count what is confirmed "
+    "and what is missing; 0: not at all. The token has to be one that may read events.",
+)
+@click.option(
+    "--verify-resend",
+    is_flag=True,
+    default=partial(_is_on, "VERIFY_RESEND"),
+    help="With --verify-every: send what is missing again, with the same ids. Only with OpenMeter's sink.dedupe: what "
+    f"is merely late would be counted twice.  [env var: {ENVIRONMENT_PREFIX}VERIFY_RESEND]",
+)
 @click.option(
     "--no-spool",
     is_flag=True,
-    default=_is_without_spool,
+    default=partial(_is_on, "NO_SPOOL"),
     help="Keep events in memory only, as Kong's own queue does: they are lost when this process ends, and dropped when "
     f"delivery keeps failing.  [env var: {ENVIRONMENT_PREFIX}NO_SPOOL]",
 )
@@ -449,6 +476,9 @@ def _spool_options(options: Options) -> SpoolOptions | None:
         max_bytes=options.spool_max_bytes,
         max_age=options.spool_max_age,
         dedupe_window=options.dedupe_window,
+        keep_delivered=options.keep_delivered,
+        verify_every=options.verify_every,
+        verify_resend=options.verify_resend,
         inbox_directory=options.inbox_dir,
     )
 

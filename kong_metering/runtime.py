@@ -19,6 +19,7 @@ from kong_metering.measures import Requests, Timings
 from kong_metering.stats import Stats
 from kong_metering.trial.batching import ADAPTIVE_BATCH
 from kong_metering.upkeep.spooler import Spooler
+from kong_metering.upkeep.verifier import Verifier
 
 if TYPE_CHECKING:
     from kong_metering.spool.options import SpoolOptions
@@ -40,6 +41,7 @@ class Runtime:
     captured: CapturedHeaders
     timings: Timings
     shared_key: str = PLUGIN_NAME
+    verifier: Verifier | None = None
     requests: Requests = field(default_factory=Requests)
     once: Once = field(default_factory=Once)
 
@@ -74,7 +76,11 @@ def make_runtime(  # noqa: PLR0913, PLR0917 - what it is made of
         spooler=spooler,
         timings=timings,
     )
-    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock), timings, shared_key)
+    verifier = None
+    if spool is not None:
+        verifier = Verifier(spool, delivery.delivered_queues, clock)
+        verifier.start()
+    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock), timings, shared_key, verifier)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ class Snapshot:
 
     `adopted` are events that a process before this one had accepted; `left`, those that stay on disk for the next one.
     `dead_letters` are those that became some; `dead_letters_dropped`: how many, of any process, were dropped since
-    there were too many.
+    there were too many. `verified` are delivered ones that were read back, by what was found.
     """
 
     accepted: int = 0
@@ -34,6 +34,7 @@ class Snapshot:
     dropped: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     dead_letters_dropped: int = 0
+    verified: dict[str, int] = field(default_factory=dict)
 
     @property
     def waiting(self) -> int:
@@ -55,6 +56,7 @@ class Stats:
         self._dropped: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
         self._dead_letters_dropped = 0
+        self._verified: Counter[str] = Counter()
 
     def accept(self) -> None:
         """Count one event that a queue took."""
@@ -96,6 +98,11 @@ class Stats:
         with self._lock:
             self._skipped[reason.value] += 1
 
+    def verify(self, result: str, events: int) -> None:
+        """Count delivered events that were read back, by what was found."""
+        with self._lock:
+            self._verified[result] += events
+
     def snapshot(self) -> Snapshot:
         """Take all counters at one moment."""
         with self._lock:
@@ -108,4 +115,5 @@ class Stats:
                 dict(self._dropped),
                 dict(self._skipped),
                 self._dead_letters_dropped,
+                dict(self._verified),
             )

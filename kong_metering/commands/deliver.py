@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,8 @@ def deliver(options: DeliverOptions) -> None:
     queues = [log.identity for log in survey(options.root) if log.identity]
     endpoint = chosen_endpoint(queues, options.plugin_id, options.endpoint, "--endpoint")
     token = read_token(options.token_file)
-    with held_logs(options, lambda queue: _is_wanted(queue, options.plugin_id, endpoint)) as (_, holding):
+    wanted = partial(_is_wanted, plugin_id=options.plugin_id, endpoint=endpoint)
+    with held_logs(options, wanted, is_delivering=True) as (_, holding):
         _tell_stuck(holding)
         ended = _deliver(options, holding.logs, Endpoint(endpoint, token, options.timeout, 0, _verify(options)))
     held = held_by(holding.others)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.commands.sharedmemory import pouring_for
+from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import Found, HeldLog, SpoolDirectory, survey
 
 if TYPE_CHECKING:
@@ -40,9 +41,16 @@ class Holding:
 
 
 @contextlib.contextmanager
-def held_logs(place: Place, is_wanted: IsWanted) -> Iterator[tuple[SpoolDirectory, Holding]]:
-    """Hold all wanted logs that no living process holds; afterwards each is free again, or gone if it is empty."""
-    spool = SpoolDirectory(place.root)
+def held_logs(
+    place: Place, is_wanted: IsWanted, *, is_delivering: bool = False
+) -> Iterator[tuple[SpoolDirectory, Holding]]:
+    """Hold all wanted logs that no living process holds; afterwards each is free again, or gone if it is empty.
+
+    Where servers keep what was delivered, it is kept here too with `is_delivering`.
+    """
+    delivered = Delivered(place.root, lambda: time.time_ns() // 1_000_000)
+    keeps = is_delivering and delivered.directory.is_dir()
+    spool = SpoolDirectory(place.root, delivered=delivered if keeps else None)
     try:
         yield spool, _hold(spool, pouring_for(place), is_wanted)
     finally:

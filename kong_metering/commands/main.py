@@ -24,6 +24,7 @@ _LONGEST_MESSAGE = 4000
 # The module of each command. They are imported when they are called: a probe is not to wait for what others need.
 _MODULES = {
     "check": "check.command",
+    "customers": "customers",
     "health": "health",
     "install": "install",
     "schema": "schema",
@@ -31,6 +32,7 @@ _MODULES = {
     "spool": "spool",
     "status": "serverstatus",
     "uninstall": "install",
+    "verify": "verify",
 }
 
 

@@ -116,6 +116,7 @@ def _queues(view: View, now: float) -> Table:
         "last",
         "dead letters",
         "dropped",
+        "read back",
         whole=["waiting"],
     )
     for queue in view.queues.values():
@@ -129,6 +130,7 @@ def _queues(view: View, now: float) -> Table:
             f"{duration(max(0.0, now - queue.delivered_at))} ago" if queue.delivered_at else "never",
             _by_reason(queue.dead_letters),
             _by_reason(queue.dropped),
+            _by_reason(queue.verified),
         )
     return made
 

@@ -25,6 +25,7 @@ from kong_metering.commands.output import cell, console, say
 from kong_metering.commands.sharedmemory import strays, unwritten
 from kong_metering.errors import SpoolFormatError
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
+from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import Found
 from kong_metering.urls import without_credentials
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from kong_metering.commands.asking import Asked
     from kong_metering.eventlog.format import Mark
     from kong_metering.inbox.strays import Stray
+    from kong_metering.spool.delivered import KeptSegment
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.requests import Answer
 
@@ -120,6 +122,7 @@ class SpoolStatus:
     damaged_files: int
     damaged_bytes: int
     strays: tuple[Stray, ...]
+    delivered: tuple[KeptSegment, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +205,7 @@ def spool_status(place: Place, now_ms: int) -> SpoolStatus:
         damaged_files=len(damaged),
         damaged_bytes=sum(damaged),
         strays=tuple(strays(place)),
+        delivered=tuple(Delivered(root, lambda: now_ms).segments()),
     )
 
 
@@ -259,6 +263,10 @@ def _print(found: SpoolStatus) -> None:
     for stray in found.strays:
         told = f"{words.events(stray.events)} of another spool, whose servers do not run, in {stray.directory}"
         out.print(cell(told, "yellow"))
+    if found.delivered:
+        size = words.size(sum(segment.size for segment in found.delivered))
+        since = words.moment(found.delivered[0].kept_ms)
+        out.print(cell(f"{size} of delivered events kept since {since}: `kong-metering verify` reads them back"))
     out.print(cell(_totals(found)))
 
 
@@ -379,6 +387,11 @@ def _as_json(found: SpoolStatus) -> dict[str, Any]:
             "dropped": found.dead_letters_dropped,
         },
         "damaged": {"files": found.damaged_files, "bytes": found.damaged_bytes},
+        "delivered": {
+            "segments": len(found.delivered),
+            "bytes": sum(segment.size for segment in found.delivered),
+            "verified": sum(segment.is_checked for segment in found.delivered),
+        },
         "strays": [{"directory": str(stray.directory), "events": stray.events} for stray in found.strays],
     }
 

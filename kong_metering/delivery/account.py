@@ -29,6 +29,7 @@ class QueueAccount:
         self._counts: Counter[str] = Counter()
         self._dead_letters: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
+        self._verified: Counter[str] = Counter()
 
     @property
     def delivered(self) -> int:
@@ -49,6 +50,12 @@ class QueueAccount:
         """Count events that the endpoint took."""
         self._stats.deliver(events)
         self._count(-events, "delivered")
+
+    def verify(self, result: str, events: int) -> None:
+        """Count events that were read back from the endpoint, by what was found."""
+        self._stats.verify(result, events)
+        with self._lock:
+            self._verified[result] += events
 
     def move(self, events: int, other: QueueAccount) -> None:
         """Count events that wait in another queue from now on."""
@@ -90,10 +97,15 @@ class QueueAccount:
         self.say("works again", message, logging.WARNING)
 
     def told(self) -> dict[str, Any]:
-        """Return all counts: of events, dead letters and dropped ones by their reason."""
+        """Return all counts: of events; dead letters and dropped ones by reason, those read back by what was found."""
         with self._lock:
             counts = {"accepted": 0, "adopted": 0, "delivered": 0, **self._counts, "waiting": self.waiting}
-            return {**counts, "dead_letters": dict(self._dead_letters), "dropped": dict(self._dropped)}
+            return {
+                **counts,
+                "dead_letters": dict(self._dead_letters),
+                "dropped": dict(self._dropped),
+                "verified": dict(self._verified),
+            }
 
     def _count(self, events: int, what: str) -> None:
         with self._lock:

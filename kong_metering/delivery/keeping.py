@@ -71,6 +71,11 @@ class Keeping:
         own = self._sources.own
         return own is None or own.held.directory.is_dir()
 
+    def begin_segment(self) -> None:
+        """Have what is settled in this process's own log be kept, though its segment is not full."""
+        if (own := self._sources.own) is not None:
+            own.begin_segment()
+
     def take_settled(self) -> list[HeldLog]:
         """Give the logs up in which nothing waits any more, and which nobody appends to."""
         return _closed(self._sources.take_settled())

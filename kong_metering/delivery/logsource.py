@@ -332,11 +332,18 @@ class LogSource:
         """Go on behind this event, past some that were not read; tell how many. `gaps` is how many are unreadable."""
         if cursor <= self._cursor:
             return 0
+        self._log.dropped(cursor)
         lost = gaps - self._log.gaps_after(cursor)
         passed = cursor - self._cursor - lost
         self._lost_behind += lost
         self._cursor = cursor
         return passed
+
+    def begin_segment(self) -> None:
+        """Have what is settled be in a segment that nothing is written to any more, so that it can be read back."""
+        with self._lock:
+            if not self._is_closed:
+                self._log.begin_segment()
 
     def rest_if_quiet(self) -> None:
         """Hold no file open, but for one to append with, if nobody has sent or settled since the last call."""

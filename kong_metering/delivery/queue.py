@@ -120,6 +120,15 @@ class EventQueue:
         return self._endpoint.url
 
     @property
+    def endpoint(self) -> Endpoint:
+        """Where it sends, and with which token."""
+        return self._endpoint
+
+    def note_verified(self, result: str, events: int) -> None:
+        """Count events of it that were read back from the endpoint."""
+        self._account.verify(result, events)
+
+    @property
     def width(self) -> int:
         """How many couriers may serve it at a time."""
         return self._rules.in_flight

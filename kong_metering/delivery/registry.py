@@ -35,6 +35,7 @@ from kong_metering.trial import outcome as outcomes
 from kong_metering.trial.batching import ADAPTIVE_BATCH
 from kong_metering.trial.outcome import Delivered
 from kong_metering.upkeep.guard import within
+from kong_metering.upkeep.verifier import DeliveredQueue
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
@@ -246,6 +247,16 @@ class Delivery:
         with self._lock:
             opened = self._queues.all()
         return [{"entity": one.identity.entity_id, "name": one.identity.name, **one.queue.told()} for one in opened]
+
+    def delivered_queues(self) -> list[DeliveredQueue]:
+        """Return the queues on disk, for those who read back what they delivered."""
+        with self._lock:
+            opened = self._queues.all()
+        return [
+            DeliveredQueue(one.identity, one.queue.endpoint, one.on_disk.keeping.begin_segment, one.queue.note_verified)
+            for one in opened
+            if one.on_disk is not None
+        ]
 
     def waiting_for_instances(self) -> dict[str, int]:
         """Tell how many events waited on disk, within the last minute, until an instance opens their queue."""

@@ -12,6 +12,8 @@ the format, past and future, so that a version that is not known is told from da
     preamble, magic "KMSEGMT\n" | first sequence number u64 | checksum of those 24 bytes u32 | 4 zero bytes
     then records until the end of the file
 
+A segment that is kept after it was delivered is the same file under a longer name: see `spool/delivered.py`.
+
 **Record**: sequence numbers go up by one from record to record.
 
     length of the payload u32 | checksum of all that follows u32 | sequence number u64

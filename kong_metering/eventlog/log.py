@@ -14,7 +14,8 @@ Events are opaque bytes; each has a sequence number that goes up by one and is n
 - `read` gives events in order, each as it was accepted or not at all: what is damaged is passed over, its bytes are
   kept in `damaged/`, and `take_damage` tells of it. A flipped bit costs one event at most, a file that the disk does
   not give (see `Patience`) its own events at most.
-- `done` frees space by unlinking segments, which also a full disk allows. What was done after the last
+- `done` frees space by unlinking segments, which also a full disk allows; or it hands them to `keep`, which moves them
+  elsewhere, unless something in them was dropped. What was done after the last
   `save_position` is done again after a crash: save it before a batch is sent, with the mark of that batch, and no
   event is sent twice without being known as one that may have arrived.
 - `open` reads one segment, however many there are.
@@ -35,6 +36,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kong_metering.eventlog.appending import Appender
 from kong_metering.eventlog.damage import DAMAGED, Damage, DamageKeeper, DamageKind, Patience
@@ -43,6 +45,9 @@ from kong_metering.eventlog.format import Mark, Position, StoredEvent
 from kong_metering.eventlog.position import Marks, PositionFile
 from kong_metering.eventlog.reading import Reader
 from kong_metering.eventlog.recovery import Recovery
+
+if TYPE_CHECKING:
+    from kong_metering.eventlog.segment import Segment
 
 __all__ = ["DAMAGED", "POSITION", "SEGMENT_BYTES", "Damage", "DamageKind", "EventLog"]
 
@@ -61,6 +66,7 @@ class EventLog:
         segment_bytes: int,
         *,
         allowance: Allowance,
+        keep: Callable[[Path], None] | None,
         is_view: bool,
     ) -> None:
         """Use `open` or `view`."""
@@ -79,6 +85,8 @@ class EventLog:
         self._reader = Reader(self._appender, found.settled, self._damage, patience)
         self._marks.forget_up_to(found.settled.done)
         self._allowance = allowance
+        self._keep = keep
+        self._dropped_up_to = 0
         self._has_place = False
         self._is_closed = False
         if not is_view:
@@ -88,7 +96,7 @@ class EventLog:
             self._remove_done_segments()
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 - what it is made of
         cls,
         directory: Path,
         *,
@@ -96,12 +104,14 @@ class EventLog:
         sync_first: Sequence[Path] = (),
         patience: Patience | None = None,
         allowance: Allowance | None = None,
+        keep: Callable[[Path], None] | None = None,
     ) -> EventLog:
         """Open the log in a directory that this process owns, as a crash may have left it, or a new one.
 
         `sync_first` is what has to survive a power cut as well, so that the events are of use: the first `unsynced`
         has it, before the events. `patience` remembers what could not be read, also over several tries to open a log;
-        `allowance` is what the logs of a process share.
+        `allowance` is what the logs of a process share. `keep` takes the file of a segment away in which all is done;
+        it raises the system's `OSError` if it cannot, and without it, or then, the file is unlinked.
 
         Raises `SpoolFormatError` when it is of a format that this version does not know, nothing is changed then; and
         the system's `OSError`, after which it can be tried again.
@@ -112,6 +122,7 @@ class EventLog:
             patience or Patience(),
             segment_bytes,
             allowance=allowance or Allowance(),
+            keep=keep,
             is_view=False,
         )
 
@@ -124,7 +135,7 @@ class EventLog:
 
         Raises `SpoolFormatError` when it is of a format that this version does not know; and the system's `OSError`.
         """
-        return cls(directory, (), Patience(0), SEGMENT_BYTES, allowance=Allowance(), is_view=True)
+        return cls(directory, (), Patience(0), SEGMENT_BYTES, allowance=Allowance(), keep=None, is_view=True)
 
     @property
     def was_position_lost(self) -> bool:
@@ -302,8 +313,27 @@ class EventLog:
             return 0
         self._appender.seal(oldest)
         end = min(oldest.end, self.next_sequence)
+        self.dropped(end - 1)
         self.done(end - 1)
         return before.waiting(end)
+
+    def dropped(self, up_to: int) -> None:
+        """Take note that events up to this number are given up: the segments that have them are not kept."""
+        self._dropped_up_to = max(self._dropped_up_to, up_to)
+
+    def keep_with(self, keep: Callable[[Path], None] | None) -> None:
+        """Hand segments in which all is done to this one from now on (see `open`)."""
+        self._keep = keep
+
+    def begin_segment(self) -> None:
+        """Have the next append begin a segment, if there is a settled event in the one that is appended to.
+
+        So that it can be kept, and read back, though few events come.
+        """
+        newest = next(reversed(tuple(self._appender.segments)), None)
+        if newest is not None and newest.first <= self.done_up_to:
+            self._appender.seal(newest)
+            self._remove_done_segments()
 
     def take_damage(self) -> list[Damage]:
         """Give what was found damaged since the last call."""
@@ -338,11 +368,18 @@ class EventLog:
             segment = self._appender.segments[0]
             self._reader.forget(segment)
             try:
-                segment.path.unlink(missing_ok=True)
+                self._take_away(segment)
             except OSError:
                 return
             del self._appender.segments[0]
             self._written.pop(segment.path, None)
+
+    def _take_away(self, segment: Segment) -> None:
+        if self._keep is not None and segment.first > self._dropped_up_to:
+            with contextlib.suppress(OSError):
+                self._keep(segment.path)
+                return
+        segment.path.unlink(missing_ok=True)
 
     def _has_done_segment(self) -> bool:
         segments = self._appender.segments

@@ -31,11 +31,12 @@ from kong_metering.inbox.ring import HEADER_BYTES, read_header, read_unread
 from kong_metering.inbox.strays import tidy
 from kong_metering.spool import locks
 from kong_metering.spool.free import PART
-from kong_metering.spool.identity import save_identity
+from kong_metering.spool.identity import load_identity, save_identity
 
 if TYPE_CHECKING:
     from kong_metering.inbox.place import Place, RingFile
     from kong_metering.inbox.strays import Stray
+    from kong_metering.spool.delivered import Delivered, Keep
     from kong_metering.spool.identity import QueueIdentity
 
 
@@ -75,11 +76,15 @@ class HeldBack:
 class Pouring:
     """Pours the rings of one place into one spool."""
 
-    def __init__(self, place: Place, root: Path, now_ms: Callable[[], int]) -> None:
-        """Take the place of the rings, the spool's root, which is there, and the wall clock, in milliseconds."""
+    def __init__(self, place: Place, root: Path, now_ms: Callable[[], int], delivered: Delivered | None = None) -> None:
+        """Take the place of the rings, the spool's root, which is there, and the wall clock, in milliseconds.
+
+        `delivered` keeps the segments in which all is delivered; None to keep nothing.
+        """
         self._place = place
         self._root = root
         self._now_ms = now_ms
+        self._delivered = delivered
         self._failed: set[str] = set()
 
     def pour(self) -> Poured:
@@ -165,7 +170,7 @@ class Pouring:
                 poured.left_out += remains.leave_out_known(EventLog.view(directory))
             return
         try:
-            log = EventLog.open(directory)
+            log = EventLog.open(directory, keep=self._keeper(directory))
             try:
                 poured.damage += log.take_damage()
                 poured.left_out += remains.leave_out_known(log)
@@ -176,6 +181,9 @@ class Pouring:
                 log.close()
         finally:
             locks.release(lock)
+
+    def _keeper(self, directory: Path) -> Keep | None:
+        return self._delivered.keeper(directory, load_identity(directory)) if self._delivered else None
 
     def _keep(self, ring: RingFile, data: bytes) -> Path:
         files.make_directory(self._root / DAMAGED)

@@ -6,6 +6,7 @@
     ROOT/proc-PID-RANDOM/KEY/        a queue's log, and `queue.json`, which tells whose it is; `KEY-2` and so on are
                                      further ones of the same queue
     ROOT/proc-PID-RANDOM/KEY/lock    held by the process that adopted the log when the first one was dead; has its pid
+    ROOT/delivered/                  what was delivered, for a while: see `delivered.py`
     ROOT/damaged/proc-PID-RANDOM-KEY-RANDOM/   what is left of a log that is done, but for bytes that nobody could read
 
 Contract: `log_for` is one thread's, everything else another one's, at the same time; `close` comes last. Processes keep
@@ -25,6 +26,7 @@ import secrets
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kong_metering.clock import SystemClock
 from kong_metering.errors import SpoolError, SpoolFormatError
@@ -36,6 +38,9 @@ from kong_metering.spool import locks
 from kong_metering.spool.free import FIXTURES, PART, Finding, FreeLogs, Refused, log_directories, parts
 from kong_metering.spool.identity import QueueIdentity, identity_files, load_identity, save_identity
 from kong_metering.spool.times import SpoolTimes
+
+if TYPE_CHECKING:
+    from kong_metering.spool.delivered import Delivered, Keep
 
 _REMEDIES = {
     errno.EACCES: "let the user that Kong runs as write there, or choose another place with --spool-dir",
@@ -95,11 +100,17 @@ def _anything(_identity: QueueIdentity | None) -> bool:
 class SpoolDirectory:
     """The spool of this process."""
 
-    def __init__(self, root: Path, patience: Patience | None = None, times: SpoolTimes | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        patience: Patience | None = None,
+        times: SpoolTimes | None = None,
+        delivered: Delivered | None = None,
+    ) -> None:
         """Make the directory if need be; the part of this process is made with its first log.
 
         `patience` decides when what the disk does not give counts as lost; `times` knows how the clock was set since
-        others wrote times here.
+        others wrote times here; `delivered` keeps what was delivered, None to keep nothing.
 
         Raises `SpoolError`, which tells why it cannot be and what to do.
         """
@@ -113,6 +124,7 @@ class SpoolDirectory:
         # For all logs, so that it lasts from one try to open a log to the next.
         self._patience = patience or Patience()
         self._allowance = Allowance()
+        self._delivered = delivered
         self._times = times or SpoolTimes(root, SystemClock())
         try:
             _prepare_root(root)
@@ -185,6 +197,7 @@ class SpoolDirectory:
     def reassign(self, held: HeldLog, identity: QueueIdentity) -> HeldLog:
         """Make a log another queue's, on disk too. Raises the system's `OSError`; it is still the first one's then."""
         save_identity(held.directory, identity)
+        held.log.keep_with(self._keeper(held.directory, identity))
         reassigned = HeldLog(held.log, identity, self)
         self._open.add(reassigned)
         self._open.discard(held)
@@ -237,8 +250,17 @@ class SpoolDirectory:
         # All of it for each log, one of a dead process too: nobody knows what was synced.
         part = directory.parent
         sync_first = (*identity_files(directory), directory, part, *files.above(part), *files.above(self.root))
-        log = EventLog.open(directory, sync_first=sync_first, patience=self._patience, allowance=self._allowance)
+        log = EventLog.open(
+            directory,
+            sync_first=sync_first,
+            patience=self._patience,
+            allowance=self._allowance,
+            keep=self._keeper(directory, identity),
+        )
         return HeldLog(log, identity, self)
+
+    def _keeper(self, directory: Path, identity: QueueIdentity | None) -> Keep | None:
+        return self._delivered.keeper(directory, identity) if self._delivered else None
 
     def _new_directory(self, identity: QueueIdentity) -> Path:
         """Make a directory in our part: one of the same queue may still be open, or be on its way out."""

@@ -22,7 +22,8 @@ class SpoolOptions:
     """How the spool is kept; sizes in bytes, times in seconds.
 
     `inbox_directory` is where shared memory is to be had for what is not written yet; None to have it in this process's
-    memory alone.
+    memory alone. `keep_delivered` is for how long what was delivered stays to be read back; `verify_every`, how
+    often that is done here, 0 for never, and `verify_resend`, whether what is missing then is sent again.
     """
 
     directory: Path
@@ -30,6 +31,9 @@ class SpoolOptions:
     max_bytes: int = 1024**3
     max_age: float = 30 * 86_400
     dedupe_window: float = 86_400
+    keep_delivered: float = 0.0
+    verify_every: float = 0.0
+    verify_resend: bool = False
     inbox_directory: Path | None = INBOX_DIRECTORY
 
     @property

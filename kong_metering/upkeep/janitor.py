@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
+import shutil
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,18 +30,21 @@ from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import LOGGER, Once, cause_of, printable, trouble
 from kong_metering.upkeep.freelogs import FreeLog, FreeLogsReport
 from kong_metering.upkeep.guard import guarded
-from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
+from kong_metering.upkeep.retention import bytes_used, forget_delivered, keep_age, keep_bytes
 from kong_metering.upkeep.takeovers import Takeovers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kong_metering.delivery.spooled import Shared, SpooledBacklog
     from kong_metering.eventlog.log import Damage
     from kong_metering.inbox.pouring import Pouring
     from kong_metering.ingest.connections import Connections
     from kong_metering.spool.accepted import Acceptances
+    from kong_metering.spool.delivered import Delivered
     from kong_metering.spool.directory import Adoption, HeldLog
     from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.times import SpoolTimes
+    from kong_metering.spool.times import Record, SpoolTimes
     from kong_metering.stats import Stats
     from kong_metering.upkeep.answering import Answering
     from kong_metering.upkeep.redirection import Redirection
@@ -56,6 +62,8 @@ _IDLE_ROUNDS = 10
 _LETTING_GO_SECONDS = 1.0
 # A write that takes longer is said.
 _HANGING_SECONDS = 5.0
+# What was delivered leaves this part of the spool's bound free on its disk: more than the alert on it asks for.
+_SHARE_LEFT_FREE = 5
 
 
 class Janitor:
@@ -67,6 +75,7 @@ class Janitor:
         writer: Writer,
         pouring: Pouring | None,
         *,
+        delivered: Delivered,
         stats: Stats,
         connections: Connections,
         acceptances: Acceptances,
@@ -79,6 +88,7 @@ class Janitor:
         self._clock = shared.clock
         self._writer = writer
         self._pouring = pouring
+        self._delivered = delivered
         self._stats = stats
         self._connections = connections
         self._acceptances = acceptances
@@ -410,15 +420,19 @@ class Janitor:
         if now < self._bounds_at:
             return
         used = bytes_used(self._root)
-        self._bounds_at = now + (_BOUNDS_SECONDS if used < self._options.max_bytes / 2 else 0)
+        # What others need on this disk goes before what was delivered.
+        short = self._options.max_bytes // _SHARE_LEFT_FREE - _bytes_free(self._root)
+        is_roomy = used < self._options.max_bytes / 2 and short <= 0
+        self._bounds_at = now + (_BOUNDS_SECONDS if is_roomy else 0)
         # On a disk that is read-only just now, dropping events would free nothing.
         excess = used - self._options.max_bytes if os.access(self._root, os.W_OK) else 0
+        clock = self._times.look()
+        excess -= self._forget_delivered(max(excess, int(max(0, short))), clock)
         is_due = now >= self._free_logs_at
         free = self._borrow() if excess > 0 or is_due else []
         try:
             ours = [log for backlog in self.backlogs() for log in backlog.keeping.bounded()]
             logs: list[BoundedLog] = [*free, *ours]
-            clock = self._times.look()
             if clock.is_steady:
                 keep_age(logs, clock.older_than_ms(self._options.max_age))
             keep_bytes(logs, excess)
@@ -427,6 +441,12 @@ class Janitor:
                 self._report.say([log.held for log in free], now)
         finally:
             self._retire([log.held for log in free])
+
+    def _forget_delivered(self, excess: int, clock: Record) -> int:
+        """Keep what was delivered within its bounds, `excess` bytes less; tell how many went."""
+        keep = self._options.keep_delivered
+        oldest_ms = clock.older_than_ms(keep) if keep and clock.is_steady else 0 if keep else sys.maxsize
+        return forget_delivered(self._delivered, oldest_ms, excess)
 
     def _borrow(self) -> list[FreeLog]:
         """Take the logs whose queues are not open here, for a moment."""
@@ -439,3 +459,11 @@ class Janitor:
             for damage in log.take_damage()[0]:
                 self._say_damage(f"found in {log.held.directory}", damage)
         return [FreeLog(log, self._stats) for log in borrowed]
+
+
+def _bytes_free(root: Path) -> float:
+    """Return what the disk has left; infinity where that cannot be told."""
+    try:
+        return shutil.disk_usage(root).free
+    except OSError:
+        return math.inf

@@ -1,8 +1,8 @@
 """What the spool may keep: so many bytes, and nothing older than so long; beyond it the oldest events are dropped.
 
-Contract: on the janitor's thread. Events in logs and dead letters count (dead letters have a bound of their
-own within this one); what damage left in `damaged/` does not. What is dropped is counted and said by the one whose log
-it is.
+Contract: on the janitor's thread. Events in logs, dead letters (which have a bound of their own within this one) and
+what is kept of delivered events count; what damage left in `damaged/` does not. What was delivered goes first. What is
+dropped is counted and said by the one whose log it is.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.errors import DISK_ERRORS
+
+if TYPE_CHECKING:
+    from kong_metering.spool.delivered import Delivered, KeptSegment
 
 # A clock that says less has not been set since the machine started; what was accepted then has no known age.
 _PLAUSIBLE_MS = 1_577_836_800_000  # 2020-01-01
@@ -50,6 +53,22 @@ def bytes_used(root: Path) -> int:
         if path.name != "damaged":
             total += _segment_bytes(path) + sum(_segment_bytes(log) for log in _directories(path))
     return total
+
+
+def forget_delivered(delivered: Delivered, time_ms: int, excess: int) -> int:
+    """Remove what is kept since before this time, and of the rest the oldest until `excess` bytes are free.
+
+    Returns how many bytes went. Raises the system's `OSError`.
+    """
+    going: list[KeptSegment] = []
+    freed = 0
+    for segment in delivered.segments():
+        if segment.kept_ms >= time_ms and freed >= excess:
+            break
+        going.append(segment)
+        freed += segment.size
+    delivered.remove(going)
+    return freed
 
 
 def keep_bytes(logs: Sequence[BoundedLog], excess: int) -> None:

@@ -23,6 +23,7 @@ from kong_metering.inbox.pouring import Pouring
 from kong_metering.log import LOGGER
 from kong_metering.measures import Timings
 from kong_metering.spool.accepted import Acceptances
+from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.options import Sync
 from kong_metering.spool.times import SpoolTimes
 from kong_metering.upkeep.answering import Answering
@@ -65,22 +66,25 @@ class Spooler:
         self._options = options
         self._clock = clock
         timings = timings or Timings()
+        epoch = EpochClock(clock)
         times = SpoolTimes(options.directory, clock)
-        self._holdings = Holdings(options.directory, times)
+        delivered = Delivered(options.directory, epoch.wall_ms)
+        kept = delivered if options.keep_delivered else None
+        self._holdings = Holdings(options.directory, times, kept)
         bell = Bell()
         place = Place(options.inbox_directory, options.directory) if options.inbox_directory else None
         self._inbox = self._opened(place, bell)
         self._writer = Writer(self._inbox, bell, clock, timings.write)
-        epoch = EpochClock(clock)
         self.acceptances = Acceptances(options.directory)
         self._shared = Shared(self._holdings, LetterBox(options, epoch, stats), options, epoch)
         self._numbers = itertools.count(1)
         self._number_of: dict[SpooledBacklog, int] = {}
-        pouring = Pouring(place, options.directory, epoch.wall_ms) if place else None
+        pouring = Pouring(place, options.directory, epoch.wall_ms, kept) if place else None
         self._janitor = Janitor(
             self._shared,
             self._writer,
             pouring,
+            delivered=delivered,
             stats=stats,
             connections=connections,
             acceptances=self.acceptances,

@@ -46,6 +46,7 @@ class Surroundings:
     deaths: int
     spool_bytes: int | None = None
     dead_letter_bytes: int | None = None
+    delivered_bytes: int | None = None
     free_bytes: int | None = None
 
 
@@ -107,6 +108,9 @@ class _Figures(Collector):
             "kong_metering_dead_letters", "Events set aside as dead letters", "reason", lambda one: one.dead_letters
         )
         yield self._by_label("kong_metering_dropped", "Events that were given up", "reason", lambda one: one.dropped)
+        yield self._by_label(
+            "kong_metering_verified", "Delivered events that were read back", "result", lambda one: one.verified
+        )
         yield self._gauge("kong_metering_waiting", "Events that wait for delivery", lambda one: one.waiting)
         yield self._gauge(
             "kong_metering_oldest_waiting_seconds", "Age of the oldest event that waits", lambda one: one.oldest_seconds
@@ -147,6 +151,7 @@ class _Figures(Collector):
             "spool_bytes": ("Bytes of the spool on disk", around.spool_bytes),
             "spool_max_bytes": ("Bytes above which the oldest events are dropped", spool.get("max_bytes")),
             "spool_free_bytes": ("Bytes that the spool's file system has left", around.free_bytes),
+            "spool_delivered_bytes": ("Bytes of delivered events that are kept on disk", around.delivered_bytes),
             "spool_dead_letter_bytes": ("Bytes of the dead letters on disk", around.dead_letter_bytes),
         }
         for name, (meaning, size) in sizes.items():

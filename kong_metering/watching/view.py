@@ -15,7 +15,7 @@ from kong_metering.trial.retrying import Condition
 
 _GRAVITY = {condition.value: index for index, condition in enumerate(Condition)}
 _COUNTS = ("accepted", "adopted", "delivered", "retries", "moved_in", "moved_out", "left")
-_COUNTS_BY_NAME = ("dead_letters", "dropped", "requests")
+_COUNTS_BY_NAME = ("dead_letters", "dropped", "requests", "verified")
 
 
 @dataclass
@@ -37,6 +37,7 @@ class QueueView:
     dead_letters: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
+    verified: Counter[str] = field(default_factory=Counter)
 
     @property
     def key(self) -> str:
@@ -60,6 +61,7 @@ class QueueView:
         self.dead_letters.update(told.get("dead_letters", {}))
         self.dropped.update(told.get("dropped", {}))
         self.requests.update(told.get("requests", {}))
+        self.verified.update(told.get("verified", {}))
 
 
 @dataclass
@@ -122,7 +124,7 @@ class View:
 
     def _add(self, told: Mapping[str, Any]) -> None:
         account = {name: told[name] for name in ("accepted", "adopted", "delivered", "left", "waiting") if name in told}
-        by_reason = {name: told[name] for name in ("dead_letters", "dropped", "skipped") if name in told}
+        by_reason = {name: told[name] for name in ("dead_letters", "dropped", "skipped", "verified") if name in told}
         self.account = added([self.account, account, by_reason])
         self.servers.append(
             ServerView(

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from kong_metering.host.board import State
 from kong_metering.host.figures import published
 from kong_metering.log import LOGGER, cause_of, trouble
 from kong_metering.spool.deadletters import DEAD_LETTERS
+from kong_metering.spool.delivered import DELIVERED
 from kong_metering.watching.continuity import Continuity
 from kong_metering.watching.exposition import Surroundings, exposed
 from kong_metering.watching.page import LastHour, status_page
@@ -68,6 +70,16 @@ def _opened(listen: Listen, watcher: Watcher) -> Web | None:
     return web
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """The bytes of the spool, of its parts, and what its file system has left; None: not known."""
+
+    spool: int | None = None
+    dead_letters: int | None = None
+    delivered: int | None = None
+    free: int | None = None
+
+
 class Watcher:
     """What is known of the servers; `look` and the pages may run on different threads."""
 
@@ -78,7 +90,7 @@ class Watcher:
         self._beats: dict[int, tuple[int, int, float]] = {}
         # Counters as they were each minute, for the last hour.
         self._minutes: deque[tuple[float, View]] = deque(maxlen=_MINUTES + 1)
-        self._sizes: tuple[int | None, int | None, int | None] = (None, None, None)
+        self._sizes = _Sizes()
         self._sized_at = -_SIZES_SECONDS
         self.pages = {
             "/": self._page,
@@ -126,15 +138,16 @@ class Watcher:
             return self._continuity.view()
 
     def _surroundings(self) -> Surroundings:
-        spool_bytes, dead_letter_bytes, free_bytes = self._sizes
+        sizes = self._sizes
         return Surroundings(
             __version__,
             self._serving(),
             len(self._slots),
             self._continuity.deaths,
-            spool_bytes,
-            dead_letter_bytes,
-            free_bytes,
+            sizes.spool,
+            sizes.dead_letters,
+            sizes.delivered,
+            sizes.free,
         )
 
     def _serving(self) -> int:
@@ -167,13 +180,12 @@ def _delivered(view: View) -> Counter[str]:
     return delivered
 
 
-def _sizes(spool: Mapping[str, Any]) -> tuple[int, int, int | None]:
-    """Return the bytes of the spool, of its dead letters, and what its file system has left (None: it is not there)."""
+def _sizes(spool: Mapping[str, Any]) -> _Sizes:
     root = Path(spool["directory"])
     free = None
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(root).free
-    return _bytes_below(root), _bytes_below(root / DEAD_LETTERS), free
+    return _Sizes(_bytes_below(root), _bytes_below(root / DEAD_LETTERS), _bytes_below(root / DELIVERED), free)
 
 
 def _bytes_below(directory: Path) -> int:

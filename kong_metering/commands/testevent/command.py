@@ -18,7 +18,8 @@ from kong_metering.commands.options import json_option
 from kong_metering.commands.output import say, tell
 from kong_metering.commands.testevent.advice import Advice, advice_for
 from kong_metering.commands.testevent.post import EVENT_TYPE, Answer, TestEvent, send
-from kong_metering.commands.testevent.target import TOKEN_VARIABLE, TargetOptions, target_of
+from kong_metering.commands.testevent.target import TargetOptions, target_of
+from kong_metering.commands.tokens import TOKEN_VARIABLE
 from kong_metering.errors import ConfigError
 from kong_metering.quantities import Duration
 from kong_metering.urls import without_credentials

@@ -6,7 +6,6 @@ Contract: a token comes from a file, stdin, a configuration, a variable or a pro
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ from kong_metering.commands.check.files import read_file
 from kong_metering.commands.check.findings import told
 from kong_metering.commands.check.violations import is_reference
 from kong_metering.commands.testevent.post import Target
-from kong_metering.commands.tokens import ask_for_token, read_token
+from kong_metering.commands.tokens import chosen_token, read_token
 from kong_metering.commands.words import shown
 
 if TYPE_CHECKING:
     from kong_metering.commands.check.entities import Plugin
 
-TOKEN_VARIABLE = "KONG_METERING_API_TOKEN"  # noqa: S105 - the name of a variable
 _ENV_VAULT = re.compile(r"\{vault://env/([^/{}?]+)\}")
 _TIMEOUT_MS = 10_000
 
@@ -95,12 +93,7 @@ def _settings_of(plugin: Plugin) -> str:
 def _token(options: TargetOptions, config: Mapping[str, Any], environment: Mapping[str, str]) -> str:
     if options.token_file is not None:
         return read_token(options.token_file)
-    token = _known(config.get("api_token"), environment) or environment.get(TOKEN_VARIABLE)
-    if token:
-        return token
-    if sys.stdin.isatty():
-        return ask_for_token()
-    raise click.UsageError(f"there is no token: set {TOKEN_VARIABLE}, or name a file that holds it with --token-file")
+    return _known(config.get("api_token"), environment) or chosen_token(None, environment)
 
 
 def _known(value: Any, environment: Mapping[str, str]) -> str | None:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from kong_metering_sandbox.collector.connections import ConnectionNames, reset, send_head_only, send_interim
 from kong_metering_sandbox.collector.faults import FaultRule, FaultTable
 from kong_metering_sandbox.collector.ingest import Body, endpoints
+from kong_metering_sandbox.collector.listing import Listing
 from kong_metering_sandbox.collector.records import IngestRequest
 from kong_metering_sandbox.collector.tokens import Tokens, fingerprint
 
@@ -63,7 +64,7 @@ class Ingest:
         verdict = endpoint.judge(request.headers.get("Content-Type"), body, authorized=authorized)
         rule = self._faults.take(body, verdict.answer)
         answer = None if rule.silent else rule.answer(body, verdict.answer, endpoint.dialect)
-        events = verdict.events if rule.stores(answer or verdict.answer) else ()
+        events = rule.spared(verdict.events) if rule.stores(answer or verdict.answer) else ()
         number = None if body.error is not None else len(body.items)
         status = None if answer is None else answer.status
         entry = self._entry(request, received_at, number, status)
@@ -178,7 +179,7 @@ def make_app(store: EventStore) -> web.Application:
     ingest = Ingest(store, faults)
     # OpenMeter sets no limit to a body; a limit is a fault rule here.
     app = web.Application(client_max_size=0)
-    app.add_routes([*ingest.routes(), *Control(store, faults).routes()])
+    app.add_routes([*ingest.routes(), *Listing(store).routes(), *Control(store, faults).routes()])
     app.on_shutdown.append(ingest.stop)
     return app
 

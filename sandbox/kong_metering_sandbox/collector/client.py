@@ -97,6 +97,15 @@ class CollectorClient:
         """Remove all rules."""
         self._send("DELETE", "/faults")
 
+    def set_reading(self, **settings: object) -> None:
+        """Change how reading back behaves: the members of ``listing.Reading``; what is left out is as by default."""
+        self._send("PUT", "/reading", settings)
+
+    def add_customer(self, key: str, *subjects: str) -> None:
+        """Make a customer with this key and these subjects, as OpenMeter's API makes one."""
+        document = {"key": key, "name": key, "usage_attribution": {"subject_keys": list(subjects)}}
+        self._send("POST", "/api/v3/openmeter/customers", document)
+
     def set_tokens(self, tokens: Iterable[str]) -> None:
         """Accept these bearer tokens and no others; with none, accept every request."""
         self._send("PUT", "/tokens", list(tokens))

@@ -18,7 +18,7 @@ from kong_metering_sandbox.collector.dialects import Answer
 from kong_metering_sandbox.collector.validation import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from kong_metering_sandbox.collector.dialects import Dialect
     from kong_metering_sandbox.collector.ingest import Body
@@ -80,6 +80,9 @@ class FaultRule(BaseModel):
       of the answer, in place of its body (a 204 has no body, so it arrives whole).
     - ``hang``: no answer; the connection is reset after so many seconds.
 
+    ``lose``: the events that it picks are lost on the quiet, whatever the answer: as OpenMeter's are, which answers
+    before its Kafka confirms.
+
     ``store`` says whether the events are stored all the same. It defaults to true for an answer of 2xx and to false
     for everything else, and has no say with ``before``, ``in_body`` and ``after_store``.
     """
@@ -98,6 +101,7 @@ class FaultRule(BaseModel):
     times: Annotated[int, Field(ge=1)] | None = None
     chance: Annotated[float, Field(gt=0, le=1)] = 1
     match: FaultMatch | None = None
+    lose: FaultMatch | None = None
     max_events: Annotated[int, Field(ge=0)] | None = None
     max_bytes: Annotated[int, Field(ge=0)] | None = None
     no_index: bool = False
@@ -147,6 +151,11 @@ class FaultRule(BaseModel):
         if self.reset in {"before", "in_body"}:
             return False
         return self.store if self.store is not None else answer.accepted and self.hang is None
+
+    def spared(self, events: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+        """Return the events that are not lost."""
+        lost = self.lose.indexes(events) if self.lose else ()
+        return [event for index, event in enumerate(events) if index not in lost]
 
     @property
     def _has_limit(self) -> bool:

@@ -27,6 +27,16 @@ class StoredEvent:
 
 
 @dataclass(frozen=True)
+class Customer:
+    """Who pays for the usage of some subjects."""
+
+    id: str
+    key: str
+    name: str
+    subjects: list[str]
+
+
+@dataclass(frozen=True)
 class IngestRequest:
     """One request to an ingest path.
 

@@ -7,12 +7,13 @@ totals always agree. With a file, committed rows survive the end of the process.
 from __future__ import annotations
 
 import sqlite3
+import uuid
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from kong_metering_sandbox.collector.records import IngestRequest, Stats, StoredEvent, Usage
+from kong_metering_sandbox.collector.records import Customer, IngestRequest, Stats, StoredEvent, Usage
 from kong_metering_sandbox.collector.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ CREATE TABLE IF NOT EXISTS events (
     received_at REAL NOT NULL, token TEXT, path TEXT NOT NULL,
     UNIQUE (source, id)
 );
+CREATE INDEX IF NOT EXISTS events_by_id ON events (id);
 CREATE TABLE IF NOT EXISTS requests (
     seq INTEGER PRIMARY KEY,
     received_at REAL NOT NULL, path TEXT NOT NULL, content_type TEXT, events INTEGER, status INTEGER, connection TEXT
@@ -33,6 +35,8 @@ CREATE TABLE IF NOT EXISTS requests (
 CREATE TABLE IF NOT EXISTS totals (
     kind TEXT NOT NULL, name TEXT NOT NULL, value INTEGER NOT NULL, PRIMARY KEY (kind, name)
 );
+CREATE TABLE IF NOT EXISTS customers (id TEXT PRIMARY KEY, key TEXT NOT NULL, name TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS attributions (subject TEXT PRIMARY KEY, customer TEXT NOT NULL, is_key INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS tokens (digest TEXT NOT NULL);
 """
 _INSERT_EVENT: Final = """
@@ -56,6 +60,21 @@ SELECT seq, id, source, type, subject, time, data, attributes, received_at, toke
 WHERE seq > :after AND (:subject IS NULL OR subject = :subject) AND (:type IS NULL OR type = :type)
   AND (:source IS NULL OR source = :source)
 ORDER BY seq LIMIT :limit
+"""
+_SELECT_NEWEST: Final = """
+SELECT seq, id, source, type, subject, time, data, attributes, received_at, token, path FROM events
+WHERE seq < :before AND received_at <= :until {} ORDER BY seq DESC LIMIT :limit
+"""
+# What narrows the list down, each only if it is asked for, so that an index serves it.
+_NARROWED: Final = {
+    "ids": "id IN (SELECT value FROM json_each(:ids))",
+    "id_part": "instr(id, :id_part) > 0",
+    "subjects": "subject IN (SELECT value FROM json_each(:subjects))",
+    "types": "type IN (SELECT value FROM json_each(:types))",
+}
+_SELECT_CUSTOMERS: Final = """
+SELECT customers.id, key, name, (SELECT json_group_array(subject) FROM attributions WHERE customer = customers.id
+    AND NOT is_key) FROM customers ORDER BY name, customers.id
 """
 _SELECT_REQUESTS: Final = """
 SELECT received_at, path, content_type, events, status, connection FROM
@@ -102,9 +121,9 @@ class EventStore:
             cursor.executemany(_ADD, [(*total, count) for total, count in totals.items()])
 
     def reset(self) -> None:
-        """Forget all events, requests and totals; the tokens stay."""
+        """Forget all events, requests, totals and customers; the tokens stay."""
         with self._transaction() as cursor:
-            for table in ("events", "requests", "totals"):
+            for table in ("events", "requests", "totals", "customers", "attributions"):
                 cursor.execute(f"DELETE FROM {table}")  # noqa: S608 - the names stand one line above
 
     def events(
@@ -119,6 +138,56 @@ class EventStore:
         """Return events in order of arrival, from the one that follows the sequence number ``after``."""
         wanted = {"subject": subject, "type": type, "source": source, "after": after, "limit": limit}
         return [_stored_event(row) for row in self._connection.execute(_SELECT_EVENTS, wanted)]
+
+    def newest(  # noqa: PLR0913 - the filters of a list
+        self,
+        limit: int,
+        before: int,
+        until: float,
+        *,
+        ids: Sequence[str] | None = None,
+        id_part: str | None = None,
+        subjects: Sequence[str] | None = None,
+        types: Sequence[str] | None = None,
+    ) -> list[StoredEvent]:
+        """Return events that came until then, the newest first, from below the sequence number ``before`` on."""
+        lists = {"ids": ids, "subjects": subjects, "types": types}
+        narrowed: dict[str, str | None] = {"id_part": id_part}
+        narrowed.update(
+            {name: None if values is None else orjson.dumps(values).decode() for name, values in lists.items()}
+        )
+        asked = {name: value for name, value in narrowed.items() if value is not None}
+        select = _SELECT_NEWEST.format("".join(f"AND {_NARROWED[name]} " for name in asked))
+        wanted = {"limit": limit, "before": before, "until": until, **asked}
+        return [_stored_event(row) for row in self._connection.execute(select, wanted)]
+
+    def customers(self) -> list[Customer]:
+        """Return all customers, by name."""
+        rows = self._connection.execute(_SELECT_CUSTOMERS)
+        return [Customer(row[0], row[1], row[2], orjson.loads(row[3])) for row in rows]
+
+    def customer_of(self, subject: str) -> Customer | None:
+        """Return whose a subject is: the customer with that key, or one to which it is attributed."""
+        select = (
+            "SELECT customers.id, key, name FROM attributions JOIN customers ON customers.id = customer "
+            "WHERE subject = ?"
+        )
+        row = self._connection.execute(select, (subject,)).fetchone()
+        return None if row is None else Customer(row[0], row[1], row[2], [])
+
+    def add_customer(self, name: str, key: str, subjects: Sequence[str]) -> Customer | None:
+        """Make a customer; None when its key, or one of the subjects, is somebody's already."""
+        customer = Customer(_new_id(), key, name, list(subjects))
+        attributed = dict.fromkeys(subjects, 0)
+        attributed.setdefault(key, 1)
+        try:
+            with self._transaction() as cursor:
+                cursor.execute("INSERT INTO customers VALUES (?, ?, ?)", (customer.id, key, name))
+                rows = [(subject, customer.id, is_key) for subject, is_key in attributed.items()]
+                cursor.executemany("INSERT INTO attributions VALUES (?, ?, ?)", rows)
+        except sqlite3.IntegrityError:
+            return None
+        return customer
 
     def requests(self, limit: int) -> list[IngestRequest]:
         """Return the newest requests, in order of arrival."""
@@ -164,6 +233,11 @@ class EventStore:
                 cursor.execute("ROLLBACK")
                 raise
             cursor.execute("COMMIT")
+
+
+def _new_id() -> str:
+    """Return an id as OpenMeter's look."""
+    return f"{uuid.uuid4().int:032X}"[:26]
 
 
 def _add_event(cursor: sqlite3.Cursor, row: tuple[object, ...]) -> Iterator[tuple[str, str]]:

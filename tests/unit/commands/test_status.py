@@ -11,6 +11,7 @@ from zlib import crc32
 import pytest
 
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
+from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import FILES, QueueIdentity
 from tests.unit.commands.helpers import (
@@ -18,6 +19,7 @@ from tests.unit.commands.helpers import (
     NOW,
     OTHER,
     PLUGIN,
+    QUEUE,
     dead_letters,
     event,
     holder,
@@ -259,3 +261,15 @@ def test_a_log_that_vanishes_meanwhile_is_no_error(root: Path, monkeypatch: pyte
     log.directory.rmdir()
     monkeypatch.setattr("kong_metering.commands.logs.survey", lambda _: found)
     assert run_json(root, "status")["queues"] == []
+
+
+def test_what_is_kept_of_delivered_events_is_told(root: Path) -> None:
+    spool = SpoolDirectory(root, delivered=Delivered(root, lambda: NOW))
+    held = spool.log_for(QUEUE)
+    held.log.append([event(1)], NOW)
+    held.log.done(1)
+    spool.close()
+    told = run_json(root, "status")["delivered"]
+    assert (told["segments"], told["verified"]) == (1, 0)
+    assert told["bytes"] > len(event(1))
+    assert "of delivered events kept since" in run(root, "status", width=200).output

@@ -245,3 +245,30 @@ def test_bounds_are_kept_while_the_queue_delivers(process: ProcessMaker, root: P
     assert account.delivered + sum(account.dropped.values()) == 300
     assert it.endpoint.delivered == sorted(set(it.endpoint.delivered))
     assert on_disk(root) == []
+
+
+def test_what_was_delivered_goes_before_what_waits(process: ProcessMaker, root: Path) -> None:
+    it = process(max_bytes=10 * MIB, keep_delivered=3600.0).open(max_batch_size=10)
+    put_one_by_one(it, large(84))
+    it.process.settle()
+    wait_until(lambda: delivered_bytes(root) > 4 * MIB, "a segment is kept")
+    it.endpoint.decide = lambda _: DOWN
+    put_one_by_one(it, large(80, 84))
+    wait_until(lambda: bytes_used(root) <= 10 * MIB, "the spool is within its bound")
+    it.process.wait_for_a_round()
+    assert it.process.account().dropped == {}
+    assert it.queue.waiting == 80
+
+
+def test_what_was_delivered_goes_when_it_is_old(process: ProcessMaker, root: Path) -> None:
+    it = process(keep_delivered=3600.0).open(max_batch_size=10)
+    put_one_by_one(it, large(84))
+    it.process.settle()
+    wait_until(lambda: delivered_bytes(root) > 4 * MIB, "a segment is kept")
+    it.process.clock.advance(3601)
+    it.process.spooler._janitor._bounds_at = 0.0
+    wait_until(lambda: delivered_bytes(root) == 0, "nothing is kept any more")
+
+
+def delivered_bytes(root: Path) -> int:
+    return sum(path.stat().st_size for path in root.glob("delivered/*/*.seg"))

@@ -49,6 +49,8 @@ FLAGS = {
     "--spool-max-bytes": "500M",
     "--spool-max-age": "7d",
     "--dedupe-window": "32d",
+    "--keep-delivered": "7h",
+    "--verify-every": "10m",
     "--metrics-listen": "127.0.0.1:9542",
 }
 # What stands for the values of those that are not just text.
@@ -59,6 +61,8 @@ MEANINGS: dict[str, object] = {
     "--spool-max-bytes": 500 * 1024**2,
     "--spool-max-age": 604_800.0,
     "--dedupe-window": 2_764_800.0,
+    "--keep-delivered": 25_200.0,
+    "--verify-every": 600.0,
     "--metrics-listen": Listen("127.0.0.1", 9542),
 }
 
@@ -128,7 +132,7 @@ def test_version_and_help_are_printed_and_nothing_is_served(capsys: pytest.Captu
     for flag in (*FLAGS, "--dump", "--verbose", "--version", "--no-lua-style", "--gevent", "--multiprocessing"):
         assert flag in explained.stdout
     assert set(re.findall(r"\[env var: (KONG_METERING_[A-Z_]+)[];]", " ".join(explained.stdout.split()))) == {
-        variable_of(flag) for flag in (*FLAGS, "--no-spool", "--protocol")
+        variable_of(flag) for flag in (*FLAGS, "--no-spool", "--verify-resend", "--protocol")
     }
 
 

@@ -1,0 +1,111 @@
+"""The events of a spool that need not be delivered any more, and those that still need it; seen beside its processes.
+
+Contract: nothing is changed, and no lock is taken. What was settled is read from living logs first and from what is
+kept next, so that a segment that is moved meanwhile is seen once, and not twice. What cannot be read is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import orjson
+
+from kong_metering.errors import DISK_ERRORS, SpoolFormatError
+from kong_metering.eventlog.format import StoredEvent, decode_position, segment_first
+from kong_metering.eventlog.log import POSITION, EventLog
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
+from kong_metering.spool.delivered import Delivered, is_first_owner, read_segment
+from kong_metering.spool.directory import survey
+from kong_metering.spool.identity import QueueIdentity
+
+IsMeant = Callable[[QueueIdentity], bool]
+# A part, a log in it, and the first number of a segment.
+_Name = tuple[str, str, int]
+_READ_EVENTS, _READ_BYTES = 1000, 4 * 1024 * 1024
+
+
+def settled_queues(root: Path) -> set[QueueIdentity]:
+    """Return the queues of which there may be settled events. Raises `SpoolError`, and the system's `OSError`."""
+    living = {found.identity for found in survey(root) if found.identity}
+    return living | {queue.identity for queue in _kept(root).queues()}
+
+
+def settled_events(root: Path, is_meant: IsMeant, since_ms: int = 0) -> Iterator[StoredEvent]:
+    """Go through the settled events of the queues that are meant.
+
+    Leaves out segments that were settled as a whole before `since_ms`. Raises `SpoolError`, and the system's `OSError`.
+    """
+    seen: dict[_Name, int] = {}
+    for found in survey(root):
+        if found.identity and is_meant(found.identity) and is_first_owner(found.directory, found.identity):
+            yield from _settled_in(found.directory, seen)
+    for queue in _kept(root).queues():
+        if not is_meant(queue.identity):
+            continue
+        for segment in queue.segments():
+            after = seen.get((segment.part, segment.log, segment.first), 0)
+            if segment.kept_ms >= since_ms:
+                yield from (event for event in _readable(segment.path, segment.first) if event.sequence > after)
+
+
+def waiting_events(root: Path, is_meant: IsMeant) -> Iterator[StoredEvent]:
+    """Go through the events that wait in the logs of the queues that are meant. Raises `SpoolError`."""
+    for found in survey(root):
+        if found.identity is None or not is_meant(found.identity):
+            continue
+        with contextlib.suppress(*DISK_ERRORS), contextlib.closing(EventLog.view(found.directory)) as view:
+            after = 0
+            while events := view.read(after, _READ_EVENTS, _READ_BYTES):
+                yield from events
+                after = events[-1].sequence
+
+
+def still_here(root: Path, ids: Collection[str], is_meant: IsMeant) -> set[str]:
+    """Return which of these events still wait, or are dead letters. Raises `SpoolError`, and the system's `OSError`."""
+    here: set[str] = set()
+    letters = DeadLetters(root / DEAD_LETTERS)
+    for stored in letters.letters() if letters.directory.is_dir() else ():
+        if stored.letter.event and (event_id := id_of(stored.letter.event)) in ids:
+            here.add(event_id)
+    for event in waiting_events(root, is_meant):
+        if (event_id := id_of(event.payload)) in ids:
+            here.add(event_id)
+    return here
+
+
+def id_of(event: bytes) -> str:
+    """Return an event's id; empty if it has none."""
+    try:
+        event_id = orjson.loads(event)["id"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return event_id if isinstance(event_id, str) else ""
+
+
+def _settled_in(log: Path, seen: dict[_Name, int]) -> Iterator[StoredEvent]:
+    try:
+        position = decode_position((log / POSITION).read_bytes())
+        names = sorted(path.name for path in log.iterdir())
+    except (OSError, SpoolFormatError):
+        return
+    done = position[0].done if position else 0
+    for name in names:
+        first = segment_first(name)
+        if first is None or first > done:
+            continue
+        for event in _readable(log / name, first):
+            if event.sequence > done:
+                break
+            seen[log.parent.name, log.name, first] = event.sequence
+            yield event
+
+
+def _readable(path: Path, first: int) -> Iterator[StoredEvent]:
+    with contextlib.suppress(OSError, SpoolFormatError):
+        yield from read_segment(path, first)
+
+
+def _kept(root: Path) -> Delivered:
+    return Delivered(root, lambda: 0)
