@@ -12,6 +12,7 @@ from dataclasses import dataclass
 INSTANCE = "metering"
 SUBJECT_HEADER = "x-tenant-id"
 REFUSED = "initech"
+LOST = "umbrella"
 SECRET = "om-token"  # noqa: S105 - its name
 REFERENCE = f"{{vault://file/{SECRET}}}"
 ROTATED = "om_rotated"
@@ -22,6 +23,7 @@ _WRONG = "The token is wrong, the URL is wrong (401, 403, 404, 3xx, or 400 to ev
 _ONE_EVENT = (
     "The endpoint fails because of one event, in whatever way (400, 413, 403 of a firewall, 500, a reset, a hang)"
 )
+_LOST = "OpenMeter answers 2xx and loses the events (its Kafka was down)"
 _NO_ANSWER = "An answer does not come"
 _KILLED = "The plugin server is killed, or runs out of memory"
 _KONG = "Kong stops, reloads or crashes"
@@ -30,7 +32,7 @@ _BYTES = "A client sends bytes that are not UTF-8, hundreds of headers, a blank 
 _ROTATED = "A token is rotated in a vault"
 _BUG = "The plugin has a bug"
 _UNUSABLE = "A configuration cannot be used"
-_ROWS = (_DOWN, _WRONG, _ONE_EVENT, _NO_ANSWER, _KILLED, _KONG, _DISK, _BYTES, _ROTATED, _BUG, _UNUSABLE)
+_ROWS = (_DOWN, _WRONG, _ONE_EVENT, _LOST, _NO_ANSWER, _KILLED, _KONG, _DISK, _BYTES, _ROTATED, _BUG, _UNUSABLE)
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,13 @@ def _of_the_endpoint(at: Addresses) -> Iterator[Trouble]:
         _ONE_EVENT,
         _fault(at, f'{{"match": {{"subject": "{REFUSED}"}}, "status": 400}}'),
         f"requests of {REFUSED} become `dead_letters` in `curl {at.control}/status`, all others arrive",
+        well,
+    )
+    yield Trouble(
+        _LOST,
+        _fault(at, f'{{"lose": {{"subject": "{LOST}"}}}}'),
+        f"requests of {LOST} are `delivered` in `curl {at.control}/status`, and not in `curl {at.collector}/usage`: "
+        "`kong-metering verify` finds them",
         well,
     )
     yield Trouble(

@@ -199,6 +199,18 @@ def test_one_event_that_the_endpoint_refuses(sandbox: Sandbox) -> None:
     assert refused not in sandbox.arrived
 
 
+def test_events_that_are_lost_after_a_2xx(sandbox: Sandbox) -> None:
+    way = the_way(sandbox, "OpenMeter answers 2xx and loses")
+    sandbox.run(way.curl)
+    before = sandbox.status["delivered"]
+    lost = sandbox.ask("umbrella")
+    sandbox.wait(lambda: sandbox.status["delivered"] > before, "it is delivered")
+    sandbox.run(way.ending)
+    sandbox.wait_for([sandbox.ask()])
+    assert lost not in sandbox.arrived
+    assert sandbox.usage("umbrella") == 0
+
+
 def test_an_answer_that_does_not_come(sandbox: Sandbox) -> None:
     sandbox.run(the_way(sandbox, "An answer does not come").curl)
     number = sandbox.ask("hooli")
