@@ -20,6 +20,7 @@ return {
               type = "string",
               referenceable = true,
               match = "^https?://[^%s/?#]+[^%s]*$",
+              err = "expected a URL such as https://us.api.konghq.com/v3/openmeter/events",
               required = true,
               description = "URL that the events are posted to: Konnect Metering & Billing, or an OpenMeter of yours.",
             },
@@ -163,7 +164,11 @@ return {
           {
             allow_status_codes = {
               type = "array",
-              elements = { type = "string", match = "^[0-9][0-9][0-9]%-[0-9][0-9][0-9]$" },
+              elements = {
+                type = "string",
+                match = "^[0-9][0-9][0-9]%-[0-9][0-9][0-9]$",
+                err = "expected a range of status codes such as 200-299, or 404-404 for one",
+              },
               description = "Ranges of response status codes, such as 200-299; only requests answered with one of them are metered. Unset or empty: all are.",
             },
           },
