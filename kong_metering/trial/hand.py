@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -135,10 +134,7 @@ class Hand(Generic[T]):
         self.recall_named()
         self.recall_suspects()
         for part in self.line:
-            part.suspicion = part.seen = part.passes_then = None
-            part.failures = part.refusals = 0
-            part.is_searched = False
-            part.not_before = -math.inf
+            part.acquit()
         self.join(size)
 
     def forget(self, parts: Sequence[Part[T]]) -> None:

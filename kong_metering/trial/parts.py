@@ -42,6 +42,13 @@ class Part(Generic[T]):
     passes_then: int | None = None
     suspicion: Suspicion | None = field(default=None, repr=False)
 
+    def acquit(self) -> None:
+        """Forget how it fared, but for whether it may have arrived."""
+        self.suspicion = self.seen = self.passes_then = None
+        self.failures = self.refusals = 0
+        self.is_searched = False
+        self.not_before = -math.inf
+
     def pick(self, indexes: Sequence[int]) -> Part[T]:
         """Return a part of some of its events, with its history but for the failures."""
         return self._with([self.items[index] for index in indexes], [self.places[index] for index in indexes])

@@ -126,7 +126,8 @@ class Trial(Generic[T]):
             self._delivered(part, now, answered)
         elif part.generation != self._turns.generation:
             part.may_have_arrived |= outcome.may_have_arrived(answer)
-            part.suspicion = None
+            # What was seen of others before the configuration changed is no measure any more.
+            part.acquit()
             self._hand.line.add(part)
         else:
             self._failed(part, answer, now, answered)
