@@ -14,6 +14,8 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 from kong_metering.eventlog.format import Mark
@@ -193,7 +195,7 @@ class MemorySource:
                 self._sent.pop(each.number, None)
                 settled += self._in_flight.pop(each.number, None) is not None
                 self._moved.pop(each.number, None)
-        return settled + sum(entry.source.settle([entry]) for entry in moved)
+        return settled + _settle_there(moved)
 
     def _moved_of(self, entries: Sequence[Entry]) -> list[Entry]:
         return [self._moved[each.number] for each in entries if each.number in self._moved] if self._moved else []
@@ -228,8 +230,7 @@ class MemorySource:
                 self._sent.pop(number, None)
         for entry, time_ms in marks:
             entry.source.mark_sent([entry], time_ms, anyhow=True)
-        for entry in settled:
-            entry.source.settle([entry])
+        _settle_there(settled)
 
     def take_out(self) -> list[bytes]:
         """Give all events away that are in memory alone, in order; nobody may hold any of them."""
@@ -251,3 +252,16 @@ class MemorySource:
             self._in_flight.clear()
             self._waiting_bytes = 0
         return left
+
+
+def _settle_there(entries: Sequence[Entry]) -> int:
+    """Settle entries in their logs, all of them, and then raise what a log has raised: it has let them go even so."""
+    settled, error = 0, None
+    for source, there in groupby(entries, attrgetter("source")):
+        try:
+            settled += source.settle(list(there))
+        except OSError as raised:
+            error = raised
+    if error is not None:
+        raise error
+    return settled

@@ -124,8 +124,10 @@ class Evidence:
 
         It is the share of what got through that had failed before: an outage counts once, however long it was.
         """
-        # A request that got through after failures may have ended the trouble of others, too: that counts as two.
-        return min(1.0, self._recent_troubled / (self._recent_passes + 1))
+        # A request that got through after failures may have ended the trouble of others, too: that counts as two. But
+        # no endpoint is taken for one that always fails: then a bad event would be tried for ever.
+        passes = self._recent_passes + 1
+        return min(passes / (passes + 1), self._recent_troubled / passes)
 
     def is_plausible(self, run: int, chance: float = CONSPICUOUS_CHANCE) -> bool:
         """Return whether good events fail so often in a row now and then, as far as was seen."""

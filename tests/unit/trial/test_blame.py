@@ -175,10 +175,24 @@ def test_the_trouble_of_many_that_one_request_ends_counts_once() -> None:
     assert evidence.seen == Seen(passes=1, failures=5000)
 
 
-def test_a_share_of_failures_is_one_at_most() -> None:
+def test_a_share_of_failures_is_less_than_one() -> None:
     evidence = Evidence()
     for place in range(1000):
         evidence.shelve([place], 1, 0)
         evidence.passed([place], 1, 0)
-    assert evidence.failure_share == 1.0
-    assert evidence.is_plausible(100_000)
+    assert 0.99 < evidence.failure_share < 1.0
+    assert evidence.is_plausible(1000)
+
+
+def test_no_endpoint_is_taken_for_one_that_always_fails() -> None:
+    """A bad event would be tried for ever, and hold all others."""
+    evidence = Evidence()
+    for place in range(2):
+        evidence.passed([place], failures=1, refusals=0)
+        evidence.shelve([10 + place, 20 + place], failures=1, refusals=0)
+        evidence.passed([10 + place], failures=0, refusals=0)
+        evidence.passed([20 + place], failures=1, refusals=0)
+    evidence.shelve([30], failures=3, refusals=0)
+    evidence.passed([30], failures=3, refusals=0)
+    assert evidence.failure_share < 1
+    assert not evidence.is_plausible(1000)
