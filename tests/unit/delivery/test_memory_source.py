@@ -19,7 +19,7 @@ class UnsavedLog:
     def __init__(self) -> None:
         self.settled: list[bytes] = []
 
-    def append(self, events: Sequence[bytes], now_ms: int, now: float) -> None:
+    def append(self, events: Sequence[bytes], now_ms: int, now: float) -> None:  # noqa: ARG002 - as a log
         assert not events
 
     def append_in_flight(self, events: Sequence[bytes], now_ms: int) -> list[Entry]:
