@@ -10,7 +10,8 @@ What must hold:
 - An event comes again after the endpoint took it only if it may not have been noted before its sender was killed: it
   was answered less than `NOTING_SECONDS` before, or one that was put before it was not settled (a log's position is a
   number: what stands behind an event that waits comes again with it).
-- Where a queue has an order, each process's events arrive for the first time in the order in which they were put.
+- Where a queue has an order, each process's events arrive for the first time in the order in which they were put, but
+  for `MOST_AHEAD` that may be tried ahead of others while nothing gets through.
 - Only what the endpoint refuses is a dead letter; nothing waits in the end; nothing unreadable came.
 """
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 NOTING_SECONDS = 1.0
 # How long after a process's first event its logs may still be in the making.
 STARTING_SECONDS = 0.1
+# One event further behind is tried while nothing gets through, one more after a minute, and after an hour.
+MOST_AHEAD = 3
 _NEVER = float("inf")
 
 
@@ -228,9 +231,10 @@ def _settled_at(arrivals: Sequence[Arrival]) -> float:
 
 
 def _out_of_order(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) -> Iterator[str]:
-    newest: dict[tuple[str, int], int] = {}
+    arrived: dict[tuple[str, int], list[int]] = defaultdict(list)
     for name in sorted(by_name, key=lambda name: (by_name[name][0].start, by_name[name][0].place)):
-        log = name.process, name.queue
-        if name.number < newest.get(log, -1) and name.queue not in evidence.unordered:
-            yield f"{name.id} arrived after {newest[log]}"
-        newest[log] = max(name.number, newest.get(log, -1))
+        before = arrived[name.process, name.queue]
+        ahead = before[bisect.bisect(before, name.number) :]
+        if len(ahead) > MOST_AHEAD and name.queue not in evidence.unordered:
+            yield f"{name.id} arrived after {len(ahead)} newer ones, {ahead[-1]} among them"
+        bisect.insort(before, name.number)

@@ -153,11 +153,13 @@ def test_the_first_that_comes_again_is_found_though_those_behind_it_may() -> Non
     assert found == ["a0.0.1, taken 38900 ms before the SIGKILL of a0"]
 
 
-def test_an_event_that_arrives_first_behind_a_later_one_is_out_of_order() -> None:
-    swapped = [*FIVE[:3], arrival(4, 63.0), arrival(3, 64.0)]
-    assert wrong(evidence(swapped)) == {"out of order": ["a0.0.3 arrived after 4"]}
-    assert not wrong(evidence(swapped, unordered=frozenset({0})))
-    assert not wrong(evidence([*FIVE[:3], arrival(3, 62.5, fate=Fate.FAILED), arrival(4, 63.0), arrival(3, 64.0)]))
+def test_an_event_that_arrives_first_behind_more_than_may_be_tried_ahead_is_out_of_order() -> None:
+    late = [*(arrival(number, 60.0 + number) for number in range(1, 5)), arrival(0, 65.0)]
+    assert wrong(evidence(late)) == {"out of order": ["a0.0.0 arrived after 4 newer ones, 4 among them"]}
+    assert not wrong(evidence(late, unordered=frozenset({0})))
+    assert not wrong(evidence([arrival(0, 59.0, fate=Fate.FAILED), *late]))
+    few = [arrival(0, 60.0), *(arrival(number, 60.0 + number) for number in range(2, 5)), arrival(1, 65.0)]
+    assert not wrong(evidence(few))
 
 
 def test_a_dead_letter_of_an_event_that_nobody_refuses_is_found() -> None:
