@@ -7,6 +7,7 @@ Contract: `Web.serve` answers on threads of its own, `_MOST_AT_ONCE` at a time; 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -134,9 +135,6 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the standard library's signature
         """Log nothing: a scrape each few seconds is no news."""
 
-    def address_string(self) -> str:
-        return "client"
-
 
 def _index(server: _Server) -> bytes:
     return f"nothing is here; there is {', '.join(server.pages)}\n".encode()
@@ -146,11 +144,11 @@ def _make_way(path: Path) -> None:
     """Remove a socket that nobody listens at. Raises `OSError` when somebody does, or it is no socket."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(17, "is there, and no socket", str(path))
+            raise FileExistsError(errno.EEXIST, "is there, and no socket", str(path))
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(str(path))
             except ConnectionRefusedError:
                 path.unlink()
             else:
-                raise OSError(98, "somebody else listens there", str(path))
+                raise OSError(errno.EADDRINUSE, "somebody else listens there", str(path))
