@@ -116,9 +116,9 @@ def cause_of_silence(error: OSError | ValueError, timeout: float) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {timeout:g} s"
     if isinstance(error, FileNotFoundError):
-        return "there is no socket"
+        return "there is no socket; was a server started there? -p, --socket-name and --socket name another place"
     if isinstance(error, ConnectionRefusedError):
-        return "nobody listens"
+        return "nobody listens; the server has ended, and its log says why"
     if isinstance(error, PermissionError):
         return "this user may not connect; ask as the server's user, or as root"
     return getattr(error, "strerror", None) or str(error)
