@@ -82,10 +82,14 @@ def test_events_that_wait_for_an_endpoint_that_fails_are_told_and_no_illness(pre
 
 def test_no_server_is_said(prefix: Path) -> None:
     path = prefix / "metering-and-billing.sock"
-    assert health("-p", str(prefix)) == (1, f"does not serve: {path}: there is no socket")
+    remedy = "was a server started there? -p, --socket-name and --socket name another place"
+    assert health("-p", str(prefix)) == (1, f"does not serve: {path}: there is no socket; {remedy}")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    assert health("-p", str(prefix)) == (1, f"does not serve: {path}: nobody listens")
+    assert health("-p", str(prefix)) == (
+        1,
+        f"does not serve: {path}: nobody listens; the server has ended, and its log says why",
+    )
 
 
 def test_a_server_that_stands_still_is_said(prefix: Path) -> None:
