@@ -32,6 +32,7 @@ STEADY_SECONDS = 600.0
 # By more than this it was set; NTP slews what is less.
 _SET_MS = 60_000
 _SAVE_SECONDS = 60.0
+_ONE_MOMENT_SECONDS = 1.0
 _MAX_SETTINGS = 32
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -135,8 +136,16 @@ class SpoolTimes:
         return self._seen(self._newest())
 
     def _seen(self, before: Record | None) -> Record:
-        reading = Reading(self._boot, self._clock.since_boot(), int(self._clock.wall() * 1000))
+        reading = self._read_clocks()
         return before.seen_at(reading) if before else Record(reading, reading.since_boot)
+
+    def _read_clocks(self) -> Reading:
+        """Read both clocks at one moment: a process that is stopped between them would take its pause for a setting."""
+        while True:
+            since_boot = self._clock.since_boot()
+            wall_ms = int(self._clock.wall() * 1000)
+            if self._clock.since_boot() - since_boot < _ONE_MOMENT_SECONDS:
+                return Reading(self._boot, since_boot, wall_ms)
 
     def _newest(self) -> Record | None:
         written, known = _read(self._root / CLOCK), self._known

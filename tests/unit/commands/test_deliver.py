@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -229,6 +230,8 @@ def test_json_tells_who_holds_the_rest(root: Path, queue: QueueIdentity, deliver
 def test_a_holder_in_another_container_is_told_as_one(root: Path, queue: QueueIdentity, deliver: Deliver) -> None:
     with holder(root, queue) as pid:
         (part,) = root.glob("proc-*")
+        # It would miss its directory at the next segment.
+        os.kill(pid, signal.SIGSTOP)
         # As it looks from outside: its name has an id that is nobody's here.
         part.rename(root / part.name.replace(f"proc-{pid}-", "proc-4194999-"))
         result = run(root, *deliver("--wait", "1s"), width=300)

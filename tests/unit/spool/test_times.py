@@ -118,6 +118,27 @@ def test_one_beside_a_process_that_was_faster_notes_it_once(tmp_path: Path) -> N
         assert [len(record.settings) for record in records] == [int(step >= 25)] * 2
 
 
+class PausedBetween(FakeClock):
+    """Clocks of a process that is stopped for an hour, once, between reading one of them and the other."""
+
+    pause = 0.0
+
+    def wall(self) -> float:
+        self.advance(self.pause)
+        self.pause = 0.0
+        return super().wall()
+
+
+def test_a_process_that_is_stopped_while_it_reads_the_clocks_does_not_think_that_one_was_set(tmp_path: Path) -> None:
+    clock = PausedBetween()
+    times = SpoolTimes(tmp_path, clock, lambda: "one")
+    times.look()
+    clock.advance(STEADY_SECONDS)
+    clock.pause = 3600.0
+    record = times.look()
+    assert (record.settings, record.is_steady) == ((), True)
+
+
 @pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b'{"at": 1}', b"\xff"])
 def test_damage_to_the_file_costs_what_stood_there(tmp_path: Path, garbage: bytes) -> None:
     clock = FakeClock()
