@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from tests.support.clock import FakeClock
     from tests.support.loglines import LogLines
 
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 60.0
 
 Decide = Callable[[list[bytes]], Outcome]
 
