@@ -1,7 +1,7 @@
 """The queue of one plugin entity for one endpoint: events come in from the log phase, and leave in batches.
 
 Contract: `put` may be called from any thread; it never waits for the network or the disk. Couriers call `step`, as many
-at a time as `width` says, when `wake` has called them; a queue has no thread of its own. A trial (`trial.py`) decides
+at a time as `width` says, when `wake` has called them; a queue has no thread of its own. A trial (`trial/`) decides
 what is sent and whose fault a failure is, and `delivering.py` carries that out.
 
 Events leave in the order in which they came, at most `max_batch_size` at a time, `max_coalescing_delay` after the first
