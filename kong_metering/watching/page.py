@@ -8,18 +8,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from kong_metering.watching.words import ago, duration, stalled_threads, standing
+
 if TYPE_CHECKING:
     from kong_metering.watching.exposition import Surroundings
     from kong_metering.watching.view import QueueView, View
 
-CONDITIONS = {
-    "works": "takes events",
-    "fails_at_times": "fails at times",
-    "nothing_gets_through": "takes nothing",
-    "breaker_open": "takes nothing, the circuit breaker is open",
-}
 REFRESH_SECONDS = 5
-_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
@@ -51,7 +46,7 @@ def status_page(view: View, around: Surroundings, hour: LastHour, now: float) ->
         if view.queues
         else "<p>No plugin has been started yet: Kong starts one with its first metered request.</p>",
         f"<h2>Requests, last {duration(hour.seconds)}</h2>",
-        _table(_REQUEST_HEADS, _request_rows(view, hour)),
+        _table(_REQUEST_HEADS, _request_rows(view, hour, now)),
     ]
     if view.waiting_for_instances:
         body += [
@@ -69,18 +64,6 @@ def status_page(view: View, around: Surroundings, hour: LastHour, now: float) ->
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>'.encode()
 
 
-def duration(seconds: float) -> str:
-    """Write a time as people say it: its two largest units."""
-    whole = int(seconds)
-    if whole < _MINUTE:
-        return f"{whole} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min"
-    if whole < _DAY:
-        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
-    return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
-
-
 _QUEUE_HEADS = (
     "plugin",
     "endpoint",
@@ -93,7 +76,7 @@ _QUEUE_HEADS = (
     "#dropped",
     "last failure",
 )
-_REQUEST_HEADS = ("plugin", "#metered", "not metered, by reason", "#events delivered")
+_REQUEST_HEADS = ("plugin", "last request", "#metered", "not metered, by reason", "#events delivered")
 
 
 def _summary(view: View, around: Surroundings) -> str:
@@ -102,6 +85,8 @@ def _summary(view: View, around: Surroundings) -> str:
     words = [_mark(servers, "good" if is_whole else "bad")]
     if around.deaths:
         words.append(_mark(f"{around.deaths} ended and were replaced", "bad"))
+    if stalled := stalled_threads(view):
+        words.append(_mark(f"delivery is not alive: {', '.join(stalled)} stalled", "bad"))
     words.append(f"{view.waiting:,} events wait")
     if around.spool_bytes is not None and view.spool:
         most = view.spool.get("max_bytes") or 0
@@ -115,27 +100,23 @@ def _worst_first(queues: Iterable[QueueView]) -> list[QueueView]:
 
 
 def _queue_row(queue: QueueView, now: float) -> list[str]:
-    condition = CONDITIONS.get(queue.condition, queue.condition)
-    if queue.next_try_in_seconds:
-        condition += f", next try in {duration(queue.next_try_in_seconds)}"
-    if queue.disk == "refuses":
-        condition += "; the disk refuses events, they wait in memory"
+    told = standing(queue)
     failure = queue.last_failure
     return [
         _text(queue.name),
         _text(queue.endpoint),
-        f"<td>{_mark(condition, 'good' if queue.condition == 'works' and queue.disk != 'refuses' else 'bad')}</td>",
+        f"<td>{_mark(told.words, 'good' if told.is_well else 'bad')}</td>",
         _number(queue.waiting),
         _text(duration(queue.oldest_seconds) if queue.waiting else ""),
         _number(queue.counts["delivered"]),
-        _text(_ago(now, queue.delivered_at)),
+        _moment(now, queue.delivered_at),
         _number(queue.dead_letters.total(), is_bad=True),
         _number(queue.dropped.total(), is_bad=True),
-        _text(f"{failure['reason']} ({_ago(now, failure['at'])})" if failure else ""),
+        _text(f"{failure['reason']} ({ago(now, failure['at'])})" if failure else ""),
     ]
 
 
-def _request_rows(view: View, hour: LastHour) -> list[list[str]]:
+def _request_rows(view: View, hour: LastHour, now: float) -> list[list[str]]:
     rows = []
     for entity, plugin in view.plugins.items():
         requests = hour.requests.get(entity, {})
@@ -143,6 +124,7 @@ def _request_rows(view: View, hour: LastHour) -> list[list[str]]:
         rows.append(
             [
                 _text(plugin.name),
+                _moment(now, plugin.last_request_at),
                 _number(requests.get("metered", 0)),
                 _text(", ".join(f"{count:,} {name}" for name, count in skipped.items())),
                 _number(hour.delivered.get(entity, 0)),
@@ -157,16 +139,16 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table><tr>{columns}</tr>{lines}</table>"
 
 
-def _ago(now: float, moment: float | None) -> str:
-    return "" if moment is None else f"{duration(max(0.0, now - moment))} ago"
-
-
 def _mark(words: str, kind: str) -> str:
     return f"<span class={kind}>{html.escape(words)}</span>"
 
 
 def _text(words: str) -> str:
     return f"<td>{html.escape(words)}</td>"
+
+
+def _moment(now: float, moment: float | None) -> str:
+    return _text("never" if moment is None else ago(now, moment))
 
 
 def _number(number: int, *, is_bad: bool = False) -> str:

@@ -1,21 +1,18 @@
 """The process that tells those who watch; beside the servers, so that nobody who looks slows an answer to Kong.
 
 Contract: `watch` runs in a process of its own, forked by the supervisor, until SIGTERM or the supervisor's death. It
-reads what the servers show about once a second, and what the spool takes on disk each ten seconds; it changes nothing.
+reads what the servers show about once a second, and waits for no disk; it changes nothing.
 While the address is taken, as by the process before at a reload, it tries again each second, and says so once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import signal
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +21,10 @@ from kong_metering import __version__
 from kong_metering.host.board import State
 from kong_metering.host.figures import published
 from kong_metering.log import LOGGER, cause_of, trouble
-from kong_metering.spool.deadletters import DEAD_LETTERS
-from kong_metering.spool.delivered import DELIVERED
 from kong_metering.watching.continuity import Continuity
 from kong_metering.watching.exposition import Surroundings, exposed
 from kong_metering.watching.page import LastHour, status_page
+from kong_metering.watching.sizes import SpoolSizes
 from kong_metering.watching.view import View
 from kong_metering.watching.web import Answer, Web
 
@@ -37,7 +33,6 @@ if TYPE_CHECKING:
     from kong_metering.quantities import Listen
 
 _ROUND_SECONDS = 1.0
-_SIZES_SECONDS = 10.0
 _MINUTE_SECONDS = 60.0
 _MINUTES = 60
 # A loop that has not come round for so long does not serve.
@@ -70,16 +65,6 @@ def _opened(listen: Listen, watcher: Watcher) -> Web | None:
     return web
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """The bytes of the spool, of its parts, and what its file system has left; None: not known."""
-
-    spool: int | None = None
-    dead_letters: int | None = None
-    delivered: int | None = None
-    free: int | None = None
-
-
 class Watcher:
     """What is known of the servers; `look` and the pages may run on different threads."""
 
@@ -90,8 +75,7 @@ class Watcher:
         self._beats: dict[int, tuple[int, int, float]] = {}
         # Counters as they were each minute, for the last hour.
         self._minutes: deque[tuple[float, View]] = deque(maxlen=_MINUTES + 1)
-        self._sizes = _Sizes()
-        self._sized_at = -_SIZES_SECONDS
+        self._spool = SpoolSizes()
         self.pages = {
             "/": self._page,
             "/metrics": self._metrics,
@@ -112,9 +96,8 @@ class Watcher:
                     self._beats[index] = pid, beats, now
             if not self._minutes or now - self._minutes[-1][0] >= _MINUTE_SECONDS:
                 self._minutes.append((now, view))
-        if view.spool is not None and now - self._sized_at >= _SIZES_SECONDS:
-            self._sized_at = now
-            self._sizes = _sizes(view.spool)
+        if view.spool is not None:
+            self._spool.look_at(Path(view.spool["directory"]))
 
     # -- pages --------------------------------------------------------------------------------------------------------
 
@@ -138,7 +121,7 @@ class Watcher:
             return self._continuity.view()
 
     def _surroundings(self) -> Surroundings:
-        sizes = self._sizes
+        sizes = self._spool.sizes
         return Surroundings(
             __version__,
             self._serving(),
@@ -178,20 +161,3 @@ def _delivered(view: View) -> Counter[str]:
     for queue in view.queues.values():
         delivered[queue.entity] += queue.counts["delivered"]
     return delivered
-
-
-def _sizes(spool: Mapping[str, Any]) -> _Sizes:
-    root = Path(spool["directory"])
-    free = None
-    with contextlib.suppress(OSError):
-        free = shutil.disk_usage(root).free
-    return _Sizes(_bytes_below(root), _bytes_below(root / DEAD_LETTERS), _bytes_below(root / DELIVERED), free)
-
-
-def _bytes_below(directory: Path) -> int:
-    total = 0
-    for where, _, names in os.walk(directory):
-        for name in names:
-            with contextlib.suppress(OSError):  # files come and go
-                total += os.lstat(os.path.join(where, name)).st_blocks * 512  # noqa: PTH118 - many files, often
-    return total
