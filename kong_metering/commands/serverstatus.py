@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,12 +76,13 @@ def _view(told: Mapping[str, Any]) -> View:
 def _document(told: Mapping[str, Any]) -> dict[str, Any]:
     view = _view(told)
     return {
-        "servers": [asdict(server) for server in view.servers],
+        "servers": [vars(server) for server in view.servers],
         "instances": len(told.get("Instances", ())),
         "phases_under_way": told.get("Events", 0),
         "account": view.account,
-        "plugins": [asdict(plugin) for plugin in view.plugins.values()],
-        "queues": [asdict(queue) for queue in view.queues.values()],
+        # Not `asdict`: it makes other counters of counters.
+        "plugins": [vars(plugin) for plugin in view.plugins.values()],
+        "queues": [vars(queue) for queue in view.queues.values()],
         "waiting_for_instances": view.waiting_for_instances,
         "stalled": stalled_threads(view),
         "spool": view.spool,
