@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 from kong_metering import __version__
 from kong_metering.host.board import State
 from kong_metering.host.figures import published
+from kong_metering.host.kongs import who_cannot_connect
 from kong_metering.log import LOGGER, cause_of, trouble
 from kong_metering.watching.continuity import Continuity
 from kong_metering.watching.exposition import Surroundings, exposed
 from kong_metering.watching.page import LastHour, status_page
 from kong_metering.watching.sizes import SpoolSizes
+from kong_metering.watching.verdict import judged
 from kong_metering.watching.view import View
 from kong_metering.watching.web import Answer, Web
 
@@ -39,12 +41,15 @@ _MINUTES = 60
 _STILL_SECONDS = 5.0
 
 
-def watch(slots: Sequence[Slot], listen: Listen, supervisor: int) -> None:
-    """Serve those who watch until this process is told to end, or the supervisor is gone."""
+def watch(slots: Sequence[Slot], path: Path, listen: Listen, supervisor: int) -> None:
+    """Serve those who watch until this process is told to end, or the supervisor is gone.
+
+    `path`: where Kong connects to the servers.
+    """
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    watcher = Watcher(slots)
+    watcher = Watcher(slots, path)
     web = None
     while not ending.is_set() and os.getppid() == supervisor:
         watcher.look()
@@ -68,8 +73,9 @@ def _opened(listen: Listen, watcher: Watcher) -> Web | None:
 class Watcher:
     """What is known of the servers; `look` and the pages may run on different threads."""
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
+    def __init__(self, slots: Sequence[Slot], path: Path) -> None:
         self._slots = slots
+        self._path = path
         self._continuity = Continuity(len(slots))
         self._lock = threading.Lock()
         self._beats: dict[int, tuple[int, int, float]] = {}
@@ -110,7 +116,8 @@ class Watcher:
         return Answer(page, "text/html; charset=utf-8", HTTPStatus.OK)
 
     def _health(self, _accept: str | None) -> Answer:
-        return Answer.judged("" if self._serving() else "no server serves Kong")
+        silence = None if self._serving() else "no server serves Kong"
+        return Answer.judged(judged(silence, who_cannot_connect(self._path)).why)
 
     def _readiness(self, _accept: str | None) -> Answer:
         serving, expected = self._serving(), len(self._slots)

@@ -42,8 +42,9 @@ class Prometheus:
         return result
 
     def panel(self, expression: str) -> list[Any]:
-        """Evaluate an expression of the dashboard, with its variables filled in."""
-        return self.query(expression.replace("$__rate_interval", "10s").replace("$instance", ".*"))
+        """Evaluate an expression of the dashboard, with its variables filled in; what is no number is no data."""
+        found = self.query(expression.replace("$__rate_interval", "10s").replace("$instance", ".*"))
+        return [series for series in found if series["value"][1] != "NaN"]
 
     def alerts(self) -> set[str]:
         """Name the alerts that are pending, or go off."""
