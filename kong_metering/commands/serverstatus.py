@@ -46,7 +46,7 @@ def status(  # noqa: PLR0913, PLR0917 - the command's options
     when nothing runs. Run it as the user that the plugin server runs as. The counts are those since the servers were
     started.
 
-    Exit status: 0 when the plugin server answered, 1 when it did not.
+    Exit status: 0 when the plugin server answered, 1 when it did not, 2 wrong call; 130 when --watch was ended.
     """
     path = server_socket(context, kong_prefix, socket_name, socket_path, plugin_name)
     while True:
