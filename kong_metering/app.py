@@ -95,7 +95,7 @@ def run(
 
     def run_watcher(slots: Sequence[Slot], supervisor: int) -> None:
         if options.metrics is not None:
-            watch(slots, options.metrics, supervisor)
+            watch(slots, opening.place.path, options.metrics, supervisor)
 
     Supervisor(opening, supervisor, log, run_server, run_watcher if options.metrics else None).run()
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kong_metering.clock import Clock
     from kong_metering.config import Entity
     from kong_metering.reasons import Skipped
 
@@ -68,10 +69,12 @@ class Timings:
 
 
 class PluginRequests:
-    """What became of the requests of one plugin entity."""
+    """What became of the requests of one plugin entity, and when the last of them was (wall clock)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
+        self._clock = clock
+        self._last_at: float | None = None
         self._lock = threading.Lock()
         self._outcomes: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
@@ -80,6 +83,7 @@ class PluginRequests:
         """Count a request that gave events, by their type, or that had none to give."""
         with self._lock:
             self._outcomes[METERED] += 1
+            self._last_at = self._clock.wall()
             self._events["kong.api_request"] += api_events
             self._events["kong.llm_request"] += llm_events
 
@@ -87,18 +91,24 @@ class PluginRequests:
         """Count a request that gave no event."""
         with self._lock:
             self._outcomes[reason.value] += 1
+            self._last_at = self._clock.wall()
 
     def told(self) -> dict[str, Any]:
-        """Return the requests by outcome, and the events by type."""
+        """Return the requests by outcome, when the last one was, and the events by type."""
         with self._lock:
-            events = {name: count for name, count in self._events.items() if count}
-            return {"name": self.name, "requests": dict(self._outcomes), "events": events}
+            return {
+                "name": self.name,
+                "requests": dict(self._outcomes),
+                "last_request_at": self._last_at,
+                "events": {name: count for name, count in self._events.items() if count},
+            }
 
 
 class Requests:
     """What became of the requests of each plugin entity."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._plugins: dict[str, PluginRequests] = {}
 
@@ -109,7 +119,7 @@ class Requests:
             if found is None:
                 if len(self._plugins) >= MOST_PLUGINS:
                     del self._plugins[next(iter(self._plugins))]
-                found = self._plugins[entity.id] = PluginRequests(entity.name)
+                found = self._plugins[entity.id] = PluginRequests(entity.name, self._clock)
             return found
 
     def told(self) -> dict[str, Any]:

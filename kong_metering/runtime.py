@@ -40,9 +40,9 @@ class Runtime:
     relay: Relay
     captured: CapturedHeaders
     timings: Timings
+    requests: Requests
     shared_key: str = PLUGIN_NAME
     verifier: Verifier | None = None
-    requests: Requests = field(default_factory=Requests)
     once: Once = field(default_factory=Once)
 
 
@@ -80,7 +80,8 @@ def make_runtime(  # noqa: PLR0913, PLR0917 - what it is made of
     if spool is not None:
         verifier = Verifier(spool, delivery.delivered_queues, clock)
         verifier.start()
-    return Runtime(clock, stats, delivery, relay, CapturedHeaders(clock), timings, shared_key, verifier)
+    captured, requests = CapturedHeaders(clock), Requests(clock)
+    return Runtime(clock, stats, delivery, relay, captured, timings, requests, shared_key, verifier)
 
 
 @functools.cache

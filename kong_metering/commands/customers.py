@@ -61,7 +61,7 @@ class Subjects:
 @json_option("one JSON document")
 @taking(CustomersOptions)
 def customers(options: CustomersOptions) -> None:
-    r"""Show the subjects that were metered and belong to no customer in OpenMeter, so that nobody pays for them.
+    """Show the subjects that were metered and belong to no customer in OpenMeter, so that nobody pays for them.
 
     Looks at the events that wait and those that were delivered and are kept. A subject belongs to the customer whose
     key, or one of whose subjects, equals it, case and blanks included; OpenMeter looks that up when it bills, so a
@@ -73,7 +73,7 @@ def customers(options: CustomersOptions) -> None:
       1  some are nobody's
       2  wrong call
       3  some could not be asked for
-    """
+    """  # noqa: D301 - click's mark for lines that stay as they are
     endpoint = asked_endpoint(options)
     if endpoint is None:
         note("No events are kept, or none that match: see the servers' --keep-delivered.")

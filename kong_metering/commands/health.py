@@ -8,23 +8,21 @@ second. An endpoint that fails is not this program's illness: what waits then is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from kong_metering.commands.serversocket import cause_of_silence, server_options, server_socket, server_status
 from kong_metering.host.kongs import who_cannot_connect
 from kong_metering.log import printable
+from kong_metering.watching import verdict
+from kong_metering.watching.verdict import Health
 
-_DOES_NOT_SERVE = 1
-_DELIVERY_IS_NOT_ALIVE = 3
 _LONGEST_LINE = 1000
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Told(NamedTuple):
     """What a probe is told: the exit status, and why in a line."""
 
     status: int
@@ -59,25 +57,24 @@ def health(  # noqa: PLR0913, PLR0917 - the command's options
     wait.
     """
     path = server_socket(context, kong_prefix, socket_name, socket_path, plugin_name)
-    verdict = judged(path, timeout, only_serving=serving)
-    click.echo(printable(verdict.line, _LONGEST_LINE))
-    context.exit(verdict.status)
+    told = judged(path, timeout, only_serving=serving)
+    click.echo(printable(told.line, _LONGEST_LINE))
+    context.exit(told.status)
 
 
-def judged(path: Path, timeout: float, *, only_serving: bool = False) -> Verdict:
+def judged(path: Path, timeout: float, *, only_serving: bool = False) -> Told:
     """Ask the server at a path."""
     try:
         pid, plugin = server_status(path, timeout)
     except (OSError, ValueError) as error:
-        return Verdict(_DOES_NOT_SERVE, f"does not serve: {path}: {cause_of_silence(error, timeout)}")
+        silent = verdict.judged(f"does not serve: {path}: {cause_of_silence(error, timeout)}", None)
+        return Told(silent.health.value, silent.why)
     figures = plugin["Status"]
-    if (hindered := who_cannot_connect(path)) is not None:
-        return Verdict(_DOES_NOT_SERVE, f"nothing is metered: {hindered}")
-    stalled = [name for name, count in figures.get("stalled", {}).items() if count]
-    if stalled and not only_serving:
-        line = f"serves, and delivery is not alive: {', '.join(stalled)} stalled for two minutes; {_told(figures)}"
-        return Verdict(_DELIVERY_IS_NOT_ALIVE, line)
-    return Verdict(0, f"ok: process {pid} serves on {path}; {_told(figures)}")
+    stalled = [] if only_serving else [name for name, count in figures.get("stalled", {}).items() if count]
+    found = verdict.judged(None, who_cannot_connect(path), stalled)
+    if found.health is Health.DOES_NOT_SERVE:
+        return Told(found.health.value, found.why)
+    return Told(found.health.value, f"{found.why or f'ok: process {pid} serves on {path}'}; {_told(figures)}")
 
 
 def _told(figures: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ anything that the disk, the network or the user does.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from io import TextIOWrapper
 from typing import Any
@@ -19,6 +20,7 @@ from kong_metering.errors import KongMeteringError
 from kong_metering.log import printable
 
 _LONGEST_MESSAGE = 4000
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 # The module of each command. They are imported when they are called: a probe is not to wait for what others need.
@@ -58,6 +60,8 @@ class Program(click.Group):
         except BrokenPipeError:
             # Whoever read our output has had enough; click ends quietly.
             raise
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(_INTERRUPTED) from None
         except KongMeteringError as error:
             raise _failure(printable(str(error), _LONGEST_MESSAGE)) from error
         except OSError as error:
@@ -75,7 +79,11 @@ def _told(error: OSError) -> str:
     return printable(f"{where}{error.strerror or error}", _LONGEST_MESSAGE)
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit status: 0 done, 1 not all of it is, 2 wrong call, 130 interrupted; others are in a command's help.",
+)
 @click.version_option(__version__, prog_name="kong-metering")
 def program() -> None:
     """Look after the metering plugin of a Kong Gateway."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,8 @@ from kong_metering.commands.options import json_option
 from kong_metering.commands.output import Failure, cell, console, cut, say, table, tell
 from kong_metering.commands.serversocket import cause_of_silence, server_options, server_socket, server_status
 from kong_metering.quantities import Duration
-from kong_metering.watching.page import CONDITIONS, duration
 from kong_metering.watching.view import View
+from kong_metering.watching.words import ago, duration, stalled_threads, standing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +46,7 @@ def status(  # noqa: PLR0913, PLR0917 - the command's options
     when nothing runs. Run it as the user that the plugin server runs as. The counts are those since the servers were
     started.
 
-    Exit status: 0 when the plugin server answered, 1 when it did not.
+    Exit status: 0 when the plugin server answered, 1 when it did not, 2 wrong call; 130 when --watch was ended.
     """
     path = server_socket(context, kong_prefix, socket_name, socket_path, plugin_name)
     while True:
@@ -77,13 +76,15 @@ def _view(told: Mapping[str, Any]) -> View:
 def _document(told: Mapping[str, Any]) -> dict[str, Any]:
     view = _view(told)
     return {
-        "servers": [asdict(server) for server in view.servers],
+        "servers": [vars(server) for server in view.servers],
         "instances": len(told.get("Instances", ())),
         "phases_under_way": told.get("Events", 0),
         "account": view.account,
-        "plugins": [asdict(plugin) for plugin in view.plugins.values()],
-        "queues": [asdict(queue) for queue in view.queues.values()],
+        # Not `asdict`: it makes other counters of counters.
+        "plugins": [vars(plugin) for plugin in view.plugins.values()],
+        "queues": [vars(queue) for queue in view.queues.values()],
         "waiting_for_instances": view.waiting_for_instances,
+        "stalled": stalled_threads(view),
         "spool": view.spool,
     }
 
@@ -92,15 +93,17 @@ def _print(told: Mapping[str, Any], now: float) -> None:
     view = _view(told)
     processes = ", ".join(f"{server.pid} ({server.version or 'another version'})" for server in view.servers)
     tell(f"servers {processes}; {len(told.get('Instances', ()))} instances; {view.waiting} events wait")
+    if stalled := stalled_threads(view):
+        tell(f"DELIVERY IS NOT ALIVE: {', '.join(stalled)} stalled for two minutes")
     if not view.plugins:
         tell("No plugin has been started yet: Kong starts one with its first metered request.")
         return
     console().print(_queues(view, now))
-    console().print(_requests(view))
+    console().print(_requests(view, now))
     for queue in view.queues.values():
         if queue.last_failure:
-            ago = duration(max(0.0, now - queue.last_failure["at"]))
-            console().print(Text(f"{queue.name}: last failure {ago} ago: {words.shown(queue.last_failure['reason'])}"))
+            when, why = ago(now, queue.last_failure["at"]), words.shown(queue.last_failure["reason"])
+            console().print(Text(f"{queue.name}: last failure {when}: {why}"))
     for name, events in view.waiting_for_instances.items():
         tell(f"{events} events of {words.shown(name)} wait on disk until Kong starts the plugin: send it a request")
 
@@ -127,7 +130,7 @@ def _queues(view: View, now: float) -> Table:
             str(queue.waiting),
             duration(queue.oldest_seconds) if queue.waiting else "",
             str(queue.counts["delivered"]),
-            f"{duration(max(0.0, now - queue.delivered_at))} ago" if queue.delivered_at else "never",
+            _moment(now, queue.delivered_at),
             _by_reason(queue.dead_letters),
             _by_reason(queue.dropped),
             _by_reason(queue.verified),
@@ -136,21 +139,22 @@ def _queues(view: View, now: float) -> Table:
 
 
 def _condition(queue: QueueView) -> Text:
-    said = CONDITIONS.get(queue.condition, queue.condition)
-    if queue.next_try_in_seconds:
-        said += f", next try in {duration(queue.next_try_in_seconds)}"
-    if queue.disk == "refuses":
-        said += "; the disk refuses events"
-    is_well = queue.condition == "works" and queue.disk != "refuses"
-    return cell(said, "" if is_well else "red")
+    told = standing(queue)
+    return cell(told.words, "" if told.is_well else "red")
 
 
-def _requests(view: View) -> Table:
-    made = table("plugin", "requests metered", "not metered", "events", whole=["requests metered", "events"])
+def _moment(now: float, moment: float | None) -> str:
+    return "never" if moment is None else ago(now, moment)
+
+
+def _requests(view: View, now: float) -> Table:
+    whole = ["last request", "requests metered", "events"]
+    made = table("plugin", "last request", "requests metered", "not metered", "events", whole=whole)
     for plugin in view.plugins.values():
         skipped = Counter({name: count for name, count in plugin.requests.items() if name != "metered"})
         metered, events = plugin.requests["metered"], plugin.events.total()
-        made.add_row(cut(plugin.name), str(metered), _by_reason(skipped), str(events))
+        last = _moment(now, plugin.last_request_at)
+        made.add_row(cut(plugin.name), last, str(metered), _by_reason(skipped), str(events))
     return made
 
 

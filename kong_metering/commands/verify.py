@@ -78,7 +78,7 @@ class Outcome:
 @json_option("one JSON document")
 @taking(VerifyOptions)
 def verify(options: VerifyOptions) -> None:
-    r"""Read back from OpenMeter what was delivered, and show what it does not have, or will not count.
+    """Read back from OpenMeter what was delivered, and show what it does not have, or will not count.
 
     A 2xx is not yet "stored": OpenMeter answers before its Kafka confirms. Servers keep what they delivered for a while
     (--keep-delivered, 24 h), and this command asks for each of these events by its id. It changes nothing in the spool,
@@ -91,7 +91,7 @@ def verify(options: VerifyOptions) -> None:
       2  wrong call
       3  not all could be asked for
       4  all is stored, but some events are no customer's, or no meter counts them
-    """
+    """  # noqa: D301 - click's mark for lines that stay as they are
     endpoint = asked_endpoint(options)
     if endpoint is None:
         _tell(options, Outcome(Findings()))

@@ -32,7 +32,7 @@ class Backlog(Stock, Protocol):
 
     @property
     def disk_state(self) -> str:
-        """The state of the disk in a word, `none` where events wait in memory."""
+        """The state of the disk in a word (`works`, `hangs`, `refuses`), `none` where events wait in memory."""
         ...
 
     @property

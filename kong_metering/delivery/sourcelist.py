@@ -17,14 +17,20 @@ if TYPE_CHECKING:
     from kong_metering.delivery.logsource import LogSource
 
 
+# A write that is under way for so long hangs.
+_HANGS_AFTER_SECONDS = 5.0
+
+
 class Disk(Enum):
     """The state of the disk, as the last write of a queue found it."""
 
     WORKS = "works"
-    # A write is under way; if that lasts, the disk hangs.
+    # A write is under way.
     WRITING = "writing"
     # The last write failed; events are sent from memory.
     REFUSES = "refuses"
+    # A write has been under way for long. For those who watch: what is written goes by the others.
+    HANGS = "hangs"
 
 
 class SourceList:
@@ -39,6 +45,9 @@ class SourceList:
         self._adopted: tuple[LogSource, ...] = ()
         self._own: LogSource | None = None
         self._has_ended = False
+        # What it was before the write that is under way, and when that began (monotonic).
+        self._before = Disk.WORKS
+        self._writing_since = 0.0
 
     @property
     def own(self) -> LogSource | None:
@@ -49,6 +58,18 @@ class SourceList:
     def has_ended(self) -> bool:
         """Whether no log is taken in any more."""
         return self._has_ended
+
+    def begin_write(self, now: float) -> Disk:
+        """Have the disk be written to from now on (monotonic); return what it was before."""
+        self._before, self._writing_since, self.disk = self.disk, now, Disk.WRITING
+        return self._before
+
+    def seen(self, now: float) -> Disk:
+        """Return the state as people see it: what it was before the write under way, unless that hangs."""
+        disk, before, since = self.disk, self._before, self._writing_since
+        if disk is not Disk.WRITING:
+            return disk
+        return Disk.HANGS if now - since >= _HANGS_AFTER_SECONDS else before
 
     @property
     def is_failing(self) -> bool:

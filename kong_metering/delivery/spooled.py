@@ -101,7 +101,7 @@ class SpooledBacklog:
     @property
     def disk_state(self) -> str:
         """The state of the disk in a word."""
-        return self._sources.disk.value
+        return self._sources.seen(self._clock.monotonic()).value
 
     def on_ready(self, callback: Callable[[], None]) -> None:
         """Have this called when there is more to read."""

@@ -78,7 +78,7 @@ class Writing:
             # It is for `spill` to find out when it works again: the order is to be kept.
             self._remember(events)
             return
-        before, self._sources.disk = self._sources.disk, Disk.WRITING
+        before = self._sources.begin_write(self._clock.monotonic())
         written = 0
         try:
             own = self._own()
@@ -96,7 +96,7 @@ class Writing:
         """Write what is in memory, if the disk works again."""
         if not self._sources.is_failing:
             return
-        before, self._sources.disk = self._sources.disk, Disk.WRITING
+        before = self._sources.begin_write(self._clock.monotonic())
         try:
             if (own := self._sources.own) is not None and own.unread_on_disk:
                 # What is held back there comes before what memory has, in a log of its own.

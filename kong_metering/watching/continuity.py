@@ -23,6 +23,7 @@ class Continuity:
         # Of servers that are gone.
         self._gone: dict[str, Any] = {}
         self._names: dict[str, str] = {}
+        self._requested_at: dict[str, float] = {}
         self.deaths = 0
 
     def look(self, servers: Sequence[Mapping[str, Any]]) -> None:
@@ -49,5 +50,9 @@ class Continuity:
             plugin = view.plugins.setdefault(entity, PluginView(entity, self._names.get(entity, entity)))
             plugin.requests.update(gone["requests"])
             plugin.events.update(gone["events"])
+        for entity, plugin in view.plugins.items():
+            plugin.saw(self._requested_at.get(entity))
+            if plugin.last_request_at is not None:
+                self._requested_at[entity] = plugin.last_request_at
         view.timings = added([view.timings, self._gone.get("timings", {})])
         return view

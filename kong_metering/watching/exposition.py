@@ -79,6 +79,12 @@ class _Figures(Collector):
         yield GaugeMetricFamily("kong_metering_servers", "Servers that serve Kong", around.serving)
         yield GaugeMetricFamily("kong_metering_servers_expected", "Servers that there should be", around.expected)
         yield CounterMetricFamily("kong_metering_server_deaths", "Servers that ended and were replaced", around.deaths)
+        stalled = GaugeMetricFamily(
+            "kong_metering_stalled", "Servers whose thread has ended, or been at one thing for long", labels=["thread"]
+        )
+        for thread, servers in self._view.stalled.items():
+            stalled.add_metric([thread], servers)
+        yield stalled
 
     def _of_plugins(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -87,12 +93,18 @@ class _Figures(Collector):
             labels=[*_PLUGIN, "outcome"],
         )
         events = CounterMetricFamily("kong_metering_events", "Events that requests gave", labels=[*_PLUGIN, "type"])
+        last = GaugeMetricFamily(
+            "kong_metering_last_request_timestamp_seconds", "When the last log phase was seen", labels=_PLUGIN
+        )
         for plugin in self._view.plugins.values():
             names = [plugin.name, plugin.entity]
             _add_each(requests, names, plugin.requests)
             _add_each(events, names, plugin.events)
+            if plugin.last_request_at is not None:
+                last.add_metric(names, plugin.last_request_at)
         yield requests
         yield events
+        yield last
 
     def _of_queues(self) -> Iterator[Metric]:
         counts = {
@@ -125,7 +137,14 @@ class _Figures(Collector):
             "kong_metering_last_delivery_timestamp_seconds", "When the endpoint last took events", _delivered_at
         )
         yield self._gauge(
-            "kong_metering_disk_refuses", "1 while events wait in memory because the disk refuses them", _refuses
+            "kong_metering_disk_refuses",
+            "1 while events wait in memory because the disk refuses them",
+            lambda one: int(one.disk == "refuses"),
+        )
+        yield self._gauge(
+            "kong_metering_disk_hangs",
+            "1 while a write of events to disk does not come to an end",
+            lambda one: int(one.disk == "hangs"),
         )
         yield self._conditions()
         waiting = GaugeMetricFamily(
@@ -197,10 +216,6 @@ def _names(queue: QueueView) -> list[str]:
 
 def _delivered_at(queue: QueueView) -> float | None:
     return queue.delivered_at
-
-
-def _refuses(queue: QueueView) -> int:
-    return int(queue.disk == "refuses")
 
 
 def _add_each(family: CounterMetricFamily, labels: Iterable[str], counts: Mapping[str, int]) -> None:

@@ -8,26 +8,31 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from kong_metering.watching.words import ago, duration, stalled_threads, standing
+
 if TYPE_CHECKING:
     from kong_metering.watching.exposition import Surroundings
     from kong_metering.watching.view import QueueView, View
 
-CONDITIONS = {
-    "works": "takes events",
-    "fails_at_times": "fails at times",
-    "nothing_gets_through": "takes nothing",
-    "breaker_open": "takes nothing, the circuit breaker is open",
-}
 REFRESH_SECONDS = 5
-_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _STYLE = """
-:root { color-scheme: light dark; }
+:root { color-scheme: light dark; --bad: #c22; --good: #287d3c; --dim: #737373; }
+@media (prefers-color-scheme: dark) { :root { --bad: #ff7b72; --good: #56d364; --dim: #949494; } }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
-h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
+h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; } a { color: inherit; }
 table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid #8884; vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-.bad { color: #c33; font-weight: 600; } .good { color: #287d3c; } .dim { color: #888; }
+th, td { text-align: left; padding: .4rem 1.2rem .4rem 0; border-bottom: 1px solid #8884; vertical-align: top; }
+th { color: var(--dim); font-weight: 500; white-space: nowrap; }
+th:last-child, td:last-child { padding-right: 0; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td { overflow-wrap: anywhere; } td.t { width: 22rem; min-width: 12rem; } small { display: block; color: var(--dim); }
+.bad { color: var(--bad); font-weight: 600; } .good { color: var(--good); } .dim { color: var(--dim); }
+@media (max-width: 45rem) {
+  tr:first-child { display: none; } tr { display: block; padding: .5rem 0; border-bottom: 1px solid #8884; }
+  td, td.t, td.n { display: block; width: auto; border: 0; padding: .1rem 0; text-align: left; }
+  td:empty { display: none; }
+  td:not(.t)::before { content: attr(title) ": "; color: var(--dim); }
+}
 """
 
 
@@ -50,14 +55,17 @@ def status_page(view: View, around: Surroundings, hour: LastHour, now: float) ->
         _table(_QUEUE_HEADS, [_queue_row(queue, now) for queue in _worst_first(view.queues.values())])
         if view.queues
         else "<p>No plugin has been started yet: Kong starts one with its first metered request.</p>",
-        f"<h2>Requests, last {duration(hour.seconds)}</h2>",
-        _table(_REQUEST_HEADS, _request_rows(view, hour)),
     ]
+    if view.plugins:
+        body += [
+            f"<h2>Requests, last {duration(hour.seconds)}</h2>",
+            _table(_REQUEST_HEADS, _request_rows(view, hour, now)),
+        ]
     if view.waiting_for_instances:
         body += [
             "<h2>On disk, until Kong starts their plugin</h2>",
             _table(
-                ("plugin", "#events"), [[_text(name), _number(n)] for name, n in view.waiting_for_instances.items()]
+                ("+plugin", "#events"), [[_text(name), _number(n)] for name, n in view.waiting_for_instances.items()]
             ),
         ]
     stamp = datetime.fromtimestamp(now, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -69,31 +77,18 @@ def status_page(view: View, around: Surroundings, hour: LastHour, now: float) ->
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>'.encode()
 
 
-def duration(seconds: float) -> str:
-    """Write a time as people say it: its two largest units."""
-    whole = int(seconds)
-    if whole < _MINUTE:
-        return f"{whole} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min"
-    if whole < _DAY:
-        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
-    return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
-
-
+# What a column holds: `+` text, the others what is short, of which `#` is a number.
 _QUEUE_HEADS = (
-    "plugin",
-    "endpoint",
-    "it",
+    "+plugin and endpoint",
+    "+state",
     "#waiting",
-    "oldest",
+    "#oldest",
     "#delivered",
-    "last delivery",
+    "#last delivery",
     "#dead letters",
     "#dropped",
-    "last failure",
 )
-_REQUEST_HEADS = ("plugin", "#metered", "not metered, by reason", "#events delivered")
+_REQUEST_HEADS = ("+plugin", "#last request", "#metered", "not metered, by reason", "#events delivered")
 
 
 def _summary(view: View, around: Surroundings) -> str:
@@ -102,7 +97,9 @@ def _summary(view: View, around: Surroundings) -> str:
     words = [_mark(servers, "good" if is_whole else "bad")]
     if around.deaths:
         words.append(_mark(f"{around.deaths} ended and were replaced", "bad"))
-    words.append(f"{view.waiting:,} events wait")
+    if stalled := stalled_threads(view):
+        words.append(_mark(f"delivery is not alive: {', '.join(stalled)} stalled", "bad"))
+    words.append("1 event waits" if view.waiting == 1 else f"{view.waiting:,} events wait")
     if around.spool_bytes is not None and view.spool:
         most = view.spool.get("max_bytes") or 0
         share = f" ({around.spool_bytes * 100 // most} % of its bound)" if most else ""
@@ -111,31 +108,25 @@ def _summary(view: View, around: Surroundings) -> str:
 
 
 def _worst_first(queues: Iterable[QueueView]) -> list[QueueView]:
-    return sorted(queues, key=lambda one: (one.condition == "works", -one.waiting, one.name))
+    return sorted(queues, key=lambda one: (standing(one).is_well, -one.waiting, one.name))
 
 
 def _queue_row(queue: QueueView, now: float) -> list[str]:
-    condition = CONDITIONS.get(queue.condition, queue.condition)
-    if queue.next_try_in_seconds:
-        condition += f", next try in {duration(queue.next_try_in_seconds)}"
-    if queue.disk == "refuses":
-        condition += "; the disk refuses events, they wait in memory"
-    failure = queue.last_failure
+    told, failure = standing(queue), queue.last_failure
+    why = f"last failure {ago(now, failure['at'])}: {failure['reason']}" if failure else ""
     return [
-        _text(queue.name),
-        _text(queue.endpoint),
-        f"<td>{_mark(condition, 'good' if queue.condition == 'works' and queue.disk != 'refuses' else 'bad')}</td>",
+        _text(queue.name) + _small(queue.endpoint),
+        _mark(told.words, "good" if told.is_well else "bad") + _small(why),
         _number(queue.waiting),
         _text(duration(queue.oldest_seconds) if queue.waiting else ""),
         _number(queue.counts["delivered"]),
-        _text(_ago(now, queue.delivered_at)),
+        _moment(now, queue.delivered_at),
         _number(queue.dead_letters.total(), is_bad=True),
         _number(queue.dropped.total(), is_bad=True),
-        _text(f"{failure['reason']} ({_ago(now, failure['at'])})" if failure else ""),
     ]
 
 
-def _request_rows(view: View, hour: LastHour) -> list[list[str]]:
+def _request_rows(view: View, hour: LastHour, now: float) -> list[list[str]]:
     rows = []
     for entity, plugin in view.plugins.items():
         requests = hour.requests.get(entity, {})
@@ -143,6 +134,7 @@ def _request_rows(view: View, hour: LastHour) -> list[list[str]]:
         rows.append(
             [
                 _text(plugin.name),
+                _moment(now, plugin.last_request_at),
                 _number(requests.get("metered", 0)),
                 _text(", ".join(f"{count:,} {name}" for name, count in skipped.items())),
                 _number(hour.delivered.get(entity, 0)),
@@ -152,23 +144,34 @@ def _request_rows(view: View, hour: LastHour) -> list[list[str]]:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    columns = "".join(f"<th class=n>{name[1:]}</th>" if name.startswith("#") else f"<th>{name}</th>" for name in heads)
-    lines = "".join(f"<tr>{line}</tr>" for line in map("".join, rows))
-    return f"<table><tr>{columns}</tr>{lines}</table>"
-
-
-def _ago(now: float, moment: float | None) -> str:
-    return "" if moment is None else f"{duration(max(0.0, now - moment))} ago"
+    kinds = [{"+": "t", "#": "n"}.get(head[0], "") for head in heads]
+    names = [head.lstrip("+#") for head in heads]
+    columns = "".join(f'<th class="{kind}">{name}</th>' for kind, name in zip(kinds, names, strict=True))
+    lines = [
+        "".join(
+            f'<td class="{kind}" title="{name}">{cell}</td>' for kind, name, cell in zip(kinds, names, row, strict=True)
+        )
+        for row in rows
+    ]
+    return f"<table><tr>{columns}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def _mark(words: str, kind: str) -> str:
     return f"<span class={kind}>{html.escape(words)}</span>"
 
 
+def _small(words: str) -> str:
+    return f"<small>{html.escape(words)}</small>" if words else ""
+
+
 def _text(words: str) -> str:
-    return f"<td>{html.escape(words)}</td>"
+    return html.escape(words)
+
+
+def _moment(now: float, moment: float | None) -> str:
+    return "never" if moment is None else ago(now, moment)
 
 
 def _number(number: int, *, is_bad: bool = False) -> str:
     written = f"{number:,}"
-    return f"<td class=n>{_mark(written, 'bad') if is_bad and number else written}</td>"
+    return _mark(written, "bad") if is_bad and number else written

@@ -14,6 +14,8 @@ from kong_metering.host.figures import added
 from kong_metering.trial.retrying import Condition
 
 _GRAVITY = {condition.value: index for index, condition in enumerate(Condition)}
+# How bad what a server tells of the disk is, in this order.
+_DISKS = ("none", "works", "hangs", "refuses")
 _COUNTS = ("accepted", "adopted", "delivered", "retries", "moved_in", "moved_out", "left")
 _COUNTS_BY_NAME = ("dead_letters", "dropped", "requests", "verified")
 
@@ -30,7 +32,7 @@ class QueueView:
     condition: str = Condition.WORKS.value
     next_try_in_seconds: float = 0.0
     suspects: int = 0
-    disk: str = "works"
+    disk: str = "none"
     delivered_at: float | None = None
     last_failure: Mapping[str, Any] | None = None
     counts: Counter[str] = field(default_factory=Counter)
@@ -52,9 +54,8 @@ class QueueView:
         if _GRAVITY.get(told.get("condition", ""), 0) > _GRAVITY.get(self.condition, 0):
             self.condition = told["condition"]
         self.next_try_in_seconds = max(self.next_try_in_seconds, told.get("next_try_in_seconds", 0))
-        if self.disk in ("works", "none"):
-            self.disk = told.get("disk", self.disk)
-        self.delivered_at = max(filter(None, (self.delivered_at, told.get("delivered_at"))), default=None)
+        self.disk = max(self.disk, told.get("disk", "none"), key=_gravity_of_disk)
+        self.delivered_at = _latest(self.delivered_at, told.get("delivered_at"))
         failures = [one for one in (self.last_failure, told.get("last_failure")) if one]
         self.last_failure = max(failures, key=lambda one: one["at"], default=None)
         self.counts.update({name: told.get(name, 0) for name in _COUNTS})
@@ -72,6 +73,12 @@ class PluginView:
     name: str
     requests: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
+    # When the last of them was (epoch).
+    last_request_at: float | None = None
+
+    def saw(self, request_at: float | None) -> None:
+        """Take note of a request; None: there was none."""
+        self.last_request_at = _latest(self.last_request_at, request_at)
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,8 @@ class View:
     account: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
     waiting_for_instances: dict[str, int] = field(default_factory=dict)
+    # In how many servers each kind of thread has ended, or been at one thing for two minutes.
+    stalled: Counter[str] = field(default_factory=Counter)
     spool: Mapping[str, Any] | None = None
 
     @classmethod
@@ -138,7 +147,9 @@ class View:
             plugin = self.plugins.setdefault(entity, PluginView(entity, one.get("name", entity)))
             plugin.requests.update(one.get("requests", {}))
             plugin.events.update(one.get("events", {}))
+            plugin.saw(one.get("last_request_at"))
         self.timings = added([self.timings, told.get("timings", {})])
+        self.stalled.update(told.get("stalled", {}))
         # Each server counts what waits on disk in the one spool.
         seen = told.get("waiting_for_instances", {})
         self.waiting_for_instances = {
@@ -146,3 +157,11 @@ class View:
             for name in {**seen, **self.waiting_for_instances}
         }
         self.spool = told.get("spool") or self.spool
+
+
+def _latest(*moments: float | None) -> float | None:
+    return max((moment for moment in moments if moment is not None), default=None)
+
+
+def _gravity_of_disk(word: str) -> int:
+    return _DISKS.index(word) if word in _DISKS else 0

@@ -1,21 +1,18 @@
 """The process that tells those who watch; beside the servers, so that nobody who looks slows an answer to Kong.
 
 Contract: `watch` runs in a process of its own, forked by the supervisor, until SIGTERM or the supervisor's death. It
-reads what the servers show about once a second, and what the spool takes on disk each ten seconds; it changes nothing.
+reads what the servers show about once a second, and waits for no disk; it changes nothing.
 While the address is taken, as by the process before at a reload, it tries again each second, and says so once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import signal
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 from kong_metering import __version__
 from kong_metering.host.board import State
 from kong_metering.host.figures import published
+from kong_metering.host.kongs import who_cannot_connect
 from kong_metering.log import LOGGER, cause_of, trouble
-from kong_metering.spool.deadletters import DEAD_LETTERS
-from kong_metering.spool.delivered import DELIVERED
 from kong_metering.watching.continuity import Continuity
 from kong_metering.watching.exposition import Surroundings, exposed
 from kong_metering.watching.page import LastHour, status_page
+from kong_metering.watching.sizes import SpoolSizes
+from kong_metering.watching.verdict import judged
 from kong_metering.watching.view import View
 from kong_metering.watching.web import Answer, Web
 
@@ -37,19 +35,21 @@ if TYPE_CHECKING:
     from kong_metering.quantities import Listen
 
 _ROUND_SECONDS = 1.0
-_SIZES_SECONDS = 10.0
 _MINUTE_SECONDS = 60.0
 _MINUTES = 60
 # A loop that has not come round for so long does not serve.
 _STILL_SECONDS = 5.0
 
 
-def watch(slots: Sequence[Slot], listen: Listen, supervisor: int) -> None:
-    """Serve those who watch until this process is told to end, or the supervisor is gone."""
+def watch(slots: Sequence[Slot], path: Path, listen: Listen, supervisor: int) -> None:
+    """Serve those who watch until this process is told to end, or the supervisor is gone.
+
+    `path`: where Kong connects to the servers.
+    """
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    watcher = Watcher(slots)
+    watcher = Watcher(slots, path)
     web = None
     while not ending.is_set() and os.getppid() == supervisor:
         watcher.look()
@@ -70,28 +70,18 @@ def _opened(listen: Listen, watcher: Watcher) -> Web | None:
     return web
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """The bytes of the spool, of its parts, and what its file system has left; None: not known."""
-
-    spool: int | None = None
-    dead_letters: int | None = None
-    delivered: int | None = None
-    free: int | None = None
-
-
 class Watcher:
     """What is known of the servers; `look` and the pages may run on different threads."""
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
+    def __init__(self, slots: Sequence[Slot], path: Path) -> None:
         self._slots = slots
+        self._path = path
         self._continuity = Continuity(len(slots))
         self._lock = threading.Lock()
         self._beats: dict[int, tuple[int, int, float]] = {}
         # Counters as they were each minute, for the last hour.
         self._minutes: deque[tuple[float, View]] = deque(maxlen=_MINUTES + 1)
-        self._sizes = _Sizes()
-        self._sized_at = -_SIZES_SECONDS
+        self._spool = SpoolSizes()
         self.pages = {
             "/": self._page,
             "/metrics": self._metrics,
@@ -112,9 +102,8 @@ class Watcher:
                     self._beats[index] = pid, beats, now
             if not self._minutes or now - self._minutes[-1][0] >= _MINUTE_SECONDS:
                 self._minutes.append((now, view))
-        if view.spool is not None and now - self._sized_at >= _SIZES_SECONDS:
-            self._sized_at = now
-            self._sizes = _sizes(view.spool)
+        if view.spool is not None:
+            self._spool.look_at(Path(view.spool["directory"]))
 
     # -- pages --------------------------------------------------------------------------------------------------------
 
@@ -127,7 +116,8 @@ class Watcher:
         return Answer(page, "text/html; charset=utf-8", HTTPStatus.OK)
 
     def _health(self, _accept: str | None) -> Answer:
-        return Answer.judged("" if self._serving() else "no server serves Kong")
+        silence = None if self._serving() else "no server serves Kong"
+        return Answer.judged(judged(silence, who_cannot_connect(self._path)).why)
 
     def _readiness(self, _accept: str | None) -> Answer:
         serving, expected = self._serving(), len(self._slots)
@@ -138,7 +128,7 @@ class Watcher:
             return self._continuity.view()
 
     def _surroundings(self) -> Surroundings:
-        sizes = self._sizes
+        sizes = self._spool.sizes
         return Surroundings(
             __version__,
             self._serving(),
@@ -178,20 +168,3 @@ def _delivered(view: View) -> Counter[str]:
     for queue in view.queues.values():
         delivered[queue.entity] += queue.counts["delivered"]
     return delivered
-
-
-def _sizes(spool: Mapping[str, Any]) -> _Sizes:
-    root = Path(spool["directory"])
-    free = None
-    with contextlib.suppress(OSError):
-        free = shutil.disk_usage(root).free
-    return _Sizes(_bytes_below(root), _bytes_below(root / DEAD_LETTERS), _bytes_below(root / DELIVERED), free)
-
-
-def _bytes_below(directory: Path) -> int:
-    total = 0
-    for where, _, names in os.walk(directory):
-        for name in names:
-            with contextlib.suppress(OSError):  # files come and go
-                total += os.lstat(os.path.join(where, name)).st_blocks * 512  # noqa: PTH118 - many files, often
-    return total

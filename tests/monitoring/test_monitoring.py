@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import socket
 import subprocess
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from functools import partial
@@ -17,31 +13,22 @@ import pytest
 import yaml
 
 from tests.support.ingest import IngestServer
-from tests.support.plugin_server import ROOT, PluginServerProcess, short_directory
+from tests.support.plugin_server import ROOT, PluginServerProcess
+from tests.support.prometheus import MONITORING, dashboard_queries, needs, prometheus
 from tests.support.rpc import KongClient, KongRequest
 from tests.support.waiting import wait_until
 from tests.unit.host.conftest import answers, header_config
 
 pytestmark = pytest.mark.slow
 
-MONITORING = ROOT / "monitoring"
 # Of Kong's own plugin, and of Prometheus.
 _FOREIGN = {"kong_http_requests_total", "up"}
-
-
-def needs(program: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
 
 
 def alerts() -> list[dict[str, Any]]:
     (group,) = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]
     rules: list[dict[str, Any]] = group["rules"]
     return rules
-
-
-def queries() -> list[str]:
-    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +76,7 @@ def test_what_alerts_and_dashboard_ask_for_is_there(metrics_port: int) -> None:
     given = given_metrics(metrics_port)
     asked = {
         name
-        for expression in (*queries(), *(rule["expr"] for rule in alerts()))
+        for expression in (*dashboard_queries(), *(rule["expr"] for rule in alerts()))
         for name in re.findall(r"\b(?:kong_\w+|up)(?=[{\s\[]|$)", expression)
     } - {"kong_metering_endpoint_condition"}
     missing = {name for name in asked - _FOREIGN if name.removesuffix("_bucket") not in given}
@@ -103,42 +90,8 @@ def given_metrics(port: int) -> set[str]:
 
 @needs("prometheus")
 def test_each_query_of_the_dashboard_returns_data(metrics_port: int) -> None:
-    directory = short_directory()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    scrape = {
-        "global": {"scrape_interval": "1s"},
-        "scrape_configs": [
-            {"job_name": "kong-metering", "static_configs": [{"targets": [f"127.0.0.1:{metrics_port}"]}]}
-        ],
-    }
-    configuration = directory / "prometheus.yml"
-    configuration.write_text(yaml.safe_dump(scrape))
-    command = [
-        "prometheus",
-        f"--config.file={configuration}",
-        f"--storage.tsdb.path={directory}/data",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    prometheus = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for query in queries():
+    with prometheus({"kong-metering": metrics_port}) as running:
+        for query in dashboard_queries():
             if '!="works"' in query:
                 continue  # has data while an endpoint fails
-            asked = query.replace("$__rate_interval", "10s").replace("$instance", ".*")
-            wait_until(partial(_asked, port, asked), f"data for {asked}", seconds=60)
-    finally:
-        prometheus.terminate()
-        prometheus.wait(20)
-        shutil.rmtree(directory)
-
-
-def _asked(port: int, query: str) -> list[Any]:
-    url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    try:
-        with urllib.request.urlopen(url, timeout=10) as response:
-            result: list[Any] = json.load(response)["data"]["result"]
-    except OSError:
-        return []
-    return result
+            wait_until(partial(running.panel, query), f"data for {query}", seconds=60)

@@ -7,6 +7,7 @@ import pytest
 from kong_metering.config import Entity
 from kong_metering.measures import BOUNDS, MOST_PLUGINS, Histogram, Requests
 from kong_metering.reasons import Skipped
+from tests.support.clock import FakeClock
 
 
 @pytest.mark.parametrize(
@@ -22,25 +23,30 @@ def test_a_time_is_counted_under_the_lowest_bound_that_it_does_not_exceed(second
 
 
 def test_requests_are_counted_by_plugin_entity_and_outcome() -> None:
-    requests = Requests()
+    clock = FakeClock()
+    requests = Requests(clock)
     one = requests.of(Entity("1", "one"))
     one.meter(1, 2)
     one.meter(1, 0)
+    clock.advance(5)
     one.skip(Skipped.NO_SUBJECT)
+    requests.of(Entity("3", "three"))
     requests.of(Entity("2", "two")).skip(Skipped.ERROR)
     assert requests.of(Entity("1", "one")) is one
     assert requests.told() == {
         "1": {
             "name": "one",
             "requests": {"metered": 2, "no_subject": 1},
+            "last_request_at": clock.wall(),
             "events": {"kong.api_request": 2, "kong.llm_request": 2},
         },
-        "2": {"name": "two", "requests": {"error": 1}, "events": {}},
+        "2": {"name": "two", "requests": {"error": 1}, "last_request_at": clock.wall(), "events": {}},
+        "3": {"name": "three", "requests": {}, "last_request_at": None, "events": {}},
     }
 
 
 def test_no_more_plugin_entities_are_kept_than_have_room() -> None:
-    requests = Requests()
+    requests = Requests(FakeClock())
     for number in range(MOST_PLUGINS + 1):
         requests.of(Entity(str(number), "one of many"))
     told = requests.told()

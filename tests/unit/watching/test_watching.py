@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as older_families
 
 from tests.support.ingest import IngestServer
-from tests.support.plugin_server import PluginServerProcess
+from tests.support.kongs import kong_in
+from tests.support.plugin_server import BIN, PluginServerProcess
 from tests.support.rpc import KongClient, KongRequest
 from tests.support.waiting import wait_until
 from tests.unit.host.conftest import answers, header_config
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 PLUGIN_ID = "878715eb-ff5f-4bc3-b2ce-a52b1cd3b907"
+STRANGER = 54_321
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -136,15 +137,7 @@ def test_what_waits_and_why_is_shown_by_metrics_page_and_command(ingest: IngestS
         assert "503" in page
         assert "&lt;script&gt;alert" in page
         assert "<script>alert" not in page
-        program = [sys.executable, "-c", "from kong_metering.commands.main import main; main()"]
-        shown = subprocess.run(
-            [*program, "status", "--socket", str(one.server.path)],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-            env={"COLUMNS": "240"},
-        )
+        shown = command_line("status", "--socket", str(one.server.path), COLUMNS="240")
         assert "503" in shown.stdout
         assert "next try in" in shown.stdout
         assert "1 events wait" in shown.stdout
@@ -199,13 +192,35 @@ def test_a_client_that_says_nothing_holds_nobody_up(ingest: IngestServer) -> Non
         assert ingest.requests() == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be several users")
+def test_health_over_http_is_that_of_the_command(ingest: IngestServer) -> None:
+    with watched() as one:
+        assert one.get("/healthz")[0] == 200
+        one.server.prefix.chmod(0o755)
+        with kong_in(one.server.prefix, one.server.path, user=STRANGER):
+            status, _, why = one.get("/healthz")
+            told = command_line("health", "--serving", "--socket", str(one.server.path))
+        assert (status, told.returncode) == (503, 1)
+        assert f"run as user {STRANGER}, and cannot connect" in why
+        assert told.stdout == why
+        assert ingest.requests() == []
+
+
 def test_the_command_says_what_to_do_where_nobody_serves(tmp_path: Path) -> None:
-    program = [sys.executable, "-c", "from kong_metering.commands.main import main; main()"]
-    asked = subprocess.run(
-        [*program, "status", "-p", str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
-    )
+    asked = command_line("status", "-p", str(tmp_path))
     assert asked.returncode == 1
     assert "there is no socket" in asked.stderr
+
+
+def command_line(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "kong-metering"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
 
 
 def _name(pid: int) -> str:

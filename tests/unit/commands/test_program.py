@@ -1,0 +1,85 @@
+"""What all commands have in common: completion in a shell, and exit statuses that are documented."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from kong_metering.commands.main import program
+from tests.support.plugin_server import BIN, ROOT, PluginServerProcess
+
+PROGRAM = str(BIN / "kong-metering")
+
+
+def commands(group: click.Group, *above: str) -> Iterator[tuple[str, ...]]:
+    """List the words of each command."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, *above, name)
+        else:
+            yield (*above, name)
+
+
+def completed(*words: str) -> list[str]:
+    """Return what a shell is told of the last word."""
+    environment = {
+        "_KONG_METERING_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(["kong-metering", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    run = subprocess.run([PROGRAM], env=environment, capture_output=True, text=True, check=True, timeout=60)
+    return [line.partition(",")[2] for line in run.stdout.splitlines()]
+
+
+def test_commands_and_options_are_completed() -> None:
+    assert completed("s") == ["schema", "send-test-event", "spool", "status"]
+    assert completed("spool", "re") == ["redirect", "replay", "restore"]
+    assert "--spool-dir" in completed("spool", "status", "--")
+
+
+def test_the_documented_line_completes_in_bash(tmp_path: Path) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    (line,) = [line for line in (ROOT / "docs/commands.md").read_text().splitlines() if "=bash_source" in line]
+    script = f"""
+    PATH={BIN}:$PATH
+    {line}
+    COMP_WORDS=(kong-metering spool sta) COMP_CWORD=2
+    _kong_metering_completion kong-metering
+    echo "${{COMPREPLY[@]}}"
+    """
+    run = subprocess.run([bash, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout == "status\n"
+
+
+def test_a_wrong_call_has_the_documented_status() -> None:
+    statuses = {words: CliRunner().invoke(program, [*words, "--nonsense"]).exit_code for words in commands(program)}
+    assert statuses == dict.fromkeys(commands(program), 2)
+
+
+def test_each_command_is_in_the_table_of_exit_statuses() -> None:
+    table = (ROOT / "docs/commands.md").read_text().partition("# All commands")[2]
+    assert [
+        words for words in commands(program) if f"`{words[-1]}`" not in table and f"`{' '.join(words)}`" not in table
+    ] == []
+
+
+def test_an_interrupted_command_has_the_documented_status() -> None:
+    with PluginServerProcess() as server:
+        command = [PROGRAM, "status", "--watch", "1s", "--json", "--socket", str(server.path)]
+        watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert watching.stdout is not None
+        watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        said = watching.communicate(timeout=60)[1]
+    assert (watching.returncode, said) == (130, "")
