@@ -1,12 +1,12 @@
 """One `gateway` for all end-to-end tests: the stand-in, or with `--gateway=kong` the real Kong on the PATH.
 
 The tests use only what both offer: a declarative configuration, the proxy port, stop, reload, the plugin server's
-process, and the collector.
+process, and the collector. With `--database=postgres` the same is written to the real Kong by its Admin API.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import pytest
 
 from kong_metering_sandbox.collector.process import CollectorProcess
-from kong_metering_sandbox.gateways import GATEWAYS, Gateway
+from kong_metering_sandbox.gateways import GATEWAYS, Gateway, RealKong, StandIn
 from kong_metering_sandbox.upstream_process import UpstreamProcess
 from tests.e2e.declarative import document, metering_at_once, route, service
 from tests.e2e.hostile import Till, open_till
+from tests.support.kong_with_database import KongWithDatabase
 
 
 class StartGateway(Protocol):
@@ -36,17 +37,36 @@ class OpenEchoTill(Protocol):
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "real_kong: needs what only a real Kong has, such as HTTP/2")
+    config.addinivalue_line("markers", "db_less: needs a configuration that is a file, such as one changed at a start")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("real_kong") and item.config.getoption("--gateway") != "kong":
         pytest.skip("needs a real Kong: --gateway=kong")
+    if item.get_closest_marker("db_less") and item.config.getoption("--database") != "off":
+        pytest.skip("needs a gateway without a database: --database=off")
 
 
 @pytest.fixture(scope="session")
 def gateway_class(request: pytest.FixtureRequest) -> type[Gateway]:
     gateway = GATEWAYS[request.config.getoption("--gateway")]
-    return type(gateway.__name__, (gateway,), {"protocol": request.config.getoption("--protocol")})
+    attributes = {"protocol": request.config.getoption("--protocol")}
+    if request.config.getoption("--database") == "off":
+        return type(gateway.__name__, (gateway,), attributes)
+    if gateway is not RealKong:
+        pytest.skip("only a real Kong keeps its configuration in PostgreSQL: --gateway=kong")
+    attributes["cluster"] = request.getfixturevalue("cluster")
+    return type("KongWithDatabase", (KongWithDatabase,), attributes)
+
+
+@pytest.fixture(scope="session")
+def writable_gateway(gateway_class: type[Gateway]) -> Callable[[Path], Gateway]:
+    """Give what makes an empty gateway, in a directory, whose Admin API takes entities, with Kong's defaults."""
+    if issubclass(gateway_class, KongWithDatabase):
+        return lambda directory: gateway_class(directory, document(), settings={"worker_state_update_frequency": "5"})
+    if issubclass(gateway_class, StandIn):
+        return lambda directory: gateway_class(directory, document(), settings={"database": "memory"})
+    pytest.skip("a real Kong without a database takes no entities: --database=postgres")
 
 
 @pytest.fixture
