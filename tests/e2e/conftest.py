@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from kong_metering_sandbox.gateways import GATEWAYS, Gateway, RealKong, StandIn
 from kong_metering_sandbox.upstream_process import UpstreamProcess
 from tests.e2e.declarative import document, metering_at_once, route, service
 from tests.e2e.hostile import Till, open_till
+from tests.support.adminapi import AdminApi
 from tests.support.kong_with_database import KongWithDatabase
 
 
@@ -59,14 +61,29 @@ def gateway_class(request: pytest.FixtureRequest) -> type[Gateway]:
     return type("KongWithDatabase", (KongWithDatabase,), attributes)
 
 
-@pytest.fixture(scope="session")
-def writable_gateway(gateway_class: type[Gateway]) -> Callable[[Path], Gateway]:
-    """Give what makes an empty gateway, in a directory, whose Admin API takes entities, with Kong's defaults."""
+@dataclass(frozen=True)
+class Writable:
+    """A gateway whose Admin API takes entities; `settle` waits until what was written is in force in every worker."""
+
+    gateway: Gateway
+    admin: AdminApi
+    settle: Callable[[], None]
+
+
+@pytest.fixture(scope="module")
+def writable(gateway_class: type[Gateway], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Writable]:
+    """Run one that is empty at first, and looks for changes as often as a Kong does by default."""
+    directory = tmp_path_factory.mktemp("w") / "gateway"
     if issubclass(gateway_class, KongWithDatabase):
-        return lambda directory: gateway_class(directory, document(), settings={"worker_state_update_frequency": "5"})
-    if issubclass(gateway_class, StandIn):
-        return lambda directory: gateway_class(directory, document(), settings={"database": "memory"})
-    pytest.skip("a real Kong without a database takes no entities: --database=postgres")
+        kong = gateway_class(directory, document(), settings={"worker_state_update_frequency": "5"})
+        with kong:
+            yield Writable(kong, kong.admin, kong.settle)
+    elif issubclass(gateway_class, StandIn):
+        with gateway_class(directory, document(), settings={"database": "memory"}) as gateway:
+            # What was written is in force when the answer comes.
+            yield Writable(gateway, AdminApi(gateway.admin_url), lambda: None)
+    else:
+        pytest.skip("a real Kong without a database takes no entities: --database=postgres")
 
 
 @pytest.fixture

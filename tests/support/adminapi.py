@@ -53,7 +53,11 @@ class AdminApi:
                 if one["id"] not in kept:
                     self.delete(kind, one["id"])
         for entity in wanted:
-            self._call("PUT", f"{_path(entity.kind)}/{entity.id}", dict(entity.fields))
+            self.put(entity.kind, entity.id, entity.fields)
+
+    def put(self, kind: str, key: str, fields: Mapping[str, Any]) -> str:
+        """Create or replace an entity, and give its id."""
+        return str(self._call("PUT", f"{_path(kind)}/{key}", fields)["id"])
 
     def create(self, kind: str, fields: Mapping[str, Any]) -> str:
         """Create an entity, and give its id."""

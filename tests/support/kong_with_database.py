@@ -22,8 +22,7 @@ _SECONDS = 20
 class KongWithDatabase(RealKong):
     """The Kong on the PATH, with a database of its own in `cluster`.
 
-    A context manager like its base. A configuration that is given is in force in every worker when the call returns:
-    the last thing that is written is a route of ours, `/in-force`, which tells who answers.
+    A context manager like its base. A configuration that is given is in force in every worker when the call returns.
     """
 
     cluster: ClassVar[Cluster]
@@ -34,7 +33,7 @@ class KongWithDatabase(RealKong):
         # Kong looks each 5 s by default whether its router and its list of plugins are up to date.
         own = {"declarative_config": "", "worker_state_update_frequency": "0.1", **self.cluster.database()}
         self._in_force = ""
-        self._times_applied = 0
+        self._times_settled = 0
         all_settings = own | dict(settings or {})
         self._workers = int(all_settings.get("nginx_worker_processes", "2"))
         super().__init__(directory, declarative, settings=all_settings, **options)
@@ -62,22 +61,24 @@ class KongWithDatabase(RealKong):
     def _apply(self) -> None:
         text = self._declarative.read_text(encoding="utf-8")
         if text != self._in_force:
-            self._times_applied += 1
-            content = yaml.safe_load(text)
-            content["routes"] = [*(content.get("routes") or []), self._marker()]
-            self.admin.apply(content)
-            self._wait_for(self._is_in_force, "all workers have the configuration")
+            self.admin.apply(yaml.safe_load(text))
+            self.settle()
             self._in_force = text
 
-    def _marker(self) -> dict[str, Any]:
-        answer = f"kong.response.exit(200, '{self._times_applied} ' .. ngx.worker.id())"
-        teller = {"name": "pre-function", "config": {"access": [answer]}}
-        return {"name": _MARKER, "paths": [f"/{_MARKER}"], "plugins": [teller]}
+    def settle(self) -> None:
+        """Wait until all that was written is in force in every worker: the last is a route that tells who answers."""
+        self._times_settled += 1
+        answer = f"kong.response.exit(200, '{self._times_settled} ' .. ngx.worker.id())"
+        route = self.admin.put("routes", _MARKER, {"paths": [f"/{_MARKER}"]})
+        self.admin.put(
+            "plugins", route, {"name": "pre-function", "route": {"id": route}, "config": {"access": [answer]}}
+        )
+        self._wait_for(self._is_in_force, "all workers have the configuration")
 
     def _is_in_force(self) -> bool:
         """Ask until each worker has answered, as long as none answers of before."""
         answered: set[str] = set()
-        wanted = {f"{self._times_applied} {worker}" for worker in range(self._workers)}
+        wanted = {f"{self._times_settled} {worker}" for worker in range(self._workers)}
         with requests.Session() as session:
             session.trust_env = False
             while answered < wanted:
