@@ -66,7 +66,10 @@ class KongWithDatabase(RealKong):
             self._in_force = text
 
     def settle(self) -> None:
-        """Wait until all that was written is in force in every worker: the last is a route that tells who answers."""
+        """Wait until all that was written is in force in every worker: the last is a route that tells who answers.
+
+        It is removed again, and its plugin with it.
+        """
         self._times_settled += 1
         answer = f"kong.response.exit(200, '{self._times_settled} ' .. ngx.worker.id())"
         route = self.admin.put("routes", _MARKER, {"paths": [f"/{_MARKER}"]})
@@ -74,6 +77,7 @@ class KongWithDatabase(RealKong):
             "plugins", route, {"name": "pre-function", "route": {"id": route}, "config": {"access": [answer]}}
         )
         self._wait_for(self._is_in_force, "all workers have the configuration")
+        self.admin.delete("routes", route)
 
     def _is_in_force(self) -> bool:
         """Ask until each worker has answered, as long as none answers of before."""
