@@ -26,13 +26,11 @@ GENERATION_SECONDS = 12 * 3600.0
 # The id, the dictionary of headers, and their places; measured with tracemalloc.
 _ENTRY_BYTES = 320
 
-# The headers by name, or what stands for none of them (`request.NO_HEADERS`).
-Headers: TypeAlias = "Mapping[str, str | list[str]] | str"
+# The headers by name, and which were asked for (`request.ASKED`).
+Headers: TypeAlias = "Mapping[str, str | list[str]]"
 
 
 def _bytes_of(headers: Headers) -> int:
-    if isinstance(headers, str):
-        return _ENTRY_BYTES
     return _ENTRY_BYTES + sum(
         sys.getsizeof(value[0] if isinstance(value, list) else value) for value in headers.values()
     )
@@ -93,7 +91,7 @@ class CapturedHeaders:
     def unpack(self, packed: bytes) -> None:
         """Keep what the process before this one had; nothing of what is not in that form."""
         try:
-            kept = msgspec.convert(json.loads(packed), dict[str, dict[str, str | list[str]] | str])
+            kept = msgspec.convert(json.loads(packed), dict[str, dict[str, str | list[str]]])
         except ValueError as error:
             LOGGER.warning("what the previous process knew of requests in progress cannot be read: %s", cause_of(error))
             return

@@ -32,7 +32,7 @@ from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.plugin_identity import PRIORITY
 from kong_metering.reasons import Skipped
 from kong_metering.record import Record, parse_record, section, text
-from kong_metering.request import NO_HEADERS, FinishedRequest
+from kong_metering.request import ASKED, FinishedRequest
 from kong_metering.runtime import Runtime, default_runtime
 from kong_metering.schema import config_fields
 from kong_metering.steps import AtOnce, Steps, call, run_steps
@@ -77,6 +77,7 @@ class Plugin:
                 " and ".join(event_types),
             )
         self._headers = self._meter.header_names
+        self._asked = ",".join(self._headers)
         self._ask_headers = AtOnce((*header_calls(self._headers), GET_REQUEST_ID), self._keep_answers)
         self._ask_record = AtOnce((_SERIALIZE,), self._meter_answer, self._miss_answer)
         self._queue = self._runtime.delivery.open(self._entity, settings)
@@ -96,7 +97,7 @@ class Plugin:
         if not self._headers:
             return
         try:
-            headers = (yield from capture_headers(self._headers)) or NO_HEADERS
+            headers = {ASKED: self._asked, **(yield from capture_headers(self._headers))}
             request_id = yield GET_REQUEST_ID
             if not self._runtime.captured.keep(request_id, headers):
                 yield call("kong.ctx.shared.set", self._runtime.shared_key, headers)
@@ -113,7 +114,8 @@ class Plugin:
     def _keep_answers(self, answers: Sequence[Any]) -> None:
         try:
             headers = headers_in(self._headers, answers[:-1])
-            self._runtime.captured.keep(answers[-1], headers or NO_HEADERS)
+            headers[ASKED] = self._asked
+            self._runtime.captured.keep(answers[-1], headers)
         except Exception as error:  # noqa: BLE001 - metering fails open
             self._report("access", error)
 

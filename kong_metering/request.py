@@ -20,17 +20,18 @@ from kong_metering.record import (
 if TYPE_CHECKING:
     from kong_metering.record import Record
 
-# What the access phase keeps when it found none of the headers: an empty table may come back from Kong as a list.
-NO_HEADERS = "none"
+# Under this name, which no header can have, the access phase keeps which headers it asked for, commas between them.
+ASKED = ":asked"
 
 
 class FinishedRequest:
     """Answers what the event wants to know of a request.
 
-    `captured` holds the header values that the access phase read, by the header's configured name; `NO_HEADERS` when it
-    found none, and None when it did not run: the plugin server was just not there, or an earlier plugin or Kong itself
-    answered. Then the record's headers count, and else they do not: a later plugin may have added one. A value in a
-    list is one that may be several lines, which nginx has joined.
+    `captured` holds the header values that the access phase read, by the header's configured name, and under `ASKED`
+    which ones it asked for (without it, all of them); None when it did not run: the plugin server was just not there,
+    or an earlier plugin or Kong itself answered. Then the record's headers count, and so does that of a header that was
+    not asked for: while a configuration changes, Kong may have run the access phase with the other one. Else they do
+    not: a later plugin may have added one. A value in a list is one that may be several lines, which nginx has joined.
 
     """
 
@@ -38,23 +39,26 @@ class FinishedRequest:
 
     def __init__(self, record: Record, captured: object = None) -> None:
         self.record = record
-        self._captured: Mapping[str, Any] | None = None
-        if captured == NO_HEADERS:
-            self._captured = {}
-        elif isinstance(captured, dict) and captured:
-            self._captured = captured
+        # An empty table may come back from Kong as a list.
+        self._captured: Mapping[str, Any] | None = captured if isinstance(captured, dict) and captured else None
 
     def header(self, name: str) -> str | None:
         """Give the first value of a request header that is not blank, as the client sent it."""
-        if self._captured is None:
+        value = self._captured.get(name) if self._captured is not None else None
+        if value is None and not self._was_asked_for(name):
             return first_not_blank(header_values(self.record, name))
-        value = self._captured.get(name)
         if isinstance(value, list):
             return self._first_line(name, value[0]) if value and isinstance(value[0], str) else None
         if not isinstance(value, str):
             return None
         # A blank first value must not hide a second one; only the record has all of them.
         return self._first_of_several(name) if is_blank(value) else value
+
+    def _was_asked_for(self, name: str) -> bool:
+        if self._captured is None:
+            return False
+        asked = self._captured.get(ASKED)
+        return not isinstance(asked, str) or name in asked.split(",")
 
     @property
     def has_odd_headers(self) -> bool:
@@ -63,6 +67,8 @@ class FinishedRequest:
             return False
         shown = section(section(self.record, "request"), "headers")
         for name, value in self._captured.items():
+            if name == ASKED:
+                continue
             if isinstance(value, list) or (isinstance(value, str) and LINE_SEPARATOR in value):
                 return True
             lowered = name.lower()

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from kong_metering_sandbox.contained import short_base
 from tests.support.clock import FakeClock
+from tests.support.postgres import Cluster, find_postgres, running_postgres
 
 # Whether an example takes long, or long to make, says more of the machine than of the code.
 settings.register_profile("kong-metering", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
@@ -27,6 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["standin", "kong"],
         default="standin",
         help="what the end-to-end tests run on: the stand-in, or the real Kong on the PATH",
+    )
+
+    parser.addoption(
+        "--database",
+        choices=["off", "postgres"],
+        default="off",
+        help="what a real Kong keeps its configuration in: a file, or a PostgreSQL of the tests' own, by the Admin API",
     )
 
     parser.addoption(
@@ -58,6 +67,16 @@ def _keep_paths_short(config: pytest.Config) -> None:
 def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a directory with a short name: sockets lie deep in it, and their paths have 107 bytes at most."""
     return tmp_path_factory.mktemp("t")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Run a PostgreSQL for gateways with a database, or skip with a word why."""
+    programs = find_postgres()
+    if programs is None:
+        pytest.skip("there is no PostgreSQL server")
+    with running_postgres(programs) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -328,7 +328,13 @@ class RealKong(Gateway):
     _running = False
 
     def _own_settings(self) -> dict[str, str]:
-        settings = {"admin_gui_listen": "off", "log_level": "info", "anonymous_reports": "off"}
+        # Its status API would listen on a port that every Kong of this machine has by default.
+        settings = {
+            "admin_gui_listen": "off",
+            "status_listen": "off",
+            "log_level": "info",
+            "anonymous_reports": "off",
+        }
         if os.geteuid() == 0:
             # As root, Kong's workers would run as nobody, who may not write into the test's directory.
             settings["nginx_user"] = "root root"

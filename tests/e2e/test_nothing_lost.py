@@ -54,6 +54,8 @@ LOG_PHASE_SECONDS = 0.1
 PLUGIN_A = "276df434-3e72-5032-b483-19156b86f1ca"
 PLUGIN_B = "7b61a1ee-29a5-5b43-a39c-3dc1c9d5a85b"
 
+changed_at_a_restart = pytest.param("restart", marks=pytest.mark.db_less)
+
 
 def one_plugin(upstream: UpstreamProcess, endpoint: str, **config: Any) -> str:
     return document(service(upstream.url), plugins=[metering(endpoint, queue=QUEUE, **config)])
@@ -109,7 +111,7 @@ def test_a_reload_under_load_loses_nothing(
     finish(gateway, collector, load.answered())
 
 
-@pytest.mark.parametrize("way", ["configure", "restart"])
+@pytest.mark.parametrize("way", ["configure", changed_at_a_restart])
 def test_a_corrected_url_delivers_what_waited_for_the_wrong_one(
     start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess, way: str
 ) -> None:
@@ -255,7 +257,7 @@ def two_plugins(upstream: UpstreamProcess, a: tuple[str, str], b: tuple[str, str
     return document(service(upstream.url, "echo", *routes))
 
 
-@pytest.mark.parametrize("way", ["configure", "reload", "restart"])
+@pytest.mark.parametrize("way", ["configure", "reload", changed_at_a_restart])
 def test_a_rotated_token_delivers_what_waits_and_no_token_goes_astray(
     start_gateway: StartGateway, upstream: UpstreamProcess, way: str
 ) -> None:

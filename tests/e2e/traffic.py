@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Header = tuple[str | bytes, str | bytes]
+ACME: Header = ("X-Tenant-Id", "acme")
 
 
 def request(  # noqa: PLR0913 - a request has this many parts
@@ -82,9 +83,12 @@ class Load:
     whatever comes of it.
     """
 
-    def __init__(self, port: int, *paths: str, first: int = 0, clients: int = 4) -> None:
+    def __init__(
+        self, port: int, *paths: str, first: int = 0, clients: int = 4, headers: Sequence[Header] = (ACME,)
+    ) -> None:
         self._port = port
         self._paths = paths or ("/echo",)
+        self._headers = headers
         self._lock = threading.Lock()
         self._numbers = itertools.count(first)
         self._answered: list[Answered] = []
@@ -123,7 +127,7 @@ class Load:
         while not self._over.wait(_PAUSE_SECONDS):
             with self._lock:
                 number = next(self._numbers)
-            data = request(f"{self._path(number)}/{number}", ("X-Tenant-Id", "acme"))
+            data = request(f"{self._path(number)}/{number}", *self._headers)
             sent_at = time.time()
             try:
                 answer = conversation(self._port, data)

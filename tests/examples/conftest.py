@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,7 +14,9 @@ from kong_metering_sandbox.gateways import Gateway, StandIn
 from kong_metering_sandbox.upstream_process import UpstreamProcess
 from tests.e2e.declarative import document
 from tests.examples.kongs import KongBeside
-from tests.support.postgres import find_postgres, running_postgres
+
+if TYPE_CHECKING:
+    from tests.support.postgres import Cluster
 
 TOKEN = "om_token"
 
@@ -37,35 +40,14 @@ def vault() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[Mapping[str, str]]:
-    """Give the settings that lead to a database of PostgreSQL's, or skip with a word why."""
-    with running_postgres(_programs()) as settings:
-        yield settings
-
-
-@pytest.fixture
-def fresh_database() -> Iterator[Mapping[str, str]]:
-    """Give the same for one test alone."""
-    with running_postgres(_programs()) as settings:
-        yield settings
-
-
-def _programs() -> Path:
-    found = find_postgres()
-    if found is None:
-        pytest.skip("there is no PostgreSQL server")
-    return found
-
-
-@pytest.fixture(scope="module")
 def writable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Run an empty gateway whose Admin API takes entities."""
     request.getfixturevalue("vault")
     directory = tmp_path_factory.mktemp("w") / "g"
     gateway: Gateway
     if request.config.getoption("--gateway") == "kong":
-        settings = dict(request.getfixturevalue("database"))
-        gateway = KongBeside(directory, document(), settings=settings)
+        cluster: Cluster = request.getfixturevalue("cluster")
+        gateway = KongBeside(directory, document(), settings=cluster.database())
     else:
         gateway = StandIn(directory, document(), settings={"database": "memory"})
     with gateway:

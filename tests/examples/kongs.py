@@ -10,7 +10,7 @@ from typing import Any
 
 import requests
 
-from kong_metering_sandbox.gateways import RealKong, run_kong
+from kong_metering_sandbox.gateways import RealKong
 
 _STOP_SECONDS = 20
 _SERVER = Path(sys.executable).parent / "kong-metering-plugin-server"
@@ -19,28 +19,22 @@ _SERVER = Path(sys.executable).parent / "kong-metering-plugin-server"
 class KongBeside(RealKong):
     """The Kong on the PATH, which does not start the plugin server: with `start_cmd` it answers 500 to `GET /`.
 
-    A context manager like its base; with a database its tables are made at the first start.
+    A context manager like its base.
     """
 
     _server: subprocess.Popen[bytes] | None = None
-    _has_tables = False
 
     def __init__(self, directory: Path, declarative: str, **options: Any) -> None:
         dump = directory / "dump.json"
         settings = {
             "pluginserver_metering_start_cmd": "",
             "pluginserver_metering_query_cmd": f"cat {dump}",
-            "status_listen": "off",
             **options.pop("settings", {}),
         }
         super().__init__(directory, declarative, settings=settings, **options)
-        self._with_database = settings.get("database", "off") == "postgres"
         dump.write_bytes(subprocess.run([_SERVER, "--dump"], check=True, capture_output=True).stdout)
 
     def _start(self) -> None:
-        if self._with_database and not self._has_tables:
-            run_kong("migrations", "bootstrap", "-c", str(self._conf), directory=self.prefix)
-            self._has_tables = True
         self._start_server()
         super()._start()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from kong_metering_sandbox.collector.process import CollectorProcess
     from kong_metering_sandbox.upstream_process import UpstreamProcess
+    from tests.support.postgres import Cluster
 
 HYBRID = Path(__file__).parents[2] / "examples" / "hybrid"
 HANDLER = HYBRID / "lua" / "kong" / "plugins" / "metering-and-billing" / "handler.lua"
@@ -53,11 +53,11 @@ def test_a_data_plane_meters_by_a_control_plane_that_knows_the_schema_only(  # n
 ) -> None:
     if request.config.getoption("--gateway") != "kong":
         pytest.skip("hybrid mode is the real Kong's: --gateway=kong")
-    database: Mapping[str, str] = request.getfixturevalue("fresh_database")
+    cluster: Cluster = request.getfixturevalue("cluster")
     run_kong("hybrid", "gen_cert", str(tmp_path / "cluster.crt"), str(tmp_path / "cluster.key"), directory=tmp_path)
     shutil.copytree(HYBRID / "lua", tmp_path / "lua")
-    cluster = f"127.0.0.1:{free_port()}"
-    ours = {"cluster_listen": cluster, "cluster_telemetry_listen": "off", **database}
+    address = f"127.0.0.1:{free_port()}"
+    ours = {"cluster_listen": address, "cluster_telemetry_listen": "off", **cluster.database()}
     control = settings(name, tmp_path, tmp_path / "control" / "dump.json") | ours
     if "lua" in name:
         control |= {"pluginserver_names": "", "pluginserver_metering_query_cmd": "", "pluginserver_metering_socket": ""}
@@ -73,7 +73,7 @@ def test_a_data_plane_meters_by_a_control_plane_that_knows_the_schema_only(  # n
             requests.request(method, f"{plane.admin_url}/{path}", json=body, timeout=20).raise_for_status()
         monkeypatch.setenv("OM_TOKEN", TOKEN)
         data = settings("data-plane.conf", tmp_path, tmp_path / "data" / "dump.json")
-        data |= {"cluster_control_plane": cluster, "declarative_config": ""}
+        data |= {"cluster_control_plane": address, "declarative_config": ""}
         data.pop("pluginserver_metering_socket")
         with DataPlane(tmp_path / "data", document(), settings=data) as gateway:
             answers = lambda: get(gateway.proxy_port, "/orders/1", ("X-Tenant-Id", "acme")) == 200  # noqa: E731

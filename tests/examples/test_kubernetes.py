@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from kong_metering.schema import plugin_schema
 from kong_metering_sandbox.gateway import typedefs
 from kong_metering_sandbox.gateway.entities import Store
 from tests.examples.conftest import needs
+from tests.support.image import command_of_the_image, make_directories, variables_of_the_image
+from tests.support.plugin_server import BIN, ServerProcess, short_directory
 
 FOLDER = Path(__file__).parents[2] / "examples" / "kubernetes"
 DEPLOYMENTS = ["values.yaml", "values-daemonset.yaml"]
@@ -74,6 +78,24 @@ def test_the_server_may_write_to_its_volumes_only(name: str) -> None:
     }
     (shared,) = deployment["userDefinedVolumeMounts"]
     assert shared in container["volumeMounts"]
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_the_images_entry_point_takes_the_servers_arguments_and_is_well(name: str) -> None:
+    container = sidecar(name)
+    directory = short_directory()
+    try:
+        make_directories(directory)
+        environment = variables_of_the_image(directory)
+        entry_point = shlex.join([*command_of_the_image("ENTRYPOINT"), *container["args"]])
+        with ServerProcess(entry_point, Path(environment["KONG_METERING_SOCKET"]), environment=environment) as server:
+            assert server.complaints() == []
+            program, *arguments = container["startupProbe"]["exec"]["command"]
+            command = [str(BIN / program), *arguments]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+            assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        shutil.rmtree(directory)
 
 
 def test_the_spool_stays_below_what_the_volume_may_hold() -> None:

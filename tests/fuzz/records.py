@@ -15,7 +15,7 @@ from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
 from kong_metering.reasons import Skipped
 from kong_metering.record import _parsed_leniently, parse_record, text
-from kong_metering.request import NO_HEADERS, FinishedRequest
+from kong_metering.request import ASKED, FinishedRequest
 from tests.fuzz.cases import Case, Target
 from tests.fuzz.invariants import check_events
 from tests.fuzz.strategies import TENANT, TEXTS, configs, json_values, scalars, texts, whole_config
@@ -79,7 +79,7 @@ def _damaged_texts(draw: st.DrawFn) -> str:
 _captured = st.one_of(
     st.just({TENANT: "acme", "X_Tenant_ID": "acme", "x-plan": "gold"}),
     st.none(),
-    st.just(NO_HEADERS),
+    st.just({ASKED: TENANT}),
     st.dictionaries(st.sampled_from([TENANT, "X_Tenant_ID", "x-plan"]), texts, max_size=3),
     st.dictionaries(texts, json_values(3), max_size=3),
     json_values(3),

@@ -13,7 +13,7 @@ import pytest
 from kong_metering import PLUGIN_NAME
 from kong_metering.log import LOGGER, Relay, Repeats
 from kong_metering.plugin import Plugin
-from kong_metering.request import NO_HEADERS
+from kong_metering.request import ASKED
 from kong_metering.runtime import Runtime, make_runtime
 from tests.support.openmeter import valid_event
 from tests.support.pdk import FakeKong
@@ -445,10 +445,22 @@ def test_a_kong_without_ids_of_requests_keeps_the_headers_itself(gateway: Gatewa
         assert access == [
             ("kong.request.get_header", TENANT),
             GET_ID,
-            ("kong.ctx.shared.set", SHARED_KEY, {TENANT: "acme"}),
+            ("kong.ctx.shared.set", SHARED_KEY, {ASKED: TENANT, TENANT: "acme"}),
         ]
         assert log == [SERIALIZE, GET_SHARED]
     assert gateway.subjects == ["acme"] * 2
+
+
+@pytest.mark.parametrize("headers", [[("X-Other", "acme")], [("X-Other", "acme"), (TENANT, "someone")]])
+def test_a_request_whose_access_phase_ran_with_another_configuration_is_metered_by_its_record(
+    gateway: Gateway, headers: list[tuple[str, str]]
+) -> None:
+    """While a configuration changes, Kong may run one phase of a request with each (`get_instance_id`)."""
+    record = log_record(request={"headers": {name.lower(): value for name, value in headers}})
+    kong = gateway.request(*headers, record=record)
+    gateway.run(gateway.plugin(), "access", kong)
+    gateway.run(gateway.plugin(subject={"look_up_value_in": "header", "field": "x-other"}), "log", kong)
+    assert gateway.subjects == ["acme"]
 
 
 def test_a_kong_without_ids_of_requests_keeps_that_there_was_no_header(gateway: Gateway) -> None:
@@ -456,7 +468,7 @@ def test_a_kong_without_ids_of_requests_keeps_that_there_was_no_header(gateway: 
     gateway.runtime.captured.are_identified = None
     kong = before_3_5(gateway, headers={TENANT: "added"})
     run(gateway, plugin, kong)
-    assert kong.shared == {SHARED_KEY: NO_HEADERS}
+    assert kong.shared == {SHARED_KEY: {ASKED: TENANT}}
     assert gateway.skipped == {"no_subject": 1}
 
 

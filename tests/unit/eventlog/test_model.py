@@ -41,6 +41,8 @@ class LogMachine(RuleBasedStateMachine):
         self.saved_sent: dict[int, int] = {}
 
     def teardown(self) -> None:
+        # Its files are as many as the examples, and a user's processes may have 1,024 open each.
+        self.log.close()
         shutil.rmtree(self.home)
 
     @property
@@ -295,3 +297,4 @@ def test_a_flipped_bit_in_any_file_costs_one_event_at_most(
         assert again.read(number - 1, 1, 10) == [(number, NOW, b"next")]
         again.done(number)
         assert again.waiting == 0
+        again.close()

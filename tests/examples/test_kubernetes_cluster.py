@@ -1,0 +1,192 @@
+"""The Kubernetes examples with the real tools: an API server takes the objects, and Kong's controller translates them.
+
+They need `etcd`, `kube-apiserver`, `kubectl` and `openssl` on the PATH, and the custom resource definitions in the
+directories that `KONG_CRDS` names (see `test_kubernetes.py`); the second part needs the controller too, as `kic`. There
+are no nodes: the service of `orders.yaml` leads out of the cluster, to an upstream of the tests'.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+import yaml
+
+from kong_metering_sandbox.gateways import Gateway, StandIn, free_port
+from tests.e2e.declarative import PLUGIN, document
+from tests.e2e.traffic import get
+from tests.examples.conftest import TOKEN, needs
+from tests.examples.kongs import KongBeside
+from tests.support.kubernetes import Cluster, Tools, running_kubernetes, running_process
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from kong_metering_sandbox.collector.process import CollectorProcess
+    from kong_metering_sandbox.upstream_process import UpstreamProcess
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PLUGINS = EXAMPLES / "kubernetes" / "plugins"
+KONNECT = "https://us.api.konghq.com/v3/openmeter/events"
+KEY = "key-of-alice"
+# What a change takes from the API server over the controller to all of Kong's workers.
+_PATIENCE = 90.0
+_INGRESS_CLASS = {
+    "apiVersion": "networking.k8s.io/v1",
+    "kind": "IngressClass",
+    "metadata": {"name": "kong"},
+    "spec": {"controller": "ingress-controllers.konghq.com/kong"},
+}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """An example: its file, what has to be annotated with which plugins, and what it meters."""
+
+    file: str
+    annotated: tuple[str, str] | None
+    path: str = "/orders/1"
+
+
+SCOPES = {
+    "global": Scope("global.yaml", None),
+    "vault": Scope("vault.yaml", None),
+    "service": Scope("service.yaml", ("service/orders", "metering-service")),
+    "route": Scope("route.yaml", ("ingress/orders", "key-auth,metering-route")),
+    "consumer": Scope("consumer.yaml", ("kongconsumer/alice", "metering-consumer")),
+    "gateway-api": Scope("gateway-api.yaml", None, "/api/orders/1"),
+}
+_UNANNOTATED = {"ingress/orders": "konghq.com/plugins=key-auth"}
+
+
+@pytest.fixture(scope="module")
+def kubernetes() -> Iterator[Cluster]:
+    """Run a Kubernetes that knows Kong's objects and those of the Gateway API, with the namespaces of the examples."""
+    tools = Tools(needs("etcd"), needs("kube-apiserver"), needs("kubectl"), needs("openssl"))
+    directories = os.environ.get("KONG_CRDS")
+    if not directories:
+        pytest.skip("KONG_CRDS names no directories with custom resource definitions")
+    definitions = [path for directory in directories.split(":") for path in sorted(Path(directory).glob("*.yaml"))]
+    with running_kubernetes(tools) as cluster:
+        for path in definitions:
+            if "kind: CustomResourceDefinition" in path.read_text(encoding="utf-8"):
+                cluster.kubectl("apply", "--server-side", "-f", path)
+        cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+        for name in ("kong", "orders"):
+            cluster.kubectl("create", "namespace", name)
+            secret = ("secret", "generic", "metering-config", f'--from-literal=api_token="{TOKEN}"')
+            cluster.kubectl("-n", name, "create", *secret)
+        yield cluster
+
+
+@pytest.mark.parametrize("path", sorted([*PLUGINS.glob("*.yaml"), *(EXAMPLES / "kic").glob("*.yaml")]), ids=str)
+def test_an_api_server_takes_the_objects(kubernetes: Cluster, path: Path) -> None:
+    said = kubernetes.kubectl("apply", "--server-side", "--dry-run=server", "-f", path)
+    wanted = [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one]
+    assert said.count("serverside-applied (server dry run)") == len(wanted)
+
+
+@pytest.fixture(scope="module")
+def controlled(
+    kubernetes: Cluster,
+    vault: None,  # noqa: ARG001 - its variables are for Kong
+    upstream: UpstreamProcess,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Gateway]:
+    """Run a gateway without a database that the controller configures, with all that the plugins are for."""
+    program = needs("kic")
+    directory = tmp_path_factory.mktemp("k") / "g"
+    kind = KongBeside if request.config.getoption("--gateway") == "kong" else StandIn
+    command: list[str | Path] = [
+        program,
+        "--kubeconfig",
+        kubernetes.kubeconfig,
+        "--anonymous-reports=false",
+        "--election-namespace=kong",
+        "--publish-status-address=127.0.0.1",
+        "--health-probe-bind-address=127.0.0.1:0",
+        "--metrics-bind-address=127.0.0.1:0",
+        f"--diagnostic-server-port={free_port()}",
+        "--proxy-sync-seconds=0.5",
+    ]
+    with kind(directory, document()) as gateway:
+        environment = {**os.environ, "POD_NAME": "kong", "POD_NAMESPACE": "kong"}
+        log = directory / "controller.log"
+        with running_process([*command, f"--kong-admin-url={gateway.admin_url}"], log, environment):
+            kubernetes.kubectl("apply", "-f", "-", given=json.dumps(_INGRESS_CLASS))
+            orders = [_led_out(one, upstream.port) for one in _objects(PLUGINS / "orders.yaml")]
+            kubernetes.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(orders))
+            kubernetes.kubectl("-n", "orders", "create", "secret", "generic", "alice-key", f"--from-literal=key={KEY}")
+            kubernetes.kubectl("-n", "orders", "label", "secret", "alice-key", "konghq.com/credential=key-auth")
+            kubernetes.kubectl("-n", "orders", "annotate", "ingress/orders", _UNANNOTATED["ingress/orders"])
+            try:
+                wait_until(lambda: _asked(gateway, "/orders/1") == 200, "the Ingress is served", _PATIENCE, pause=0.2)
+            except AssertionError as error:
+                raise AssertionError(f"{error}: {log.read_text('utf-8')[-5000:]}") from None
+            yield gateway
+
+
+@pytest.mark.parametrize("name", SCOPES)
+def test_the_controller_brings_the_plugin_to_a_gateway_that_meters_then(
+    name: str, kubernetes: Cluster, controlled: Gateway, upstream: UpstreamProcess, collector: CollectorProcess
+) -> None:
+    scope = SCOPES[name]
+    text = (PLUGINS / scope.file).read_text(encoding="utf-8").replace(KONNECT, collector.ingest_v3)
+    objects = [_led_out(one, upstream.port) for one in yaml.safe_load_all(text) if one]
+    kubernetes.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(objects))
+    if scope.annotated is not None:
+        annotated, plugins = scope.annotated
+        annotate = ("-n", "orders", "annotate", "--overwrite", annotated)
+        kubernetes.kubectl(*annotate, f"konghq.com/plugins={plugins}")
+    try:
+        wait_until(lambda: _metering(controlled), "the plugin is there", _PATIENCE, pause=0.2)
+        assert _metering(controlled) == [scope_of(name)]
+        wait_until(lambda: _asked(controlled, scope.path) == 200, "the route is there", _PATIENCE, pause=0.2)
+        for _ in range(20):
+            assert _asked(controlled, scope.path) == 200
+        collector.client.wait_for_events(20)
+        assert {event.subject for event in collector.client.events()} == {"acme"}
+        assert not any(one.status == 401 for one in collector.client.requests())
+    finally:
+        if scope.annotated is not None:
+            kubernetes.kubectl(*annotate, _UNANNOTATED.get(annotated, "konghq.com/plugins-"))
+        kubernetes.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(objects))
+    wait_until(lambda: not _metering(controlled), "the plugin is gone", _PATIENCE, pause=0.2)
+
+
+def scope_of(name: str) -> list[str]:
+    """List what a plugin entity of Kong's refers to."""
+    return {"global": [], "vault": [], "gateway-api": ["route"]}.get(name, [name])
+
+
+def _metering(gateway: Gateway) -> list[list[str]]:
+    """List what each of our plugins in a gateway refers to."""
+    plugins = requests.get(f"{gateway.admin_url}/plugins", timeout=20).json()["data"]
+    ours = [plugin for plugin in plugins if plugin["name"] == PLUGIN]
+    return [[name for name in ("service", "route", "consumer") if plugin.get(name)] for plugin in ours]
+
+
+def _asked(gateway: Gateway, path: str) -> int:
+    return get(gateway.proxy_port, path, ("X-Tenant-Id", "acme"), ("apikey", KEY))
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
+    return [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one]
+
+
+def _led_out(one: dict[str, Any], port: int) -> dict[str, Any]:
+    """Give an object, but the service as one that leads to a port outside, and a route that names its port so."""
+    if one["kind"] == "Service":
+        ports = [{"name": "http", "port": port}]
+        return one | {"spec": {"type": "ExternalName", "externalName": "localhost", "ports": ports}}
+    if one["kind"] == "HTTPRoute":
+        for rule in one["spec"]["rules"]:
+            for backend in rule["backendRefs"]:
+                backend["port"] = port
+    return one
