@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Protocol
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Clock(Protocol):
@@ -21,6 +24,10 @@ class Clock(Protocol):
         """Seconds since the machine started, those included in which it slept; the same for all processes."""
         ...
 
+    def boot_id(self) -> str:
+        """Name that start of the machine; empty where the system has no name for it."""
+        ...
+
 
 class SystemClock:
     """The machine's clocks."""
@@ -32,19 +39,21 @@ class SystemClock:
         """Return the seconds since the machine started."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
+    def boot_id(self) -> str:
+        """Return the name of this start of the machine."""
+        try:
+            return _BOOT_ID.read_text("ascii").strip()
+        except OSError:
+            return ""
+
 
 class EpochClock:
     """A clock that tells the time since 1970 in milliseconds too, as it is written to disk."""
 
     def __init__(self, clock: Clock) -> None:
-        """Take the moment for the one that the wall clock shows now."""
+        """Take the machine's."""
         self.monotonic = clock.monotonic
         self._wall = clock.wall
-        self._epoch = clock.wall() - clock.monotonic()
-
-    def now_ms(self) -> int:
-        """Tell it by the clock that nobody sets: right for two events of one process, whatever the wall's shows."""
-        return int((self._epoch + self.monotonic()) * 1000)
 
     def wall_ms(self) -> int:
         """Tell it as the machine knows it."""

@@ -280,13 +280,9 @@ class PluginConfig(Settings):
     @field_validator("ingest_endpoint")
     @classmethod
     def _is_http_url(cls, value: str) -> str:
-        try:
-            url = urlsplit(value)
-            usable = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
-        except ValueError:
-            usable = False
-        if not usable or any(char.isspace() for char in value):
-            raise ValueError(_A_URL)
+        if trouble := _trouble_of_url(value):
+            # Without the URL: there may be a password in it.
+            raise ValueError(f"{trouble}: {_A_URL}")
         return value
 
     @field_validator("allow_status_codes")
@@ -314,6 +310,26 @@ class PluginConfig(Settings):
                     f"{place} of {len(token)} is {what}"
                 )
         return token
+
+
+def _trouble_of_url(value: str) -> str | None:
+    """Tell why nothing can be posted to a URL; None when it can be."""
+    place = next((place for place, char in enumerate(value, 1) if char.isspace() or not char.isprintable()), None)
+    if place is not None:
+        return f"character {place} of {len(value)} is a blank, a line break or a control character"
+    if not value.lower().startswith(("http://", "https://")):
+        return "it does not begin with https:// or http://"
+    try:
+        host = urlsplit(value).hostname
+    except ValueError:
+        return "its host is none"
+    try:
+        port = urlsplit(value).port
+    except ValueError:
+        port = 0
+    if not host:
+        return "there is no host in it"
+    return "its port is not a number from 1 to 65535" if port == 0 else None
 
 
 @dataclass(frozen=True)

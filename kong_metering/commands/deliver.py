@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 # How much may be kept is for the servers to say, who know --spool-max-bytes; here no letter is dropped for another.
 _NO_BOUND = 1 << 62
+_UNSURE = (
+    "the machine's clock was set, or the machine started, a short time ago, and nobody knows yet how long ago events "
+    "went out that were not answered: try again when the clock has run evenly for ten minutes"
+)
 # Exit status when all that waits is in the hands of running servers.
 LEFT_TO_SERVERS = 3
 
@@ -197,6 +201,8 @@ def _deliver(options: DeliverOptions, logs: Sequence[HeldLog], endpoint: Endpoin
                 rules = rules_by_hand(options.batch_size)
                 delivering = Delivering(rules, events, clock=timing.clock, account=account)
                 problem = HandDelivery(delivering, events, client.send, interruption, timing).run()
+                if events.is_unsure and problem is None:
+                    problem = _UNSURE
         except Interrupted:
             interrupted = interruption.exit()
         except DISK_ERRORS as error:
@@ -206,7 +212,9 @@ def _deliver(options: DeliverOptions, logs: Sequence[HeldLog], endpoint: Endpoin
 
 def _held_events(options: DeliverOptions, logs: Sequence[HeldLog], account: Account, timing: Timing) -> HeldEvents:
     dead_letters = DeadLetters(options.root / DEAD_LETTERS, max_bytes=_NO_BOUND)
-    return HeldEvents(logs, dead_letters, account, clock=timing.clock, dedupe_window=options.dedupe_window)
+    return HeldEvents(
+        logs, dead_letters, account, root=options.root, clock=timing.clock, dedupe_window=options.dedupe_window
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- servers

@@ -26,9 +26,12 @@ from kong_metering.errors import DISK_ERRORS
 from kong_metering.eventlog.log import DamageKind
 from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DeadLetter
+from kong_metering.spool.times import SpoolTimes
 from kong_metering.trial.decisions import Pause, Rules
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kong_metering.clock import Clock
     from kong_metering.commands.interruption import Interruption
     from kong_metering.commands.output import Advance
@@ -91,12 +94,13 @@ class Account:
 class HeldEvents:
     """The events of one queue, in the logs that this process holds."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         logs: Sequence[HeldLog],
         dead_letters: DeadLetters,
         account: Account,
         *,
+        root: Path,
         clock: Clock,
         dedupe_window: float,
     ) -> None:
@@ -104,7 +108,10 @@ class HeldEvents:
         self._dead_letters = dead_letters
         self._account = account
         self._clock = EpochClock(clock)
+        self._times = SpoolTimes(root, clock)
         self._dedupe_window = dedupe_window
+        # Whether events are left because nobody knows yet how long ago they went out.
+        self.is_unsure = False
         self._sources = sorted(map(LogSource, logs), key=lambda source: source.oldest_ms() or 0)
         self._owners: dict[Source, QueueIdentity] = {
             source: source.held.identity for source in self._sources if source.held.identity
@@ -115,7 +122,7 @@ class HeldEvents:
     @property
     def unread(self) -> int:
         """How many events were not read yet."""
-        return sum(source.unread for source in self._sources)
+        return sum(source.unread for source in self._sources if not source.is_held)
 
     @property
     def waiting(self) -> int:
@@ -125,7 +132,7 @@ class HeldEvents:
     def read(self, limit: int) -> list[Entry]:
         """Read the next events."""
         for source in self._sources:
-            if source.unread:
+            if source.unread and not source.is_held:
                 entries = source.read(limit, _BATCH_BYTES)
                 self._bury_damage(source)
                 if entries:
@@ -134,8 +141,10 @@ class HeldEvents:
 
     def begin_send(self, entries: Sequence[Entry]) -> Sending:
         """Note on disk that events are about to go out; whatever happens from then on, the log says so."""
-        now_ms = self._clock.now_ms()
-        return noted(entries, now_ms, self._dedupe_window, lambda source, run: source.mark_sent(run, now_ms))
+        window = self._times.now().window(self._dedupe_window)
+        sending = noted(entries, window, self._dedupe_window, lambda source, run: source.mark_sent(run, window.now_ms))
+        self.is_unsure |= sending.unsure
+        return sending
 
     def did_not_arrive(self, sending: Sending) -> None:
         """Take that note back."""
@@ -143,8 +152,9 @@ class HeldEvents:
             source.unmark(marks)
 
     def give_back(self, entries: Sequence[Entry]) -> None:
-        """Never called: what cannot be noted ends it."""
-        raise AssertionError(f"{len(entries)} events given back")
+        """Leave events where nobody knows yet how long ago they went out; what cannot be noted ends it."""
+        for source, run in by_source(entries):
+            source.give_back(run)
 
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let events go that need not wait any longer; give how many were there still."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kong_metering.delivery.source import Entry, Source
     from kong_metering.eventlog.format import Mark
     from kong_metering.reasons import Dropped
+    from kong_metering.spool.times import Window
     from kong_metering.trial.decisions import Decision, Rules
     from kong_metering.trial.parts import Part
 
@@ -39,7 +40,8 @@ MarkSent = Callable[["Source", list["Entry"]], "Sequence[Mark] | None"]
 class Sending:
     """Events that are about to go out: those that may, those that may not any more, and the sources' notes of it.
 
-    `held`: those that may not yet, because the disk does not take the note.
+    `held`: those that may not yet, because the disk does not take the note, or, `unsure`, because it is not known how
+    long ago they went out.
     """
 
     fresh: list[Entry]
@@ -47,6 +49,7 @@ class Sending:
     why_stale: str = ""
     notes: Sequence[tuple[Source, Sequence[Mark]]] = ()
     held: Sequence[Entry] = ()
+    unsure: bool = False
 
 
 class Stock(Protocol):
@@ -215,26 +218,29 @@ class Delivering:
             self._account.drop(answered.reason, settled, answered.words)
 
 
-def noted(entries: Sequence[Entry], now_ms: int, dedupe_window: float, mark_sent: MarkSent) -> Sending:
+def noted(entries: Sequence[Entry], window: Window, dedupe_window: float, mark_sent: MarkSent) -> Sending:
     """Have the sources note, by `mark_sent`, that events are about to go out; return those that may.
 
     What went out without an answer longer ago than the endpoint recognises duplicate ids (`dedupe_window`, seconds) may
-    not: if it did arrive, it would be billed twice. Raises what `mark_sent` raises.
+    not: if it did arrive, it would be billed twice. Where nobody can tell yet how long ago something went out, all of
+    its source is held. Raises what `mark_sent` raises.
     """
-    too_old_ms = now_ms - int(dedupe_window * 1000)
-    stale = [each for source, run in by_source(entries) for each in source.sent_before(run, too_old_ms)]
+    stale = [each for source, run in by_source(entries) for each in source.sent_before(run, window.over_ms)]
     fresh = [entry for entry in entries if entry not in stale] if stale else list(entries)
     why_stale = f"sent more than {dedupe_window / 3600:g} hours ago without an answer, and may have arrived"
     notes: list[tuple[Source, Sequence[Mark]]] = []
     held: list[Entry] = []
+    unsure = False
     for source, run in by_source(fresh):
-        marks = mark_sent(source, run)
+        is_unsure = window.over_ms < window.perhaps_over_ms and source.is_unsure_of(*window[1:])
+        unsure |= is_unsure
+        marks = None if is_unsure else mark_sent(source, run)
         if marks is None:
             held += run
         else:
             notes.append((source, marks))
     fresh = [entry for entry in fresh if entry not in held] if held else fresh
-    return Sending(fresh, stale, why_stale, notes, held)
+    return Sending(fresh, stale, why_stale, notes, held, unsure)
 
 
 def by_source(entries: Sequence[Entry]) -> list[tuple[Source, list[Entry]]]:

@@ -7,8 +7,9 @@ settled. What reads or writes raises one of `DISK_ERRORS`; a position that canno
 done.
 
 An event whose mark is not on disk looks like one that nobody has sent, to whoever finds the log after a crash, however
-much later that is. So it is not sent for the first time while marks cannot be saved (`mark_sent` raises, `is_held`).
-Only a disk that is full is given time, half of the deduplication window: what is delivered makes room there.
+much later that is. So it is not sent for the first time while marks cannot be saved (`mark_sent` raises,
+`is_unnotable`). Only a disk that is full is given time, half of the deduplication window: what is delivered makes room
+there. Nothing is read either while it is not known how long ago some of it was sent (`is_unsure`).
 """
 
 from __future__ import annotations
@@ -118,8 +119,10 @@ class LogSource:
         # Whether what is on disk of the position and the marks is old, and since when events were sent even so.
         self.is_unsaved = False
         self._unsaved_since_ms: int | None = None
-        # Whether nothing is sent from here for the first time until they can be saved.
-        self.is_held = False
+        # Whether nothing is sent from here for the first time until they can be saved; and whether nothing is until
+        # it is known how long ago what went out before did.
+        self.is_unnotable = False
+        self.is_unsure = False
         self.waiting_at_first = self.unread
         if held.log.was_position_lost:
             self._doubt_all()
@@ -138,6 +141,11 @@ class LogSource:
     def waiting(self) -> int:
         """How many events wait, those that were read included."""
         return self.unread_on_disk + len(self._unsettled)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing is to be read for now."""
+        return self.is_unnotable or self.is_unsure
 
     @property
     def is_settled(self) -> bool:
@@ -245,7 +253,7 @@ class LogSource:
                 self._save()
             except OSError as error:
                 if marks and not anyhow and not self._may_go_unsaved(error, now_ms):
-                    self.is_held = True
+                    self.is_unnotable = True
                     self._log.unmark(marks)
                     raise
         return marks
@@ -281,6 +289,12 @@ class LogSource:
             if not any(mark.time_ms < time_ms for mark in self._log.marks):
                 return []
             return [entry for entry in entries if (self._log.sent_at(entry.number) or time_ms) < time_ms]
+
+    def is_unsure_of(self, over_ms: int, perhaps_over_ms: int) -> bool:
+        """Note, and tell, whether something in it went out at a time between these two; nothing is read if it did."""
+        with self._lock:
+            self.is_unsure = any(over_ms <= mark.time_ms < perhaps_over_ms for mark in self._log.marks)
+        return self.is_unsure
 
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let entries go; none are there any more once the log was closed."""
@@ -371,7 +385,7 @@ class LogSource:
         with self._lock:
             if not self._is_closed:
                 self._save()
-                self.is_held = False
+                self.is_unnotable = False
 
     def close_ranks(self) -> None:
         """Write what is not settled once more, behind the last event, if others overtook it or it is gone from disk.

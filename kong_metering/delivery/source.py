@@ -61,6 +61,10 @@ class Source(Protocol):
         """Give those that went out before this time and were not answered."""
         ...
 
+    def is_unsure_of(self, over_ms: int, perhaps_over_ms: int) -> bool:
+        """Note, and tell, whether something in it went out at a time between these two; nothing is read if it did."""
+        ...
+
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let entries go that need not wait any longer; give how many were there still."""
         ...
@@ -183,6 +187,10 @@ class MemorySource:
             moved = [(each, self._moved[each.number]) for each in entries if each.number in self._moved]
             stale = [each for each in entries if self._sent.get(each.number, time_ms) < time_ms]
         return stale + [each for each, there in moved if there.source.sent_before([there], time_ms)]
+
+    def is_unsure_of(self, over_ms: int, perhaps_over_ms: int) -> bool:  # noqa: ARG002
+        """Never: what is in memory was sent by this process."""
+        return False
 
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let entries go, wherever they are."""

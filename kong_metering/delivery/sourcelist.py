@@ -89,7 +89,12 @@ class SourceList:
     @property
     def held_back(self) -> int:
         """How many events on disk may not be sent now, because the disk does not take the note."""
-        return sum(log.waiting for log in self.logs() if log.is_held)
+        return sum(log.waiting for log in self.logs() if log.is_unnotable)
+
+    @property
+    def unsure(self) -> int:
+        """How many events on disk may not be sent now, because it is not known how long ago some of them went out."""
+        return sum(log.waiting for log in self.logs() if log.is_unsure)
 
     def begin_own(self, log: LogSource) -> None:
         """Have a log of this process."""

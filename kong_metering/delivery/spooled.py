@@ -23,6 +23,7 @@ from kong_metering.delivery.writing import Writing
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import cause_of
 from kong_metering.reasons import Buried, Dropped
+from kong_metering.spool.times import STEADY_SECONDS
 from kong_metering.trial import batching
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from kong_metering.eventlog.format import Mark
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.options import SpoolOptions
+    from kong_metering.spool.times import SpoolTimes
     from kong_metering.upkeep.holdings import Holdings
 
 
@@ -45,6 +47,7 @@ class Shared:
     letters: LetterBox
     options: SpoolOptions
     clock: EpochClock
+    times: SpoolTimes
 
 
 class Intake(Protocol):
@@ -84,6 +87,7 @@ class SpooledBacklog:
         self._holdings = shared.holdings
         self._options = shared.options
         self._clock = shared.clock
+        self._times = shared.times
         self._account = account
         self._intake = intake
         self._sources = SourceList()
@@ -158,10 +162,13 @@ class SpooledBacklog:
 
     def begin_send(self, entries: Sequence[Entry]) -> Sending:
         """Note on disk that events are about to go out, whatever kills this process; give those that may."""
-        now_ms = self._clock.now_ms()
-        return noted(
-            entries, now_ms, self._options.dedupe_window, lambda source, run: self._marked(source, run, now_ms)
+        window = self._times.now().window(self._options.dedupe_window)
+        sending = noted(
+            entries, window, self._options.dedupe_window, lambda source, run: self._marked(source, run, window.now_ms)
         )
+        if sending.unsure:
+            self._say_unsure()
+        return sending
 
     def _marked(self, source: Source, entries: list[Entry], now_ms: int) -> Sequence[Mark] | None:
         try:
@@ -193,6 +200,14 @@ class SpooledBacklog:
         except OSError as error:
             self._account.say_position_is_lost(error)
             return len(entries)
+
+    def _say_unsure(self) -> None:
+        message = (
+            f"{self._sources.unsure:,} events on disk are not sent until the machine's clock has run evenly for "
+            f"{told(STEADY_SECONDS)}: some of them went out without an answer before the machine started, and nobody "
+            "knows yet how long ago that was"
+        )
+        self._account.say("unsure", message, logging.WARNING)
 
     def _say_held(self, error: OSError) -> None:
         # Whoever found them after a crash would take them for events that nobody has sent, however long ago that was.
@@ -233,12 +248,19 @@ class SpooledBacklog:
         for log in self._sources.logs():
             if log.is_unsaved:
                 self._save_again(log)
+            if log.is_unsure:
+                self._ask_clock_again(log)
         if self._cannot_be_read:
             self._cannot_be_read = False
             self._sources.on_ready()
 
+    def _ask_clock_again(self, log: LogSource) -> None:
+        window = self._times.now().window(self._options.dedupe_window)
+        if not log.is_unsure_of(window.over_ms, window.perhaps_over_ms):
+            self._sources.on_ready()
+
     def _save_again(self, log: LogSource) -> None:
-        was_held, waiting = log.is_held, log.waiting
+        was_held, waiting = log.is_unnotable, log.waiting
         try:
             log.save_again()
         except OSError as error:

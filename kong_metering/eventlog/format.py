@@ -94,7 +94,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Mark:
-    """Events `first` to `last` were sent at `time_ms` (wall clock, milliseconds); whether they arrived is not known."""
+    """Events `first` to `last` were sent at `time_ms` of the spool's own time (`spool/times.py`); they may be there."""
 
     first: int
     last: int

@@ -288,10 +288,6 @@ class EventLog:
         for mark in marks:
             self._marks.remove(mark)
 
-    def correct_marks(self, as_now: Callable[[int], int]) -> None:
-        """Have the times of the marks be by the clock as it is set now; on disk with the next position that is."""
-        self._marks.correct(as_now)
-
     @property
     def marks(self) -> tuple[Mark, ...]:
         """The marks of events that are not done, in order."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -104,10 +103,6 @@ class Marks:
     def remove(self, gone: Mark) -> None:
         """Take the marks off the numbers that this one covers."""
         self._marks = [part for mark in self._marks for part in _without(mark, gone)]
-
-    def correct(self, as_now: Callable[[int], int]) -> None:
-        """Have the times be what this makes of them."""
-        self._marks = [replace(mark, time_ms=as_now(mark.time_ms)) for mark in self._marks]
 
     def forget_up_to(self, sequence: int) -> None:
         """Take the marks off all numbers up to this one."""

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from datetime import timezone
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +83,16 @@ def _answer(response: HTTPResponse) -> Answer:
         is_whole = False
     else:
         is_whole = len(body) <= _MAX_BODY_BYTES and (response.chunked or response.length == 0)
-    is_last = response.will_close or not is_whole or response.status < _OK
+    is_last = response.will_close or not is_whole or response.status < _OK or not _has_clear_end(response)
     return Answer(response.status, response.headers, body, is_last)
+
+
+def _has_clear_end(response: HTTPResponse) -> bool:
+    """Return whether all agree on where the answer ends: else the rest of it may be taken for the next one."""
+    length, coding = response.headers.get("Content-Length"), response.headers.get("Transfer-Encoding")
+    if response.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+        return coding is None and (length or "0").strip() == "0"
+    return coding is None or (length is None and coding.strip().lower() == "chunked")
 
 
 class _Incoming(io.RawIOBase):

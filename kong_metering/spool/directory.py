@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kong_metering.clock import SystemClock
 from kong_metering.errors import SpoolError, SpoolFormatError
 from kong_metering.eventlog import files
 from kong_metering.eventlog.damage import Patience
@@ -37,7 +36,6 @@ from kong_metering.eventlog.log import DAMAGED, Damage, EventLog
 from kong_metering.spool import locks
 from kong_metering.spool.free import FIXTURES, PART, Finding, FreeLogs, Refused, log_directories, parts
 from kong_metering.spool.identity import QueueIdentity, identity_files, load_identity, save_identity
-from kong_metering.spool.times import SpoolTimes
 
 if TYPE_CHECKING:
     from kong_metering.spool.delivered import Delivered, Keep
@@ -104,13 +102,12 @@ class SpoolDirectory:
         self,
         root: Path,
         patience: Patience | None = None,
-        times: SpoolTimes | None = None,
         delivered: Delivered | None = None,
     ) -> None:
         """Make the directory if need be; the part of this process is made with its first log.
 
-        `patience` decides when what the disk does not give counts as lost; `times` knows how the clock was set since
-        others wrote times here; `delivered` keeps what was delivered, None to keep nothing.
+        `patience` decides when what the disk does not give counts as lost; `delivered` keeps what was delivered, None
+        to keep nothing.
 
         Raises `SpoolError`, which tells why it cannot be and what to do.
         """
@@ -125,7 +122,6 @@ class SpoolDirectory:
         self._patience = patience or Patience()
         self._allowance = Allowance()
         self._delivered = delivered
-        self._times = times or SpoolTimes(root, SystemClock())
         try:
             _prepare_root(root)
             with locks.root_lock(root):
@@ -185,7 +181,6 @@ class SpoolDirectory:
                 self._release(directory)
                 finding.refused.append(self._free.refuse(directory, error))
                 continue
-            held.log.correct_marks(self._times.now().as_now)
             self._open.add(held)
             if held.log.waiting:
                 logs.append(held)

@@ -5,10 +5,10 @@ all others for good. The other is the one behind it, then those at twice the dis
 many bad ones in a row with few tries.
 
 Where events are kept and a failure leaves it open whether they have arrived, the others are those that are in doubt
-already, because they were sent together with the oldest. One more joins them only where there are none, and then it is
-always the same, so far behind that it reaches over bad ones in a row; one more after a minute, and after an hour. So an
-outage leaves in doubt what was under way when it began, and one; what joined later counts only if it lasts so much
-longer than the endpoint recognises duplicate ids.
+already, because they were sent together with the oldest. One more joins them only where these are so few that all may
+be bad, and then it is always the same, so far behind that it reaches over bad ones in a row; one more after a minute,
+and after an hour. So an outage leaves in doubt what was under way when it began, and one; what joined later counts only
+if it lasts so much longer than the endpoint recognises duplicate ids.
 
 Where the answer is about who sends (401, 407, 429) a round has one request, so that a limit on the rate, or a token
 that is refused, gets no more of them for it: the other's turn is in every second round; after some rounds, when it has

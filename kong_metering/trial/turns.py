@@ -156,9 +156,11 @@ class Turns(Generic[T]):
         if not silence.leaves_doubt:
             return silence.depth()
         in_doubt = [depth for depth in self._hand.line.depths_in_doubt() if depth > 0]
-        silence.joined = min(len(in_doubt), max(1, silence.joined))
+        # Those of a small batch may all be bad: they count only where they reach behind bad ones in a row.
+        reaches_far = bool(in_doubt) and in_doubt[-1] >= IN_A_ROW
+        silence.joined = min(len(in_doubt), max(int(reaches_far), silence.joined))
         if silence.lets_join(now):
-            return in_doubt[-1] + _FURTHER if in_doubt else IN_A_ROW
+            return in_doubt[-1] + _FURTHER if reaches_far else IN_A_ROW
         return in_doubt[silence.choice(len(in_doubt))] if in_doubt else 0
 
     def _behind_breaker(self, now: float, ready: int) -> Decision[T]:

@@ -16,7 +16,6 @@ from kong_metering.spool.directory import Adoption, HeldLog, SpoolDirectory
 if TYPE_CHECKING:
     from kong_metering.spool.delivered import Delivered
     from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.times import SpoolTimes
 
 _SHARE_OF_DESCRIPTORS = 4
 
@@ -24,9 +23,8 @@ _SHARE_OF_DESCRIPTORS = 4
 class Holdings:
     """The spool's directory as this process uses it, and the logs that it has opened there."""
 
-    def __init__(self, root: Path, times: SpoolTimes, delivered: Delivered | None = None) -> None:
+    def __init__(self, root: Path, delivered: Delivered | None = None) -> None:
         self.root = root
-        self._times = times
         self._delivered = delivered
         self._directory: SpoolDirectory | None = None
         # Each takes a descriptor for its lock.
@@ -77,7 +75,7 @@ class Holdings:
     def _opened(self) -> SpoolDirectory:
         directory = self._directory
         if directory is None:
-            directory = SpoolDirectory(self.root, times=self._times, delivered=self._delivered)
+            directory = SpoolDirectory(self.root, delivered=self._delivered)
             self._directory = directory
             self._made.append(directory)
         return directory

@@ -70,13 +70,13 @@ class Spooler:
         times = SpoolTimes(options.directory, clock)
         delivered = Delivered(options.directory, epoch.wall_ms)
         kept = delivered if options.keep_delivered else None
-        self._holdings = Holdings(options.directory, times, kept)
+        self._holdings = Holdings(options.directory, kept)
         bell = Bell()
         place = Place(options.inbox_directory, options.directory) if options.inbox_directory else None
         self._inbox = self._opened(place, bell)
         self._writer = Writer(self._inbox, bell, clock, timings.write)
         self.acceptances = Acceptances(options.directory)
-        self._shared = Shared(self._holdings, LetterBox(options, epoch, stats), options, epoch)
+        self._shared = Shared(self._holdings, LetterBox(options, epoch, stats), options, epoch, times)
         self._numbers = itertools.count(1)
         self._number_of: dict[SpooledBacklog, int] = {}
         pouring = Pouring(place, options.directory, epoch.wall_ms, kept) if place else None

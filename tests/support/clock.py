@@ -23,5 +23,8 @@ class FakeClock:
     def since_boot(self) -> float:
         return self.monotonic()
 
+    def boot_id(self) -> str:
+        return "one"
+
     def wall(self) -> float:
         return 1_800_000_000.0 + self._elapsed + self._wall_set_by

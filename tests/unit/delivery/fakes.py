@@ -369,9 +369,18 @@ class SteeredClock:
     def __init__(self) -> None:
         self._passed = 0.0
         self._wall_set_by = 0.0
+        self._boots = 0
+        self._started_at = 0.0
 
     def advance(self, seconds: float) -> None:
         self._passed += seconds
+
+    def restart(self, off: float, wall_set_by: float = 0.0) -> None:
+        """Let the machine be off for so long, and its wall clock be wrong by so much more when it starts."""
+        self.advance(off)
+        self.set_wall_by(wall_set_by)
+        self._boots += 1
+        self._started_at = self.monotonic()
 
     def set_wall_by(self, seconds: float) -> None:
         self._wall_set_by += seconds
@@ -380,7 +389,10 @@ class SteeredClock:
         return time.monotonic() + self._passed
 
     def since_boot(self) -> float:
-        return self.monotonic()
+        return self.monotonic() - self._started_at
+
+    def boot_id(self) -> str:
+        return f"boot {self._boots}"
 
     def wall(self) -> float:
         return time.time() + self._passed + self._wall_set_by

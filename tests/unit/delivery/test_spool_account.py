@@ -23,6 +23,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from kong_metering.clock import EpochClock
 from kong_metering.config import Entity, PluginConfig, Queue
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.logsource import LogSource
@@ -34,6 +35,7 @@ from kong_metering.ingest.connections import Connections
 from kong_metering.reasons import Buried
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.spool.options import SpoolOptions, Sync
+from kong_metering.spool.times import SpoolTimes
 from kong_metering.stats import Stats
 from kong_metering.trial.outcome import Delivered, Outcome, Rejected
 from tests.support.waiting import wait_until
@@ -50,7 +52,6 @@ from tests.unit.delivery.fakes import (
 from tests.unit.ingest.ingest_server import Exchange, IngestServer, running
 
 if TYPE_CHECKING:
-    from kong_metering.clock import EpochClock
     from kong_metering.delivery.burials import LetterBox
     from kong_metering.delivery.delivering import Sending
     from kong_metering.delivery.source import Entry
@@ -217,13 +218,17 @@ class Hands:
         self.put: list[bytes] = []
         self.directory = SpoolDirectory(root)
         options = SpoolOptions(root, sync=Sync.OFF, dedupe_window=_WINDOW_MS / 1000)
-        self.shared = Shared(cast("Holdings", self), cast("LetterBox", self), options, cast("EpochClock", self))
+        times = SpoolTimes(root, self)
+        self.shared = Shared(cast("Holdings", self), cast("LetterBox", self), options, EpochClock(self), times)
 
-    def now_ms(self) -> int:
-        return self.now
+    def wall(self) -> float:
+        return self.now / 1000
 
-    def wall_ms(self) -> int:
-        return self.now
+    def since_boot(self) -> float:
+        return self.now / 1000
+
+    def boot_id(self) -> str:
+        return "one"
 
     def monotonic(self) -> float:
         return self.now / 1000

@@ -580,6 +580,36 @@ def test_what_comes_after_an_answer_is_not_taken_for_the_next_one(
     assert statuses(map(send, OUTCOMES)) == meanings(OUTCOMES)
 
 
+UNCLEAR = {
+    "204 with a length": b"HTTP/1.1 204 X\r\nContent-Length: 27\r\n\r\n",
+    "204 in chunks": b"HTTP/1.1 204 X\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "304 with a length": b"HTTP/1.1 304 X\r\nContent-Length: 27\r\n\r\n",
+    "two ways to tell the end": b"HTTP/1.1 503 X\r\nTransfer-Encoding: chunked\r\nContent-Length: 32\r\n\r\n0\r\n\r\n",
+    "a coding that is not known": b"HTTP/1.1 503 X\r\nTransfer-Encoding: gzip, chunked\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("unclear", UNCLEAR.values(), ids=UNCLEAR)
+def test_the_rest_of_an_answer_whose_end_is_not_clear_is_not_taken_for_the_next_one(
+    server: IngestServer, client: ClientMaker, unclear: bytes
+) -> None:
+    is_sent = threading.Event()
+
+    def says_more_once_the_next_request_is_sent(exchange: Exchange) -> None:
+        if is_sent.is_set():
+            exchange.reply(503)
+            return
+        is_sent.set()
+        exchange.raw(unclear)
+        exchange.connection.recv(1, socket.MSG_PEEK)
+        exchange.raw(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    server.on_request = says_more_once_the_next_request_is_sent
+    sender = client()
+    sender.send([b"{}"])
+    assert failed(sender.send([b"{}"])).kind == "503"
+
+
 def test_interim_answers_that_come_between_two_requests_are_not_taken_for_an_answer(
     server: IngestServer, client: ClientMaker
 ) -> None:

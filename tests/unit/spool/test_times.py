@@ -22,7 +22,7 @@ def at(since_boot: float, wall_ms: int, boot: str = "one") -> Reading:
 
 
 def seen(*readings: Reading) -> Record:
-    record = Record(readings[0], readings[0].since_boot)
+    record = Record.beginning(readings[0])
     for reading in readings[1:]:
         record = record.seen_at(reading)
     return record
@@ -49,7 +49,6 @@ def test_what_was_written_seconds_before_a_clock_goes_a_month_ahead_is_seconds_o
     written_ms = NOW_MS + 999_000
     record = seen(at(0, NOW_MS), at(940, NOW_MS + 940_000), at(1000, NOW_MS + 1_000_000 + MONTH_MS))
     assert record.older_than_ms(DAY) < written_ms
-    assert record.as_now(written_ms) == written_ms + MONTH_MS
     # A day and a bit later it is old.
     later = record.seen_at(at(1000 + DAY, NOW_MS + 1_000_000 + MONTH_MS + DAY_MS))
     assert written_ms < later.older_than_ms(DAY) <= NOW_MS + 1_000_001
@@ -62,31 +61,74 @@ def test_a_slow_clock_that_is_corrected_makes_nothing_old() -> None:
     record = seen(at(50_000, NOW_MS - 60_000, "one"), at(5, slow_ms, "two"), at(65, slow_ms + 60_000, "two"))
     record = record.seen_at(at(70, NOW_MS, "two"))
     assert record.older_than_ms(DAY) < slow_ms
-    assert record.as_now(slow_ms + 1000) == slow_ms + 1000 + NOW_MS - slow_ms - 65_000
-    assert record.as_now(NOW_MS - 90_000) == NOW_MS - 90_000
 
 
 def test_a_clock_that_is_ahead_after_a_restart_makes_nothing_old() -> None:
     record = seen(at(50_000, NOW_MS, "one"), at(5, NOW_MS + MONTH_MS, "two"))
     for written_ms in (NOW_MS - 1000, NOW_MS + 59_000):
         assert record.seen_at(at(5 + 3600, NOW_MS + MONTH_MS + 3_600_000, "two")).older_than_ms(DAY) < written_ms
-    # It may be that the machine was off: nobody knows how long ago something was sent.
-    assert record.as_now(NOW_MS - 1000) == NOW_MS - 1000
 
 
-def test_what_a_clock_that_was_ahead_wrote_is_read_by_the_one_that_is_right() -> None:
-    record = seen(at(0, NOW_MS + MONTH_MS), at(100, NOW_MS + 100_000))
-    assert record.as_now(NOW_MS + MONTH_MS + 50_000) == NOW_MS + 50_000
-    assert record.as_now(NOW_MS + 99_000) == NOW_MS + 99_000
+# -- when something was sent -------------------------------------------------------------------------------------------
 
 
-def test_a_time_is_corrected_once() -> None:
-    record = seen(at(0, NOW_MS), at(1000, NOW_MS + 1_000_000 + MONTH_MS))
-    corrected = record.as_now(NOW_MS)
-    assert record.as_now(corrected) == corrected
-    # By less than it is old: it stands.
-    record = seen(at(0, NOW_MS), at(1000, NOW_MS + 1_000_000 + 120_000))
-    assert record.as_now(NOW_MS) == NOW_MS
+def verdict(record: Record, sent_ms: int) -> str:
+    """Tell what is known of something that was sent at this time of the spool's, with a window of a day."""
+    _, over_ms, perhaps_over_ms = record.window(DAY)
+    return "too old" if sent_ms < over_ms else "unknown" if sent_ms < perhaps_over_ms else "young"
+
+
+@pytest.mark.parametrize("by_ms", [MONTH_MS, -MONTH_MS])
+def test_the_spools_own_time_runs_on_when_the_clock_is_set(by_ms: int) -> None:
+    record = seen(at(0, NOW_MS), at(100, NOW_MS + 100_000 + by_ms))
+    assert record.time_ms == NOW_MS + 100_000
+    assert verdict(record, NOW_MS + 99_000) == "young"
+    a_day_later = record.seen_at(at(100 + DAY, NOW_MS + 100_000 + by_ms + DAY_MS))
+    assert [verdict(a_day_later, NOW_MS + offset) for offset in (99_000, 101_000)] == ["too old", "young"]
+
+
+# For how long the machine was off, what its clock shows wrong at first, and whether what was sent before is too old.
+RESTARTS = [
+    (600, 0, "young", "young"),
+    (2 * DAY, 0, "unknown", "too old"),
+    (600, 30 * DAY, "unknown", "young"),
+    (600, -30 * DAY, "unknown", "young"),
+    (2 * DAY, 30 * DAY, "unknown", "too old"),
+    (2 * DAY, -30 * DAY, "unknown", "too old"),
+]
+
+
+@pytest.mark.parametrize(("off", "wrong_by", "at_first", "in_the_end"), RESTARTS)
+def test_over_a_restart_an_age_is_known_once_the_clock_has_run_evenly(
+    off: int, wrong_by: int, at_first: str, in_the_end: str
+) -> None:
+    sent_ms, start_ms = NOW_MS - 1000, NOW_MS + off * 1000
+    record = seen(at(50_000, NOW_MS), at(5, start_ms + 5000 + wrong_by * 1000, "two"))
+    assert verdict(record, sent_ms) == at_first
+    sent_before_it_is_set_ms = record.time_ms
+    record = record.seen_at(at(180, start_ms + 180_000, "two"))
+    assert verdict(record, sent_ms) in (at_first, in_the_end)
+    sent_then_ms = record.time_ms
+    record = record.seen_at(at(800, start_ms + 800_000, "two"))
+    assert verdict(record, sent_ms) == in_the_end
+    for later_ms in (sent_before_it_is_set_ms, sent_then_ms):
+        assert verdict(record, later_ms) == "young"
+        a_day_later = record.seen_at(at(800 + DAY, start_ms + 800_000 + DAY_MS, "two"))
+        assert verdict(a_day_later, later_ms) == "too old"
+
+
+def test_what_went_out_before_several_restarts_is_as_old_as_they_took_together() -> None:
+    record = seen(at(50_000, NOW_MS))
+    for number in range(1, 5):
+        record = record.seen_at(at(10, NOW_MS + number * 6 * 3_600_000, f"{number}"))
+        record = record.seen_at(at(700, NOW_MS + number * 6 * 3_600_000 + 690_000, f"{number}"))
+    assert verdict(record, NOW_MS) == "too old"
+    assert verdict(record, NOW_MS + 6 * 3_600_000) == "young"
+
+
+def test_a_time_since_the_start_that_goes_back_is_a_restart_where_starts_have_no_names() -> None:
+    record = seen(at(50_000, NOW_MS, ""), at(5, NOW_MS + 2 * DAY_MS, ""), at(700, NOW_MS + 2 * DAY_MS + 695_000, ""))
+    assert verdict(record, NOW_MS) == "too old"
 
 
 # -- written down ------------------------------------------------------------------------------------------------------
@@ -94,22 +136,21 @@ def test_a_time_is_corrected_once() -> None:
 
 def test_the_next_process_knows_it(tmp_path: Path) -> None:
     clock = FakeClock()
-    before = SpoolTimes(tmp_path, clock, lambda: "one")
+    before = SpoolTimes(tmp_path, clock)
     before.look()
     clock.advance(5000)
-    assert SpoolTimes(tmp_path, clock, lambda: "one").look().is_steady
+    assert SpoolTimes(tmp_path, clock).look().is_steady
     clock.set_wall(clock.wall() + 30 * DAY)
-    following = SpoolTimes(tmp_path, clock, lambda: "one")
+    following = SpoolTimes(tmp_path, clock)
     assert not following.now().is_steady
     (setting,) = following.look().settings
-    assert setting.is_sure
     # Those that run beside it see it as one.
-    assert before.look().settings == SpoolTimes(tmp_path, clock, lambda: "one").look().settings == (setting,)
+    assert before.look().settings == SpoolTimes(tmp_path, clock).look().settings == (setting,)
 
 
 def test_one_beside_a_process_that_was_faster_notes_it_once(tmp_path: Path) -> None:
     clock = FakeClock()
-    both = [SpoolTimes(tmp_path, clock, lambda: "one") for _ in range(2)]
+    both = [SpoolTimes(tmp_path, clock) for _ in range(2)]
     for step in range(50):
         clock.advance(7)
         if step == 25:
@@ -131,7 +172,7 @@ class PausedBetween(FakeClock):
 
 def test_a_process_that_is_stopped_while_it_reads_the_clocks_does_not_think_that_one_was_set(tmp_path: Path) -> None:
     clock = PausedBetween()
-    times = SpoolTimes(tmp_path, clock, lambda: "one")
+    times = SpoolTimes(tmp_path, clock)
     times.look()
     clock.advance(STEADY_SECONDS)
     clock.pause = 3600.0
@@ -139,11 +180,21 @@ def test_a_process_that_is_stopped_while_it_reads_the_clocks_does_not_think_that
     assert (record.settings, record.is_steady) == ((), True)
 
 
+def test_the_spools_own_time_is_the_same_for_all_its_processes_from_the_first_question_on(tmp_path: Path) -> None:
+    clock = FakeClock()
+    one = SpoolTimes(tmp_path, clock)
+    began_ms = one.now().time_ms
+    clock.set_wall(clock.wall() - 30 * DAY)
+    clock.advance(10)
+    one.look()
+    assert one.now().time_ms == SpoolTimes(tmp_path, clock).now().time_ms == began_ms + 10_000
+
+
 @pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b'{"at": 1}', b"\xff"])
 def test_damage_to_the_file_costs_what_stood_there(tmp_path: Path, garbage: bytes) -> None:
     clock = FakeClock()
     (tmp_path / CLOCK).write_bytes(garbage)
-    times = SpoolTimes(tmp_path, clock, lambda: "one")
+    times = SpoolTimes(tmp_path, clock)
     assert not times.look().is_steady
     clock.advance(STEADY_SECONDS)
     assert times.look().is_steady
@@ -152,7 +203,7 @@ def test_damage_to_the_file_costs_what_stood_there(tmp_path: Path, garbage: byte
 def test_a_disk_that_does_not_take_it_is_no_hindrance(tmp_path: Path) -> None:
     clock, root = FakeClock(), tmp_path / "spool"
     root.mkdir()
-    times = SpoolTimes(root, clock, lambda: "one")
+    times = SpoolTimes(root, clock)
     times.look()
     shutil.rmtree(root)
     clock.set_wall(clock.wall() + 30 * DAY)

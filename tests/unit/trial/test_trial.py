@@ -156,6 +156,22 @@ def test_an_outage_puts_what_was_under_way_when_it_began_in_doubt(failure: Outco
 
 
 @pytest.mark.parametrize("failure", IN_DOUBT)
+@pytest.mark.parametrize("batch", [2, 4, 10])
+def test_an_outage_puts_one_event_in_doubt_besides_a_small_batch_that_was_under_way(
+    failure: Outcome, batch: int
+) -> None:
+    world = World(batch_size=batch)
+    world.put(500)
+    world.run()
+    world.endpoint = lambda _: failure
+    world.put(5000)
+    world.run(seconds=59)
+    assert world.in_doubt == {*range(500, 500 + batch), 510}
+    world.run(seconds=3 * 86400)
+    assert len(world.in_doubt) == batch + 3
+
+
+@pytest.mark.parametrize("failure", IN_DOUBT)
 def test_an_outage_puts_one_event_in_doubt_besides_a_single_one_that_was_under_way(failure: Outcome) -> None:
     world = World(batch_size=1)
     world.put(500)
@@ -215,7 +231,7 @@ def test_a_failure_that_leaves_no_doubt_does_not_end_the_care_for_those_that_do(
 
 
 def test_the_oldest_event_is_tried_first_in_each_round() -> None:
-    world = World(lambda _: DOWN, batch_size=10)
+    world = World(lambda _: DOWN, batch_size=11)
     world.put(100)
     world.run(seconds=59)
     probes = [request[0] for request in world.requests[1:]]
@@ -224,7 +240,7 @@ def test_the_oldest_event_is_tried_first_in_each_round() -> None:
     world.run(seconds=600)
     probes = [request[0] for request in world.requests[1:]]
     assert probes[::2] == [0] * len(probes[::2])
-    assert set(probes[1::2]) == {1, 2, 4, 8, 16}
+    assert set(probes[1::2]) == {1, 2, 4, 8, 17}
 
 
 def test_no_other_event_is_tried_where_none_can_be_the_reason() -> None:

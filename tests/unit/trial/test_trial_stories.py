@@ -322,6 +322,21 @@ def test_bad_events_in_a_row_that_leave_doubt_hold_the_others_for_a_while_at_mos
     assert len(world.delivered) == 1990
 
 
+@pytest.mark.parametrize("failure", [RESETS, HANGS, DOWN])
+@pytest.mark.parametrize("batch", [2, 3, 4, 10])
+@pytest.mark.parametrize("bad", [2, 4, 10])
+def test_bad_events_that_fill_small_batches_hold_the_others_no_longer_than_single_ones(
+    failure: Outcome, batch: int, bad: int
+) -> None:
+    world = World(choking(range(100, 100 + bad), failure), batch_size=batch)
+    world.put(2000)
+    world.run(until=lambda: 100 + bad in world.delivered)
+    assert world.now - 1000 <= 10
+    world.run(seconds=60)
+    assert set(world.refused) == set(range(100, 100 + bad))
+    assert len(world.delivered) == 2000 - bad
+
+
 @pytest.mark.parametrize("failure", ABOUT_AN_EVENT)
 @pytest.mark.parametrize("batch", [1, 10, 100])
 def test_exactly_ten_refused_in_a_row_after_it_worked_come_back(failure: Outcome, batch: int) -> None:
