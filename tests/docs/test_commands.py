@@ -32,7 +32,7 @@ _FOREIGN = frozenset(
     {"curl", "deck", "dmesg", "docker", "helm", "journalctl", "kong", "kubectl", "pip", "systemctl", "terraform"}
 )
 # Options of other programs that are named in passing.
-_FOREIGN_OPTIONS = frozenset({"--entrypoint", "--from-literal", "--populate-env-vars", "--shm-size"})
+_FOREIGN_OPTIONS = frozenset({"--rm", "--entrypoint", "--from-literal", "--populate-env-vars", "--shm-size"})
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*|.*\.\.\..*|.*\$.*")
 _OURS_BEGIN = ("bench/", "docker/", "docs/", "examples/", "monitoring/", "sandbox/", "tests/")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
