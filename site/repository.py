@@ -23,7 +23,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Return the theme's files and the repository's that belong to the site."""
     root = Path(config.config_file_path).parent
     docs = Path(config.docs_dir)
-    begin = [root / "README.md", *sorted(docs.glob("*.md"))]
+    begin = [root / "README.md", *docs.glob("*.md"), *(root / path for path in config.extra_css)]
     ours = [_file(path.relative_to(root), root, config) for path in sorted(_with_what_is_linked(begin, root))]
     return Files([*(file for file in files if file.src_dir != config.docs_dir), *ours])
 

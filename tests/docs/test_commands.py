@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from kong_metering.cli import program as plugin_server
 from kong_metering.commands.main import program as kong_metering
@@ -174,6 +175,16 @@ def options_of(command: click.Command) -> set[str]:
         commands = [command.get_command(context, name) for name in command.list_commands(context)]
         found |= {name for one in commands if one for name in options_of(one)}
     return found
+
+
+def test_what_check_is_said_to_find_is_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    file, shown = re.findall(r"^```(?:yaml|console)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[:2]
+    command, _, said = shown.partition("\n")
+    assert command == "$ kong-metering check kong.yaml"
+    (tmp_path / "kong.yaml").write_text(file)
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(kong_metering, ["check", "kong.yaml"]).output == said
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,7 @@ def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, text: str, co
         "INHERIT": str(ROOT / "mkdocs.yml"),
         "hooks": [str(ROOT / "site" / "repository.py")],
         "nav": ["README.md", "docs/page.md"],
+        "extra_css": [],
     }
     (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(own))
     done = build(tmp_path / "mkdocs.yml", tmp_path / "site")

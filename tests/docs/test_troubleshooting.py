@@ -34,6 +34,8 @@ from tests.unit.commands.test_verify import TOKEN, event, keep, post
 from tests.unit.host.conftest import answers, header_config
 
 _STRANGER = 54_321
+# Each look is a process of its own.
+_PATIENCE = 90.0
 _SERVER = "kong-metering-plugin-server"
 _EVENTS_WAIT = "Events wait"
 _NO_EVENT = "Request sent, no event"
@@ -72,7 +74,7 @@ def typed(*arguments: str | Path) -> str:
     """Run `kong-metering`, and give all that it says, whatever its exit status."""
     environment = {"COLUMNS": "200", "PATH": os.environ["PATH"]}
     command = [BIN / "kong-metering", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     return done.stdout + done.stderr
 
 
@@ -109,7 +111,7 @@ def metered(prefix: Path) -> Iterator[Metered]:
 
 def wait_for_advice(section: str, words: str, *command: str | Path) -> None:
     """Type a command until the page's advice for what it says has these words."""
-    wait_until(lambda: words in advice(section, typed(*command)), f"{words!r} from {command}")
+    wait_until(lambda: words in advice(section, typed(*command)), f"{words!r} from {command}", _PATIENCE)
 
 
 @pytest.mark.parametrize(("status", "words"), [(401, "the token is wrong"), (404, "nothing takes events at this path")])
@@ -225,7 +227,7 @@ def test_an_event_that_the_endpoint_refuses(metered: Metered, prefix: Path, open
         return "refuses this event" in advice("Dead letters", typed("spool", "list", "--dead-letters", "-p", prefix))
 
     numbers = count(1)
-    wait_until(is_found, "a dead letter")
+    wait_until(is_found, "a dead letter", _PATIENCE)
 
 
 @pytest.fixture(scope="module")
