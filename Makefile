@@ -24,7 +24,7 @@ QUICK := tests/unit tests/fuzz $(wildcard tests/wire/test_*transcripts.py) \
   tests/e2e/test_metering.py::test_malformed_requests_are_metered_and_harm_nothing \
   tests/e2e/test_lifecycle.py::test_what_a_stop_does_not_deliver_the_next_start_does
 
-.PHONY: help quick test lint types check demo sandbox bench bench-host bench-spool bench-inbox bench-latency fuzz soak torture format clean
+.PHONY: help quick test lint types check docs demo sandbox bench bench-host bench-spool bench-inbox bench-latency fuzz soak torture format clean
 
 help:
 	@echo "make quick       lint, types and the fast tests, in under three minutes: what to run while you work"
@@ -32,6 +32,7 @@ help:
 	@echo "make demo        see it run: gateway, plugin server, collector, and whether it all adds up"
 	@echo "                 (make demo GATEWAY=kong: on the real Kong that is on the PATH)"
 	@echo "make sandbox     the same, kept running, with a curl for each row of README's failure table"
+	@echo "make docs        the documentation as a site, in build/site"
 	@echo "make fuzz        feed records, headers, queries and frames for FUZZ_SECONDS (600)"
 	@echo "make soak        faults of every kind for SOAK_SECONDS (1800), and whether an event is missing afterwards"
 	@echo "make torture     TORTURE_KILLS (200) SIGKILLs of two processes over one spool, and whether an event is missing"
@@ -64,6 +65,11 @@ check: $(VENV)/.dev
 	$(PYTEST) $(IN_PAIRS) --ignore tests/soak --ignore tests/torture
 	$(PYTEST) tests/soak tests/torture
 	$(PYTEST) $(IN_PAIRS) tests/e2e --protocol msgpack
+
+# NO_MKDOCS_2_WARNING: the theme's word on what comes after it.
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "$(CURDIR)/build/site/index.html"
 
 demo: $(VENV)/.sandbox
 	@$(BIN)/python -m kong_metering_sandbox.demo --gateway $(GATEWAY)
@@ -110,6 +116,11 @@ $(VENV)/.sandbox: $(VENV)/bin/python $(PROJECTS)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -e ./sandbox
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/bin/python $(PROJECTS)
+	@echo "installing into $(VENV)/ ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/bin/python $(PROJECTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -e ./sandbox
-	@touch $@ $(VENV)/.sandbox
+	@touch $@ $(VENV)/.sandbox $(VENV)/.docs
