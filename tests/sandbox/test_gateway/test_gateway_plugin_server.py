@@ -132,7 +132,7 @@ def test_a_plugin_server_that_ignores_sigterm_is_killed_at_once(gateway: Gateway
     pid = gateway.starts()[0]["pid"]
     gateway.process.terminate()
     started = time.monotonic()
-    wait_for(lambda: gateway.journal()[-1] == ("signal", "SIGTERM"))
+    # It may be dead before it has noted the signal.
     wait_for(lambda: not is_alive(pid))
     assert time.monotonic() - started < 30
 
