@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kong_metering.delivery.delivering import Delivering
-from kong_metering.delivery.requests import LastRequest, RequestFigures
+from kong_metering.delivery.requestfigures import LastRequest, RequestFigures
 from kong_metering.delivery.succession import StepGate
 from kong_metering.log import LOGGER, cause_of, printable
 from kong_metering.measures import Histogram

@@ -3,7 +3,7 @@
 Contract: a queue belongs to one plugin entity **and** one ingest endpoint. All instances of the entity (each of Kong's
 workers has its own) share it, and the newest configuration rules it: a rotated token takes over what waits. The newest
 is the one that was opened last, except that an old one which comes late does not take over, and that of two values of
-a vault the one that the endpoint takes wins (`precedence`). A changed endpoint is another queue (`takeover`). What
+a vault the one that the endpoint takes wins (`precedence`). A changed endpoint is another queue (`openqueues`). What
 somebody redirects goes where that one says, and a new queue goes on in the place of the one that gives it up (`renew`).
 A queue that no instance uses ends when it is empty. With a spool, what waits when the process ends stays on disk, and
 comes back when its queue is opened in another process. The lock is held for memory only.
@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from kong_metering.delivery.account import QueueAccount
 from kong_metering.delivery.backlog import MemoryBacklog
+from kong_metering.delivery.openqueues import OpenQueue, OpenQueues
 from kong_metering.delivery.precedence import Configuration, Precedence
 from kong_metering.delivery.queue import EventQueue
 from kong_metering.delivery.spooled import SpooledBacklog
 from kong_metering.delivery.succession import Succession
-from kong_metering.delivery.takeover import OpenQueue, OpenQueues
 from kong_metering.ingest.arrays import Arrays
 from kong_metering.ingest.client import Endpoint
 from kong_metering.log import LOGGER, cause_of, trouble
@@ -253,7 +253,7 @@ class Delivery:
         with self._lock:
             opened = self._queues.all()
         return [
-            DeliveredQueue(one.identity, one.queue.endpoint, one.on_disk.keeping.begin_segment, one.queue.note_verified)
+            DeliveredQueue(one.identity, one.queue.endpoint, one.on_disk.chores.begin_segment, one.queue.note_verified)
             for one in opened
             if one.on_disk is not None
         ]

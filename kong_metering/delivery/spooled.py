@@ -2,7 +2,7 @@
 
 Contract: `put` is the thread's that answers Kong, and touches the inbox alone; from there on events are the writer's
 (`writing`). Couriers read, mark, settle and reject, and wait for the disk. The logs are kept by the janitor
-(`keeping`), who also has what the disk refused tried again. All of these look at the same `sources`.
+(`chores`), who also has what the disk refused tried again. All of these look at the same `sources`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.delivery.burials import Burials
+from kong_metering.delivery.chores import LogChores
 from kong_metering.delivery.delivering import Sending, by_source, noted
-from kong_metering.delivery.keeping import Keeping
 from kong_metering.delivery.logsource import LogSource
 from kong_metering.delivery.outages import Outage, told
 from kong_metering.delivery.sourcelist import SourceList
@@ -95,7 +95,7 @@ class SpooledBacklog:
         self.writing = Writing(
             settings, self._sources, self._open_log, shared.clock, account, log_opened=intake.log_opened
         )
-        self.keeping = Keeping(self._sources, self._burials, account)
+        self.chores = LogChores(self._sources, self._burials, account)
         # Since when the disk takes no notes, so that events are held back.
         self._unnotable = Outage()
         # Whether what dead processes left was looked for: it goes before what is accepted here.
@@ -274,7 +274,7 @@ class SpooledBacklog:
             self._sources.on_ready()
 
     def end(self, *, is_written: bool) -> None:
-        """Leave what waits on disk and in the inbox; what is only in memory is dropped. `keeping.take_all` comes next.
+        """Leave what waits on disk and in the inbox; what is only in memory is dropped. `chores.take_all` comes next.
 
         Again, it does nothing.
         """
@@ -283,18 +283,18 @@ class SpooledBacklog:
         self._burials.end()
         self._sources.end()
         if is_written:
-            self.keeping.close_ranks()
+            self.chores.close_ranks()
         if in_memory := self._sources.memory.end():
             message = f"{in_memory} events were only in memory when the process ended: the spool cannot be written"
             self._account.drop(Dropped.PROCESS_ENDED, in_memory, message)
-        left = self.keeping.close_all()
+        left = self.chores.close_all()
         if in_inbox := 0 if is_written else self._account.waiting - left:
             self._leave_in_inbox(in_inbox)
         if left:
-            self.keeping.leave(left)
+            self.chores.leave(left)
 
     def _leave_in_inbox(self, events: int) -> None:
         if self._intake.is_kept:
-            self.keeping.leave(events)
+            self.chores.leave(events)
         else:
             self._account.drop(Dropped.PROCESS_ENDED, events, "the disk hung when the process ended")

@@ -31,8 +31,8 @@ from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import LOGGER, Once, cause_of, printable, trouble
 from kong_metering.upkeep.freelogs import FreeLog, FreeLogsReport
 from kong_metering.upkeep.guard import guarded
-from kong_metering.upkeep.retention import bytes_used, forget_delivered, keep_age, keep_bytes
-from kong_metering.upkeep.takeovers import Takeovers
+from kong_metering.upkeep.logmoves import LogMoves
+from kong_metering.upkeep.retention import bytes_used, drop_beyond_age, drop_beyond_bytes, forget_delivered
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.times import Record, SpoolTimes
     from kong_metering.stats import Stats
-    from kong_metering.upkeep.answering import Answering
     from kong_metering.upkeep.redirection import Redirection
+    from kong_metering.upkeep.requestdesk import RequestDesk
     from kong_metering.upkeep.retention import BoundedLog
     from kong_metering.upkeep.writer import Writer
 
@@ -94,13 +94,13 @@ class Janitor:
         self._connections = connections
         self._acceptances = acceptances
         self._times = times
-        self._takeovers = Takeovers(shared.holdings, shared.options)
+        self._log_moves = LogMoves(shared.holdings, shared.options)
         self._round_seconds = round_seconds
         self._lock = threading.Lock()
         self._backlogs: dict[str, SpooledBacklog] = {}
         # Those that another one of the same queue goes on for, until they have given up their logs.
         self._set_aside: list[SpooledBacklog] = []
-        self._answering: Answering | None = None
+        self._desk: RequestDesk | None = None
         self._released: deque[SpooledBacklog] = deque()
         self._idle_rounds: dict[SpooledBacklog, int] = {}
         self._wanted = threading.Event()
@@ -138,9 +138,9 @@ class Janitor:
         with self._lock:
             return self._backlogs.get(key)
 
-    def answer_by(self, answering: Answering) -> None:
+    def answer_at(self, desk: RequestDesk) -> None:
         """Have the requests of people answered from now on."""
-        self._answering = answering
+        self._desk = desk
 
     def look_after(self, backlog: SpooledBacklog) -> None:
         """Take charge of one that was opened: what waits on disk for it from before comes in with the next round."""
@@ -152,7 +152,7 @@ class Janitor:
     def take_over(self, old: SpooledBacklog, heir: SpooledBacklog) -> None:
         """Have the logs of a backlog that hands over given to another one."""
         self._forget(old)
-        self._takeovers.begin(old, heir)
+        self._log_moves.begin(old, heir)
         self._wanted.set()
 
     def set_aside(self, backlog: SpooledBacklog) -> None:
@@ -165,7 +165,7 @@ class Janitor:
     def redirect(self, old: SpooledBacklog, redirection: Redirection) -> None:
         """Have the logs of a backlog that was set aside go to another endpoint."""
         self._forget(old)
-        self._takeovers.redirect(redirection)
+        self._log_moves.redirect(redirection)
         self._wanted.set()
 
     def release(self, backlog: SpooledBacklog) -> None:
@@ -217,7 +217,7 @@ class Janitor:
                 self._round_ended_at = self._clock.monotonic()
                 self._round_over.notify_all()
             self._wanted.wait(self._round_seconds)
-        guarded(functools.partial(self._takeovers.end, self._holdings.retire))
+        guarded(functools.partial(self._log_moves.end, self._holdings.retire))
         guarded(self._retire_released)
 
     def _keep_house(self) -> None:
@@ -228,8 +228,8 @@ class Janitor:
             self._pour,
             self._tidy_strays,
             self._acceptances.learn,
-            self._takeovers.carry_on,
-            self._take_over,
+            self._log_moves.carry_on,
+            self._adopt_all,
             self._answer,
             self._try_again,
             self._keep_bounds,
@@ -239,7 +239,7 @@ class Janitor:
 
     def _leave_what_is_gone(self) -> None:
         """Begin anew when somebody has removed the directory from under us."""
-        gone = [backlog for backlog in self.backlogs() if not backlog.keeping.is_own_log_there]
+        gone = [backlog for backlog in self.backlogs() if not backlog.chores.is_own_log_there]
         has_left = self._holdings.leave(is_gone=bool(gone))
         for backlog in gone:
             self._writer.order(backlog.writing.let_go)
@@ -256,19 +256,19 @@ class Janitor:
         while self._released:
             backlog = self._released.popleft()
             backlog.end(is_written=True)
-            self._retire(backlog.keeping.take_all())
+            self._retire(backlog.chores.take_all())
 
     def _retire_settled(self) -> None:
         backlogs = self.backlogs()
         self._idle_rounds = {
-            backlog: self._idle_rounds.get(backlog, 0) + 1 for backlog in backlogs if backlog.keeping.is_idle
+            backlog: self._idle_rounds.get(backlog, 0) + 1 for backlog in backlogs if backlog.chores.is_idle
         }
         for backlog, rounds in self._idle_rounds.items():
             if rounds >= _IDLE_ROUNDS:
                 self._writer.order(backlog.writing.let_go)
         for backlog in backlogs:
-            self._retire(backlog.keeping.take_settled())
-            backlog.keeping.rest_quiet()
+            self._retire(backlog.chores.take_settled())
+            backlog.chores.rest_quiet()
 
     def _pour(self) -> None:
         if self._pouring is None:
@@ -301,7 +301,7 @@ class Janitor:
                     stray.events,
                 )
 
-    def _take_over(self) -> None:
+    def _adopt_all(self) -> None:
         with self._lock:
             open_here = dict(self._backlogs)
         left: set[str] = set()
@@ -315,7 +315,7 @@ class Janitor:
         heirs = {backlog.identity.entity_id: backlog for backlog in open_here.values()}
         adoption = self._adopted(lambda identity: self._owner(identity, open_here, heirs) is not None)
         for log in self._looked_into(adoption.logs):
-            self._hand_over(log, self._owner(log.held.identity, open_here, heirs))
+            self._give_to_queue(log, self._owner(log.held.identity, open_here, heirs))
         self._say_troubles(adoption)
         later = [self._owner(identity, open_here, heirs) for identity in adoption.left]
         return {owner.identity.key for owner in later if owner}
@@ -334,18 +334,18 @@ class Janitor:
         heir = heirs.get(identity.entity_id)
         return None if heir is None or self._acceptances.has(identity.key) else heir
 
-    def _hand_over(self, log: LogSource, backlog: SpooledBacklog | None) -> None:
+    def _give_to_queue(self, log: LogSource, backlog: SpooledBacklog | None) -> None:
         identity = log.held.identity
         where = ""
         if backlog is not None and identity is not None and identity.key != backlog.identity.key:
             try:
-                log = self._takeovers.given(log.held, backlog)
+                log = self._log_moves.given(log.held, backlog)
             except DISK_ERRORS as error:
                 message = f"events in {log.held.directory} cannot be given to another endpoint, for now"
                 LOGGER.error("%s: %s", message, cause_of(error), extra=trouble("takeover"))
                 backlog = None
             where = f" for {printable(identity.endpoint)}, which never accepted an event"
-        if backlog is None or not backlog.keeping.adopt(log):
+        if backlog is None or not backlog.chores.adopt(log):
             self._retire([log.held])
             return
         LOGGER.info(
@@ -385,10 +385,10 @@ class Janitor:
         return [log for _, log in sorted(found, key=itemgetter(0))]
 
     def _answer(self) -> None:
-        if self._answering is not None:
+        if self._desk is not None:
             with self._lock:
                 open_here = list(self._backlogs.values())
-            self._answering.look(open_here)
+            self._desk.look(open_here)
 
     def _try_again(self) -> None:
         self.order_spills()
@@ -432,11 +432,11 @@ class Janitor:
         is_due = now >= self._free_logs_at
         free = self._borrow() if excess > 0 or is_due else []
         try:
-            ours = [log for backlog in self.backlogs() for log in backlog.keeping.bounded()]
+            ours = [log for backlog in self.backlogs() for log in backlog.chores.bounded()]
             logs: list[BoundedLog] = [*free, *ours]
             if clock.is_steady:
-                keep_age(logs, clock.older_than_ms(self._options.max_age))
-            keep_bytes(logs, excess)
+                drop_beyond_age(logs, clock.older_than_ms(self._options.max_age))
+            drop_beyond_bytes(logs, excess)
             if is_due:
                 self._free_logs_at = now + _FREE_LOGS_SECONDS
                 self._report.say([log.held for log in free], now)

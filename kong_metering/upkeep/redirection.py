@@ -57,7 +57,7 @@ class Redirection:
 
     def carry_out(self) -> None:
         """Move the logs."""
-        for held, waiting in self._old.keeping.give_up():
+        for held, waiting in self._old.chores.give_up():
             if waiting:
                 self._move(held, waiting)
             else:
@@ -83,11 +83,11 @@ class Redirection:
             self._keep(held, waiting)
             return
         heir = self._opened(self._target.key)
-        if heir is not None and heir.keeping.take_over(log, waiting, self._old.keeping):
+        if heir is not None and heir.chores.take_over(log, waiting, self._old.chores):
             self.moved += waiting
             return
         if heir is None:
-            self._old.keeping.leave(waiting)
+            self._old.chores.leave(waiting)
         self._set_free(held, waiting)
 
     def _keep(self, held: HeldLog, waiting: int) -> None:
@@ -95,14 +95,14 @@ class Redirection:
         try:
             held = self._holdings.reassign(held, self._old.identity)
         except DISK_ERRORS:
-            self._old.keeping.leave(waiting)
+            self._old.chores.leave(waiting)
             self._holdings.retire(held)
             return
         log = LogSource(held, self._options)
         # If not now, that is tried again by the queue.
         with contextlib.suppress(OSError):
             log.save_again()
-        if not self._new.keeping.take_over(log, waiting, self._old.keeping):
+        if not self._new.chores.take_over(log, waiting, self._old.chores):
             self._holdings.retire(held)
 
     def _set_free(self, held: HeldLog, waiting: int) -> None:

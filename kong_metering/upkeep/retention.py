@@ -71,7 +71,7 @@ def forget_delivered(delivered: Delivered, time_ms: int, excess: int) -> int:
     return freed
 
 
-def keep_bytes(logs: Sequence[BoundedLog], excess: int) -> None:
+def drop_beyond_bytes(logs: Sequence[BoundedLog], excess: int) -> None:
     """Drop the oldest segments, wherever they are, until `excess` bytes are free or nothing is left to drop."""
     candidates = list(logs)
     while excess > 0 and candidates:
@@ -84,7 +84,7 @@ def keep_bytes(logs: Sequence[BoundedLog], excess: int) -> None:
             candidates.remove(oldest)
 
 
-def keep_age(logs: Sequence[BoundedLog], time_ms: int) -> None:
+def drop_beyond_age(logs: Sequence[BoundedLog], time_ms: int) -> None:
     """Drop what was accepted before this time."""
     for log in logs:
         with contextlib.suppress(*DISK_ERRORS):

@@ -26,11 +26,11 @@ from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.options import Sync
 from kong_metering.spool.times import SpoolTimes
-from kong_metering.upkeep.answering import Answering
 from kong_metering.upkeep.guard import guarded, within
 from kong_metering.upkeep.holdings import Holdings
 from kong_metering.upkeep.janitor import ROUND_SECONDS, Janitor
 from kong_metering.upkeep.redirection import Redirection, Renewal
+from kong_metering.upkeep.requestdesk import RequestDesk
 from kong_metering.upkeep.syncer import Syncer
 from kong_metering.upkeep.writer import Bell, Writer
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.options import SpoolOptions
     from kong_metering.stats import Stats
-    from kong_metering.upkeep.answering import Queues
+    from kong_metering.upkeep.requestdesk import Queues
 
 _ENDING_SECONDS = 1.0
 # Nobody is served before: a disk that takes longer hangs.
@@ -147,10 +147,10 @@ class Spooler:
 
     def answer_for(self, queues: Queues) -> None:
         """Have what people ask of these queues answered from now on."""
-        answering = Answering(
+        desk = RequestDesk(
             self._options.directory, queues, self._redirect, clock=self._shared.clock, acceptances=self.acceptances
         )
-        self._janitor.answer_by(answering)
+        self._janitor.answer_at(desk)
 
     def set_aside(self, backlog: SpooledBacklog) -> None:
         """Take note that another backlog of the same queue goes on for one."""
@@ -210,7 +210,7 @@ class Spooler:
     def _unsynced(self) -> Iterable[Unsynced]:
         yield self._shared.letters.unsynced()
         for backlog in self._janitor.backlogs():
-            yield from backlog.keeping.unsynced()
+            yield from backlog.chores.unsynced()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.stats import Snapshot
 from kong_metering.trial.outcome import Delivered, Outcome
-from kong_metering.upkeep.retention import bytes_used, keep_age, keep_bytes
+from kong_metering.upkeep.retention import bytes_used, drop_beyond_age, drop_beyond_bytes
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     DOWN,
@@ -83,20 +83,20 @@ class FakeLog:
 
 def test_the_oldest_segments_of_all_logs_go_first() -> None:
     logs = [FakeLog([3, 6, 9]), FakeLog([1, 2, 8]), FakeLog([])]
-    keep_bytes(logs, 4)
+    drop_beyond_bytes(logs, 4)
     assert [log.times for log in logs] == [[9], [8], []]
 
 
 @pytest.mark.parametrize("excess", [0, -5])
 def test_nothing_goes_while_there_is_room(excess: int) -> None:
     log = FakeLog([1, 2])
-    keep_bytes([log], excess)
+    drop_beyond_bytes([log], excess)
     assert log.times == [1, 2]
 
 
 def test_a_log_that_cannot_be_read_or_frees_nothing_does_not_keep_others_from_it() -> None:
     logs = [FakeLog([1, 2], is_stuck=True), FakeLog([5], is_readable=False), FakeLog([3, 4])]
-    keep_bytes(logs, 100)
+    drop_beyond_bytes(logs, 100)
     assert [log.times for log in logs] == [[1, 2], [], []]
 
 
@@ -106,13 +106,13 @@ def test_only_what_is_older_than_the_age_is_dropped() -> None:
         FakeLog([NOW_MS - 5], is_readable=False),
         FakeLog([]),
     ]
-    keep_age(logs, NOW_MS)
+    drop_beyond_age(logs, NOW_MS)
     assert [log.times for log in logs] == [[NOW_MS, NOW_MS + 2], [NOW_MS - 5], []]
 
 
 def test_events_from_before_the_clock_was_ever_set_have_no_age() -> None:
     log = FakeLog([5_000, NOW_MS])
-    keep_age([log], NOW_MS)
+    drop_beyond_age([log], NOW_MS)
     assert log.times == [5_000, NOW_MS]
 
 

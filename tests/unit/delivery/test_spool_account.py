@@ -430,7 +430,7 @@ class BacklogAgainstModel(RuleBasedStateMachine):
         left = self.stats.snapshot().left
         assert self.stats.snapshot().waiting == 0
         assert left == before.waiting
-        for held in self.backlog.keeping.take_all():
+        for held in self.backlog.chores.take_all():
             self.hands.directory.retire(held)
         self.hands.directory.close()
         self.waiting = [event for event in self.waiting if event not in self.gone]
@@ -457,7 +457,7 @@ class BacklogAgainstModel(RuleBasedStateMachine):
         self.waiting = found
         self.unwritten = []
         self.forget()
-        for held in self.backlog.keeping.take_all():
+        for held in self.backlog.chores.take_all():
             self.hands.directory.retire(held)
         self.adopt()
 
@@ -470,7 +470,7 @@ class BacklogAgainstModel(RuleBasedStateMachine):
         self.start()
         logs = [LogSource(held) for held in self.hands.directory.adopt().logs]
         for log in sorted(logs, key=lambda log: log.oldest_ms() or 0):
-            assert self.backlog.keeping.adopt(log)
+            assert self.backlog.chores.adopt(log)
 
     @invariant()
     def it_adds_up(self) -> None:

@@ -84,7 +84,7 @@ def test_damage_that_the_bounds_come_upon_first_is_counted_as_well(process: Proc
     it = process().open(FakeEndpoint(lambda _: REFUSED), max_batch_size=10)
     it.endpoint.hold()
     wait_until(lambda: it.process.account().adopted, "they are taken over")
-    for bounded in it.backlog.keeping.bounded():
+    for bounded in it.backlog.chores.bounded():
         bounded.oldest_ms()
     it.endpoint.decide = take_all
     it.endpoint.let_go()

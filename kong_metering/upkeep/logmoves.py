@@ -34,7 +34,7 @@ class _Moving(NamedTuple):
     waiting: int
 
 
-class Takeovers:
+class LogMoves:
     """Those that are under way in this process."""
 
     def __init__(self, holdings: Holdings, options: SpoolOptions) -> None:
@@ -58,7 +58,7 @@ class Takeovers:
             self._redirected.popleft().carry_out()
         while self._begun:
             old, heir = self._begun.popleft()
-            self._moving += [_Moving(held, old, heir, waiting) for held, waiting in old.keeping.give_up()]
+            self._moving += [_Moving(held, old, heir, waiting) for held, waiting in old.chores.give_up()]
         moving, self._moving = self._moving, []
         for each in moving:
             if not self._is_moved(each):
@@ -74,7 +74,7 @@ class Takeovers:
         """Leave what could not be given on disk, under the name that it has there."""
         self.carry_on()
         for each in self._moving:
-            each.old.keeping.leave(each.waiting)
+            each.old.chores.leave(each.waiting)
             retire(each.held)
         self._moving = []
 
@@ -85,6 +85,6 @@ class Takeovers:
             message = f"events in {moving.held.directory} cannot be given to another endpoint, for now"
             LOGGER.error("%s: %s", message, cause_of(error), extra=trouble("takeover"))
             return False
-        if not moving.heir.keeping.take_over(log, moving.waiting, moving.old.keeping):
+        if not moving.heir.chores.take_over(log, moving.waiting, moving.old.chores):
             self._holdings.retire(log.held)
         return True

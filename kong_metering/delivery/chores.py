@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from kong_metering.spool.directory import HeldLog
 
 
-class Keeping:
-    """The keeping of one queue's logs."""
+class LogChores:
+    """What the janitor does about the logs of one queue."""
 
     def __init__(self, sources: SourceList, burials: Burials, account: QueueAccount) -> None:
         self._sources = sources
@@ -47,7 +47,7 @@ class Keeping:
         logs = self._sources.take_adopted()
         return [(held, log.waiting) for log, held in zip(logs, _closed(logs), strict=True)]
 
-    def take_over(self, log: LogSource, events: int, other: Keeping) -> bool:
+    def take_over(self, log: LogSource, events: int, other: LogChores) -> bool:
         """Take a log of another queue in which so many events wait; False when this queue has ended meanwhile."""
         other._account.move(events, self._account)
         if not self._sources.add(log):
@@ -108,13 +108,13 @@ class Keeping:
         """Tell what has to be synced to survive a power cut."""
         return [log.held.log.unsynced() for log in self._sources.logs()]
 
-    def bounded(self) -> list[BoundedLog]:
+    def bounded(self) -> list[OpenLog]:
         """Give the logs of this queue, for the bounds of the spool."""
-        return [BoundedLog(log, self._burials, self._account) for log in self._sources.logs()]
+        return [OpenLog(log, self._burials, self._account) for log in self._sources.logs()]
 
 
 @dataclass(frozen=True)
-class BoundedLog:
+class OpenLog:
     """One log of a queue, for the bounds of the spool."""
 
     log: LogSource

@@ -17,7 +17,7 @@ from kong_metering.spool.requests import Answer, Kind, RequestBox
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
-    from kong_metering.delivery.requests import LastRequest
+    from kong_metering.delivery.requestfigures import LastRequest
     from kong_metering.delivery.spooled import SpooledBacklog
     from kong_metering.spool.accepted import Acceptances
     from kong_metering.spool.identity import QueueIdentity
@@ -74,7 +74,7 @@ class _Task(Protocol):
         ...
 
 
-class Answering:
+class RequestDesk:
     """The requests that this process is working on."""
 
     def __init__(
@@ -135,7 +135,7 @@ class Answering:
             str(each.log.held.directory.relative_to(self._root))
             for backlog in backlogs
             if backlog.identity.key == request.queue.key
-            for each in backlog.keeping.bounded()
+            for each in backlog.chores.bounded()
         }
         return tuple(log for log in request.logs if log in held)
 
