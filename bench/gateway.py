@@ -6,10 +6,10 @@
     python bench/gateway.py --flood            flat out at many connections, floods of 404
     python bench/gateway.py --all              all of it
 
-Needs a real Kong and wrk on the PATH. `--markdown FILE` writes what was found as Markdown: the machine and the
-first table are for docs/benchmarks.md, the rest for docs/benchmarks-history.md. The
-exit status is 1 if an event is missing where none may be, or a request is not answered 200 in the comparison, and 2 if
-it cannot run. A target is said to be met or missed; that does not change the status.
+Needs a real Kong and wrk on the PATH. `--markdown FILE` writes what was found as Markdown: the machine and the first
+table are for docs/benchmarks.md, the rest for docs/benchmarks-history.md. The exit status is 1 if an event is missing
+where none may be, or a request is not answered 200 in the comparison, and 2 if it cannot run. A target is said to be
+met or missed; that does not change the status.
 """
 
 from __future__ import annotations
