@@ -143,6 +143,8 @@ def test_customers_are_made_once_and_found_by_key_and_subject(collector: Collect
     taken = {"name": "Other", "key": "other", "usage_attribution": {"subject_keys": ["acme-2"]}}
     assert requests.post(collector.url + CUSTOMERS, json=taken, timeout=10).status_code == 409
     assert requests.post(collector.url + CUSTOMERS, json={"key": "nameless"}, timeout=10).status_code == 400
+    odd = {"name": "Odd", "key": "odd", "subjects": ["odd"]}
+    assert requests.post(collector.url + CUSTOMERS, json=odd, timeout=10).status_code == 400
     by_key = ask(collector, CUSTOMERS, **{"filter[key][oeq]": "nobody,acme"}).json()
     by_subject = ask(collector, CUSTOMERS, **{"filter[usage_attribution_subject_key][eq]": "acme-2"}).json()
     for answer in (by_key, by_subject):

@@ -61,11 +61,17 @@ class Attribution(BaseModel):
 class NewCustomer(BaseModel):
     """A customer to be made."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="forbid")
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     key: Annotated[str, Field(min_length=1, max_length=256)]
     usage_attribution: Attribution = Attribution(subject_keys=[])
+    # What is taken, and not told again.
+    description: Annotated[str, Field(max_length=1024)] = ""
+    labels: dict[str, str] = {}
+    primary_email: str = ""
+    currency: str = ""
+    billing_address: dict[str, str] = {}
 
 
 _NEW_CUSTOMER: Final = TypeAdapter(NewCustomer)
