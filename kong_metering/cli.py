@@ -416,13 +416,16 @@ def _dumped(options: Options) -> str:
 def _serve(opening: Opening, options: Options, log: ProcessLog) -> None:
     from kong_metering import app  # noqa: PLC0415 - takes long
     from kong_metering.host.dispatch import Limits  # noqa: PLC0415
+    from kong_metering.host.kongs import master_of  # noqa: PLC0415
     from kong_metering.host.supervisor import SupervisorOptions  # noqa: PLC0415
 
     limits = Limits(phase_timeout=options.phase_timeout, instance_ttl=options.instance_ttl)
     delivery = app.DeliveryOptions(
         options.stop_timeout, options.ca_bundle, _spool_options(options), options.adaptive_batch
     )
-    supervisor = SupervisorOptions(options.servers, _parent(options.parent), options.stop_timeout)
+    supervisor = SupervisorOptions(
+        options.servers, _parent(options.parent), master_of(os.getppid()), options.stop_timeout
+    )
     app.run(opening, supervisor, app.ServerOptions(limits, delivery, options.identity, options.metrics_listen), log)
 
 

@@ -1,7 +1,7 @@
 """From a finished request to its CloudEvents, as bytes ready to send. Pure: no PDK, no queue, no thread.
 
-Fields and types follow the vendor's catalogue of event fields (`../shared/reference/event-fields.json`); what a request
-does not have is left out. The same request always gives the same ids, so that an event that is sent twice counts once.
+Fields and types follow the vendor's catalogue of event fields; what a request does not have is left out. The same
+request always gives the same ids, so that an event that is sent twice counts once.
 """
 
 from __future__ import annotations

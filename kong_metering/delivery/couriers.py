@@ -1,9 +1,10 @@
 """The threads that deliver: a bounded pool, shared by all queues of a process.
 
-Contract: `wake` may be called from any thread and holds a lock for memory only. A queue that has nothing to do has no
-thread; a courier without work for `IDLE_SECONDS` goes. Queues take turns in the order in which they are due, a queue
-has at most `width` couriers at a time, and an endpoint at most half of those that others leave: one that hangs does
-not keep the others from being served. The threads are daemons and harmless at the interpreter's exit.
+Contract: `wake` may be called from any thread; it holds a lock for memory only, but for the moment that the system
+needs to start a thread. A queue that has nothing to do has no thread; a courier without work for `IDLE_SECONDS` goes.
+Queues take turns in the order in which they are due, a queue has at most `width` couriers at a time, and an endpoint at
+most half of those that others leave: one that hangs does not keep the others from being served. The threads are daemons
+and harmless at the interpreter's exit.
 """
 
 from __future__ import annotations

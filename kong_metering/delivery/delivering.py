@@ -1,6 +1,6 @@
 """Carries out what a trial decides: events are read, noted as sent, sent, and settled or rejected by the outcome.
 
-Contract: workers' queues and delivery by hand drive it alike. `step` may be called by several threads at a time; the
+Contract: a server's queues and delivery by hand drive it alike. `step` may be called by several threads at a time; the
 lock is held over the trial only, which is pure, and never over the disk or the network. What `post` or the stock raises
 goes to the caller, and the events of that step stay in hand: nothing is settled but what was answered.
 """
@@ -69,7 +69,7 @@ class Stock(Protocol):
         ...
 
     def settle(self, entries: Sequence[Entry]) -> int:
-        """Let events go that need not wait any longer; give how many were there still (who ended has the others)."""
+        """Let events go that need not wait any longer; return how many were still here."""
         ...
 
     def reject(self, entries: Sequence[Entry], reason: Buried, words: str) -> None:

@@ -1,8 +1,9 @@
 """What is done about the logs of one queue besides writing and delivering.
 
-Contract: all of it is the janitor's: it adopts what dead processes left, gives logs to another queue, takes settled
-ones away, keeps the bounds; `close_ranks` and `close_all` are for the end too. It waits for the disk, with the lock of
-one log. What is dropped or damaged goes through the queue's account.
+Contract: the janitor calls it: it adopts what dead processes left, gives logs to another queue, takes settled ones
+away, keeps the bounds. Besides, the syncer asks what is `unsynced`, the verifier has a segment begun, and whoever ends
+the process closes. It waits for the disk, with the lock of one log. What is dropped or damaged goes through the queue's
+account.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Keeping:
         return sum(log.waiting for log in logs)
 
     def close_ranks(self) -> None:
-        """Have what waits and was overtaken stand behind the last event, so that nothing delivered comes with it."""
+        """Write what waits and was overtaken once more, behind the last event: nothing delivered comes with it then."""
         try:
             for log in self._sources.logs():
                 log.close_ranks()

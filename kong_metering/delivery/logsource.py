@@ -1,9 +1,10 @@
 """A log on disk as a queue's source: how far it was read, and what was read and is not settled yet.
 
-Contract: `append` is the writer's, takes no lock and waits for nobody. Everything else takes the source's lock, which
-is held over I/O, by couriers and the janitor; the writer takes it only to spill memory after an outage of the disk
-(`append_in_flight`). An event's space is free once it and all before it are settled. What reads or writes raises one of
-`DISK_ERRORS`; a position that cannot be saved raises after the rest was done.
+Contract: `append` is the writer's, takes no lock and waits for nobody. What only tells a figure takes none either.
+Everything else takes the source's lock, which is held over I/O, by couriers and the janitor; the writer takes it only
+to spill memory after an outage of the disk (`append_in_flight`). An event's space is free once it and all before it are
+settled. What reads or writes raises one of `DISK_ERRORS`; a position that cannot be saved raises after the rest was
+done.
 
 An event whose mark is not on disk looks like one that nobody has sent, to whoever finds the log after a crash, however
 much later that is. So it is not sent for the first time while marks cannot be saved (`mark_sent` raises, `is_held`).
@@ -375,7 +376,7 @@ class LogSource:
     def close_ranks(self) -> None:
         """Write what is not settled once more, behind the last event, if others overtook it or it is gone from disk.
 
-        Those others would come again with it, as all does that stands behind it. The writer has ended.
+        Those others would come again with it, as all does that stands behind it. The writer has let go of this log.
         """
         with self._lock:
             if self._is_closed:

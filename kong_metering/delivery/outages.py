@@ -25,6 +25,6 @@ class Outage:
 
 
 def told(seconds: float) -> str:
-    """Tell a length of time in a unit of which it has two at least, such as `12 min`."""
+    """Tell a length of time in the largest unit of which it has at least two, such as `12 min`."""
     unit, name = next(((unit, name) for unit, name in _UNITS if seconds >= 2 * unit), (1, "s"))
     return f"{seconds / unit:.0f} {name}"

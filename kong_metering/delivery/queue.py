@@ -1,7 +1,7 @@
 """The queue of one plugin entity for one endpoint: events come in from the log phase, and leave in batches.
 
 Contract: `put` may be called from any thread; it never waits for the network or the disk. Couriers call `step`, as many
-at a time as `width` says, when `wake` has called them; a queue has no thread of its own. A trial (`trial.py`) decides
+at a time as `width` says, when `wake` has called them; a queue has no thread of its own. A trial (`trial/`) decides
 what is sent and whose fault a failure is, and `delivering.py` carries that out.
 
 Events leave in the order in which they came, at most `max_batch_size` at a time, `max_coalescing_delay` after the first
@@ -79,6 +79,8 @@ class EventQueue:
         self._arrays = arrays
         self._most_adaptive = adaptive_batch
         self._on_answer = on_answer
+        # For who makes rules out of parameters: the trial gets them in the same order.
+        self._ruling = threading.Lock()
         self._go_by(settings)
         # When its last request was begun.
         self._sent_at = -math.inf
@@ -170,8 +172,9 @@ class EventQueue:
         """Use other parameters and another connection from now on, for the events that wait too."""
         self._endpoint = endpoint
         self._backlog.reconfigure(settings)
-        self._go_by(settings)
-        self._delivering.reconfigure(self._rules)
+        with self._ruling:
+            self._go_by(settings)
+            self._delivering.reconfigure(self._rules)
         self._call()
 
     def try_now(self) -> None:
@@ -251,8 +254,9 @@ class EventQueue:
     def _heed_arrays(self) -> None:
         """Send single events from now on if the endpoint has turned out to take no arrays, here or in another queue."""
         if not self._is_single and self._arrays.are_refused_by(self._endpoint.url):
-            self._go_by(self._configured)
-            self._delivering.reconfigure(self._rules)
+            with self._ruling:
+                self._go_by(self._configured)
+                self._delivering.reconfigure(self._rules)
 
     def _call(self) -> None:
         self._is_done.clear()

@@ -3,7 +3,7 @@
 Contract: a queue belongs to one plugin entity **and** one ingest endpoint. All instances of the entity (each of Kong's
 workers has its own) share it, and the newest configuration rules it: a rotated token takes over what waits. The newest
 is the one that was opened last, except that an old one which comes late does not take over, and that of two values of
-a vault's the one rules that the endpoint takes (`precedence`). A changed endpoint is another queue (`takeover`). What
+a vault the one that the endpoint takes wins (`precedence`). A changed endpoint is another queue (`takeover`). What
 somebody redirects goes where that one says, and a new queue goes on in the place of the one that gives it up (`renew`).
 A queue that no instance uses ends when it is empty. With a spool, what waits when the process ends stays on disk, and
 comes back when its queue is opened in another process. The lock is held for memory only.
@@ -206,7 +206,7 @@ class Delivery:
             self._queues.forget(closing)
         for opened in closing:
             opened.queue.close(deadline)
-        if not within(disk_timeout, partial(self._end, closing)):
+        if not within(disk_timeout, partial(self._end, closing), "metering end"):
             LOGGER.error("the disk hangs: what was not written down of the end is left to the next process")
         self._couriers.close(max(0.0, deadline - self._clock.monotonic()))
         self._connections.close()

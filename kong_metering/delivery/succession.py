@@ -1,8 +1,8 @@
 """How a queue hands over to another one: between two requests, and not at all where the endpoint accepts events.
 
 Contract: couriers `enter` for each step and `leave` after it; the registry shuts the gate, or opens it again. While it
-is shut nobody enters; when the last step is over one courier finds the succession `due`, asks whether it is off, and
-carries it out if `settle` says so. The lock is held for memory only.
+is shut nobody enters; when the last step is over one courier finds the succession `due`, asks whether it was cancelled,
+and carries it out if `settle` says so. The lock is held for memory only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""The spool's bytes on disk, format version 1. The only module that knows them.
+r"""The bytes of a log on disk, its segments and its position, format version 1. The only module that knows them.
 
 All integers are little-endian and unsigned. Every checksum is zlib's CRC32.
 

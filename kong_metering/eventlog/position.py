@@ -62,7 +62,7 @@ class Settled(NamedTuple):
         return Settled(done, tuple((first, end) for first, end in self.gaps if end > done + 1))
 
     def with_gap(self, first: int, end: int) -> Settled:
-        """Have events `first` to below `end` be such that cannot be read."""
+        """Count events `first` to below `end` as unreadable."""
         first = max(first, self.done + 1)
         if first >= end:
             return self
@@ -77,11 +77,6 @@ class Marks:
 
     def __init__(self, marks: Sequence[Mark] = ()) -> None:
         self._marks = list(marks)
-
-    @property
-    def end(self) -> int:
-        """The number behind the last one that is marked; 0 without marks."""
-        return self._marks[-1].last + 1 if self._marks else 0
 
     def all(self) -> tuple[Mark, ...]:
         """Give all marks in order."""

@@ -70,6 +70,15 @@ def running_kongs() -> list[Kong]:
     ]
 
 
+def master_of(worker: int) -> int | None:
+    """Return the process id of the master whose gateway this process is a worker of; None if it is none's."""
+    with suppress(OSError):
+        master = _process(worker).parent
+        if _MASTER.match(_title(master)) is not None:
+            return master
+    return None
+
+
 def who_cannot_connect(path: Path, *, is_missed: bool = False) -> str | None:
     """Tell in words whose workers are kept from a socket that their gateway is configured to connect to.
 
@@ -95,7 +104,11 @@ def _titles() -> Iterator[tuple[int, bytes]]:
     for directory in _PROCESSES.iterdir():
         if directory.name.isdigit():
             with suppress(OSError):
-                yield int(directory.name), (directory / "cmdline").read_bytes().rstrip(b"\0 ")
+                yield int(directory.name), _title(int(directory.name))
+
+
+def _title(pid: int) -> bytes:
+    return (_PROCESSES / str(pid) / "cmdline").read_bytes().rstrip(b"\0 ")
 
 
 def _process(pid: int) -> Process:

@@ -2,7 +2,8 @@
 
 Contract: used from the event loop's thread only, signals included. A server whose supervisor is gone goes on for
 `_ORPHAN_SECONDS`, so that no request is lost until the next plugin server is there, and for as long as one that has
-asked for the socket gets ready; when it has handed over it ends at once, for nobody is left to tell it to.
+asked for the socket gets ready; when it has handed over it ends at once, for nobody is left to tell it to. One that a
+Kong has started goes on for longer while that lives, and ends when it is gone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import stat
 from collections.abc import Callable
 
+from kong_metering.host.workers import is_living
 from kong_metering.log import LOGGER
 
 # What the system sends to a server when its supervisor is gone.
@@ -22,16 +24,26 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, ORPHANED)
 
 # Kong starts the next plugin server within a second, which may take some to come up.
 _ORPHAN_SECONDS = 5.0
+# A Kong that lives starts it for sure; on a machine that is short of time it was seen to take more than five seconds.
+_ORPHAN_OF_KONG_SECONDS = 20.0
+# `kong stop` comes back when Kong is gone, and who called it does not expect us to stay on.
+_KONG_LOOK_SECONDS = 0.1
 _STANDARD_OUTPUTS = (1, 2)
 
 
 class Lifetime:
     """From a server's first moment until it is to end."""
 
-    def __init__(self, supervisor: int, has_parted: Callable[[], bool], is_awaited: Callable[[], bool]) -> None:
-        """Begin; `has_parted` tells whether nothing is left to serve, `is_awaited` whether somebody will take over."""
+    def __init__(
+        self, supervisor: int, kong: int | None, has_parted: Callable[[], bool], is_awaited: Callable[[], bool]
+    ) -> None:
+        """Begin; `has_parted` tells whether nothing is left to serve, `is_awaited` whether somebody will take over.
+
+        `kong` is the master process of the gateway that has started the supervisor, if any has.
+        """
         self._loop = asyncio.get_running_loop()
         self._supervisor = supervisor
+        self._kong = kong
         self._has_parted = has_parted
         self._is_awaited = is_awaited
         self._ended: asyncio.Future[str] = self._loop.create_future()
@@ -59,8 +71,10 @@ class Lifetime:
                 self._begin_to_end()
         elif self._has_parted():
             self._end("all is handed over, and the supervisor is gone")
+        elif self._kong is not None and not is_living(self._kong):
+            self._end("the supervisor is gone, and Kong is")
         elif self._is_awaited():
-            self._ends_at = self._loop.time() + _ORPHAN_SECONDS
+            self._ends_at = self._loop.time() + self._orphan_seconds
         elif self._loop.time() >= self._ends_at:
             self._end("the supervisor is gone")
 
@@ -73,12 +87,23 @@ class Lifetime:
     def _begin_to_end(self) -> None:
         if self._ended.done():
             return
-        self._ends_at = self._loop.time() + _ORPHAN_SECONDS
+        self._ends_at = self._loop.time() + self._orphan_seconds
         LOGGER.warning(
             "the supervisor, process %d, is gone; this server goes on until it is replaced", self._supervisor
         )
         _let_go_of_pipes()
         self.look()
+        if self._kong is not None:
+            self._look_for_kong()
+
+    @property
+    def _orphan_seconds(self) -> float:
+        return _ORPHAN_SECONDS if self._kong is None else _ORPHAN_OF_KONG_SECONDS
+
+    def _look_for_kong(self) -> None:
+        self.look()
+        if not self._ended.done():
+            self._loop.call_later(_KONG_LOOK_SECONDS, self._look_for_kong)
 
     def _end(self, why: str) -> None:
         if not self._ended.done():

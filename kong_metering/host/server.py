@@ -278,7 +278,7 @@ def serve(dispatcher: Dispatcher, station: Station, hooks: Hooks) -> None:
 async def _serve(shared: _Server, station: Station, hooks: Hooks) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: _report_loop_trouble(context))
-    lifetime = Lifetime(station.supervisor, lambda: shared.has_parted, lambda: shared.is_awaited)
+    lifetime = Lifetime(station.supervisor, station.kong, lambda: shared.has_parted, lambda: shared.is_awaited)
     for kept in station.inheritance.kept:
         _guarded("arriving", hooks.arriving, kept)
     for accepted, unread in station.inheritance.connections:

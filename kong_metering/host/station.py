@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Station:
     """Where a server is, and who it has to do with.
 
-    Of `sockets.servers` and `slots` each server has one, at its `index`. `supervisor` is the process that started it.
-    `inheritance` is its share of what the servers before leave, if it `takes_over` from any.
+    Of `sockets.servers` and `slots` each server has one, at its `index`. `supervisor` is the process that started it,
+    `kong` the master process of the gateway that has started the supervisor, if any has. `inheritance` is its share of
+    what the servers before leave, if it `takes_over` from any.
     """
 
     path: Path
@@ -29,6 +30,7 @@ class Station:
     workers: Workers
     index: int
     supervisor: int
+    kong: int | None
     takes_over: bool
     inheritance: Inheritance
 

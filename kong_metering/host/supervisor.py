@@ -1,11 +1,13 @@
 """The process that Kong starts: it holds the socket that listens, and has it served, whatever becomes of the servers.
 
 Contract: `Supervisor.run` blocks until SIGTERM, SIGINT or the parent's death, passes that on to the servers, waits for
-them for `stop_timeout` and some seconds more, kills who is left then, and returns. It runs no plugin code, no thread
-and no event loop, so that there is little that can fail; it forks from a process that has everything imported, which
-takes some milliseconds. A server that ends is replaced at once: connections wait in the backlog meanwhile. So is one
-whose loop has not come round at `_STILL_LOOKS` looks while somebody waited for it. Servers that die as soon as they are
-started, several in a row, are started less often. It reaps whatever child it has: it may be process 1.
+them for `stop_timeout` and some seconds more, kills who is left then, and returns. Where a worker of a Kong has started
+it, and Kong goes on without that worker, as at a reload, it leaves the servers to the next plugin server, which Kong is
+starting, and returns: they serve meanwhile, however long that takes on a busy machine. It runs no plugin code, no
+thread and no event loop, so that there is little that can fail; it forks from a process that has everything imported,
+which takes some milliseconds. A server that ends is replaced at once: connections wait in the backlog meanwhile. So is
+one whose loop has not come round at `_STILL_LOOKS` looks while somebody waited for it. Servers that die as soon as they
+are started, several in a row, are started less often. It reaps whatever child it has: it may be process 1.
 
 When it dies the servers go on until the next plugin server takes over (`lifetime.py`). When the next one takes over
 while it lives it starts no more servers, and waits for its end; should the next one end first, and nobody serve, it
@@ -42,7 +44,7 @@ from kong_metering.host.opening import listen
 from kong_metering.host.readiness import tell_ready
 from kong_metering.host.station import Station
 from kong_metering.host.watch import Found, PathWatch, make_way
-from kong_metering.host.workers import Workers
+from kong_metering.host.workers import Workers, is_living
 from kong_metering.log import LOGGER, ProcessLog, cause_of, flush, trouble
 
 if TYPE_CHECKING:
@@ -70,11 +72,13 @@ _PR_SET_PDEATHSIG = 1
 class SupervisorOptions:
     """How many servers there are, and when all ends.
 
-    `parent` is the process that must live on, None if none need. `stop_timeout`: seconds that servers have to end.
+    `parent` is the process that must live on, None if none need. `kong` is the master process of the gateway that has
+    started this one, if any has. `stop_timeout`: seconds that servers have to end.
     """
 
     servers: int = 1
     parent: int | None = None
+    kong: int | None = None
     stop_timeout: float = 5.0
 
 
@@ -137,6 +141,7 @@ class Supervisor:
         # The program that is tried before this one is started anew, and until when.
         self._rehearsal: tuple[int, float] | None = None
         self._ends_at: float | None = None
+        self._has_left = False
         self._looked_at = time.monotonic()
         self._wakes, self._woken = socket.socketpair()
 
@@ -188,7 +193,7 @@ class Supervisor:
 
     @property
     def _is_over(self) -> bool:
-        return self._ends_at is not None and not self._alive()
+        return self._has_left or (self._ends_at is not None and not self._alive())
 
     def _alive(self) -> list[_Server]:
         return [post.server for post in self._posts if post.server is not None] + [*self._leaving.values()]
@@ -209,7 +214,9 @@ class Supervisor:
         poll.poll(max(0.0, min(moments) - now) * 1000 + 1)
         with contextlib.suppress(BlockingIOError):
             for number in self._wakes.recv(4096):
-                if number in (signal.SIGTERM, signal.SIGINT):
+                if number == signal.SIGTERM and self._is_replaced:
+                    self._leave(signal.Signals(number).name)
+                elif number in (signal.SIGTERM, signal.SIGINT):
                     self._end(signal.Signals(number).name)
                 elif number == signal.SIGHUP:
                     self._rehearse()
@@ -314,6 +321,7 @@ class Supervisor:
             workers=self._workers,
             index=index,
             supervisor=self._pid,
+            kong=self._options.kong,
             takes_over=self._takes_over,
             inheritance=inheritance,
         )
@@ -505,7 +513,11 @@ class Supervisor:
         self._looked_at = now
         self._log.repeats.summarise()
         if self._options.parent is not None and os.getppid() != self._options.parent:
-            self._end("the process that started this one is gone")
+            why = "the process that started this one is gone"
+            if self._is_replaced:
+                self._leave(why)
+            else:
+                self._end(why)
         if self._may_start:
             self._look_at_servers()
             self._look_at_path()
@@ -582,6 +594,18 @@ class Supervisor:
         return bool(poll.poll(0))
 
     # -- its end ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_replaced(self) -> bool:
+        """Whether the Kong that has started this one goes on: then it starts the next one, if it has not yet."""
+        is_next_there = self._successor is not None or self._is_retired
+        goes_on = self._options.kong is not None and is_living(self._options.kong)
+        return goes_on and self._ends_at is None and not is_next_there and self._elder is None
+
+    def _leave(self, why: str) -> None:
+        """Leave the servers alone; they end when the next plugin server has taken over, or Kong is gone."""
+        LOGGER.info("the supervisor ends, and leaves the servers to the next one: %s", why)
+        self._has_left = True
 
     def _end(self, why: str) -> None:
         """Tell the servers to end, and listen no more."""

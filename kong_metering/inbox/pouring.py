@@ -166,8 +166,8 @@ class Pouring:
         with locks.root_lock(self._root):
             lock = None if locks.is_locked(directory.parent) else locks.take(directory)
         if lock is None:
-            with contextlib.suppress(FileNotFoundError):
-                poured.left_out += remains.leave_out_known(EventLog.view(directory))
+            with contextlib.suppress(FileNotFoundError), contextlib.closing(EventLog.view(directory)) as log:
+                poured.left_out += remains.leave_out_known(log)
             return
         try:
             log = EventLog.open(directory, keep=self._keeper(directory))

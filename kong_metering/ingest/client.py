@@ -1,12 +1,11 @@
 """One POST to the ingest endpoint, and what its answer means for the events in it.
 
-Contract: an `IngestClient` belongs to one thread. `send` takes `timeout` at most to connect, to send (over TLS: each
-16 KB) and to read the answer, never raises for anything that the network or the endpoint does, follows no redirect,
+Contract: an `IngestClient` belongs to one thread. `send` takes `timeout` at most to connect, to send (over TLS: each 16
+KB) and to read the answer, never raises for anything that the network or the endpoint does, follows no redirect,
 compresses nothing and adds nothing to the events: OpenMeter compares the content type exactly, does not decompress
-bodies and refuses CloudEvents extensions (`../shared/reference/delivery.md`). Any 2xx to a whole request is success;
-one that does not look like an acceptance comes with a note. No text of an outcome holds the token, whatever the
-endpoint echoes. A client that is idle holds its connection until `close`; one that was idle for longer than `keepalive`
-is not used again.
+bodies and refuses CloudEvents extensions (measured). Any 2xx to a whole request is success; one that does not look like
+an acceptance comes with a note. No text of an outcome holds the token, whatever the endpoint echoes. A client that is
+idle holds its connection until `close`; one that was idle for longer than `keepalive` is not used again.
 """
 
 from __future__ import annotations

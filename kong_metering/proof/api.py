@@ -1,7 +1,7 @@
 """OpenMeter's API for what is stored, as it belongs to an ingest URL: which questions can be asked, and how. Pure.
 
-What it takes and answers was measured (`../shared/reference/openmeter.md`): v3 takes a filter of 1,024 bytes and 50
-items, v2 a list of 100 ids, v1 one id, which it looks for anywhere in the stored ones.
+What it takes and answers was measured: v3 takes a filter of 1,024 bytes and 50 items, v2 a list of 100 ids, v1 one id,
+which it looks for anywhere in the stored ones.
 """
 
 from __future__ import annotations

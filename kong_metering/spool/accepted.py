@@ -7,8 +7,8 @@ somebody has redirected: where to is noted as if it had accepted one.
 A spool without `ROOT/accepted/learned` is one of a version that did not note it: who finds it so notes the queues whose
 logs show that something was settled (`learn`), and makes that file.
 
-Contract: any thread may call. `note` waits for the disk, once for each key and process. Without a root, what is noted
-ends with the process.
+Contract: any thread may call. Only `knows` never waits for the disk; `note` does once for each key and process. Without
+a root, what is noted ends with the process.
 """
 
 from __future__ import annotations

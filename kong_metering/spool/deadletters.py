@@ -35,6 +35,7 @@ from kong_metering.eventlog.format import (
     next_record,
     removed_header,
     segment_first,
+    segment_name,
 )
 from kong_metering.eventlog.log import DAMAGED
 from kong_metering.eventlog.segment import Segment, SegmentWriter
@@ -260,7 +261,7 @@ class DeadLetters:
                 return _Content([], first, 0, is_damaged=False)
 
     def _path(self, first: int) -> Path:
-        return self.directory / f"{first:020d}.seg"
+        return self.directory / segment_name(first)
 
     def _ranges(self) -> list[tuple[int, int]]:
         """Give for each segment the ids that it can hold: from the first to below the end."""

@@ -109,7 +109,7 @@ class RequestBox:
     def _names(self) -> list[str]:
         try:
             return sorted(path.name for path in self._directory.iterdir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # where the spool cannot be used its owner says so
             return []
 
     def _counting(self, name: str, now_ms: int) -> Request | None:

@@ -75,7 +75,7 @@ class _Task(Protocol):
 
 
 class Answering:
-    """The requests that this process is at."""
+    """The requests that this process is working on."""
 
     def __init__(
         self, root: Path, queues: Queues, begin: BeginRedirection, *, clock: EpochClock, acceptances: Acceptances

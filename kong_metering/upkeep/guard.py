@@ -19,13 +19,13 @@ def guarded(step: Callable[[], None]) -> None:
         LOGGER.error("the spool: %s", cause_of(error), extra=trouble(f"spool:{type(error).__name__}"))
 
 
-def within(seconds: float, step: Callable[[], None]) -> bool:
-    """Do one thing, waiting for it for so long; False when it is not done by then: it goes on, on its own thread."""
+def within(seconds: float, step: Callable[[], None], thread: str) -> bool:
+    """Do one thing on a thread of this name; False when it is not done after these seconds: it goes on there."""
     is_done = threading.Event()
 
     def do() -> None:
         guarded(step)
         is_done.set()
 
-    threading.Thread(target=do, name="metering end", daemon=True).start()
+    threading.Thread(target=do, name=thread, daemon=True).start()
     return is_done.wait(seconds)

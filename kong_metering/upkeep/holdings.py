@@ -1,7 +1,7 @@
 """The logs that this process holds in the spool's directory, also over a removal of that directory.
 
-Contract: `own_log` is the writer's; the janitor calls everything else, and `close` who ends the process. Nobody locks:
-the two only share which directory is in use.
+Contract: `make` comes first, alone; `own_log` is the writer's; the janitor calls everything else, and
+`close` is for whoever ends the process. Nobody locks: they only share which directory is in use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHARE_OF_DESCRIPTORS = 4
 
 
 class Holdings:
-    """The ones that were opened through it."""
+    """The spool's directory as this process uses it, and the logs that it has opened there."""
 
     def __init__(self, root: Path, times: SpoolTimes, delivered: Delivered | None = None) -> None:
         self.root = root

@@ -1,10 +1,11 @@
 """What has to be done about the spool besides writing events: it may take its time, and no event waits for it.
 
-Contract: all of it happens on the thread `metering janitor`, once a second and when a queue goes; the rest may be
-called from any thread. What dead processes left is poured from their inboxes into their logs, and these are taken over
-for the queues that are open here; a queue sends nothing before they were looked for once (`look_for_others` has that
-done at once: a process that ends may not have got that far). Logs that are done with are removed, those of idle queues
-closed; what the disk refused is tried again; the bounds are kept; requests are answered; idle connections are closed.
+Contract: the public methods may be called from any thread; the work happens on the thread
+`metering janitor`, once a second and when a queue goes. What dead processes left is poured from their inboxes into
+their logs, and these are taken over for the queues that are open here; a queue sends nothing before they were looked
+for once (`look_for_others` has that done at once: a process that ends may not have got that far). Logs that are done
+with are removed, those of idle queues closed; what the disk refused is tried again; the bounds are kept; requests are
+answered; idle connections are closed.
 
 Logs of queues that are not open here stay free, for another process or `kong-metering spool deliver`; they are counted
 in the log, and bounded as all others.
@@ -56,7 +57,7 @@ ROUND_SECONDS = 1.0
 _BOUNDS_SECONDS = 5.0
 # How often logs are looked at whose queues are not open here.
 _FREE_LOGS_SECONDS = 60.0
-# A log whose queue has had nothing to do for so many rounds is closed; and no more than so many are open besides.
+# A log whose queue has had nothing to do for so many rounds is closed.
 _IDLE_ROUNDS = 10
 # How long the writer may take to let go of logs that are gone.
 _LETTING_GO_SECONDS = 1.0

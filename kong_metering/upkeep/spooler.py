@@ -103,7 +103,7 @@ class Spooler:
             guarded(self._holdings.make)
             opened.append(Inbox.open(place, bell.ring))
 
-        if not within(_OPENING_SECONDS, open_it) or not opened:
+        if not within(_OPENING_SECONDS, open_it, "metering opening") or not opened:
             LOGGER.error("the disk hangs: a plugin server that is killed will lose the events of its last moments")
             return Inbox.in_memory(bell.ring)
         return opened[0]

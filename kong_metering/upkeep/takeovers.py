@@ -3,8 +3,8 @@
 What somebody redirects goes where that one says instead (`redirection.py`), and its marks stay.
 
 Contract: `begin` may be called by any thread, once the old queue sends nothing more and its writer has let go of its
-log; `carry_on` and `given` are the janitor's, and `end` is the last. A log is one queue's or the other's at any time,
-on disk too: the identity in it is replaced. The events' marks go: where they go now nobody has sent them.
+log; `carry_on`, `given` and `redirect` are the janitor's, and `end` is the last. A log is one queue's or the other's at
+any time, on disk too: the identity in it is replaced. The events' marks go: where they go now nobody has sent them.
 """
 
 from __future__ import annotations

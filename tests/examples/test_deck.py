@@ -32,7 +32,7 @@ NAMES = {
     "consumer": ("consumerName|Id", "alice"),
 }
 # What a change takes to reach all of Kong's workers over its database.
-_PATIENCE = 30.0
+_PATIENCE = 90.0
 
 
 class Deck:

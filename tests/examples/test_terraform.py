@@ -30,7 +30,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDERS = ["terraform-on-prem", "terraform-konnect"]
 PROVIDERS = {"terraform-on-prem": "kevholditch/kong", "terraform-konnect": "kong/konnect"}
 _NO_CHANGES, _CHANGES = 0, 2
-_PATIENCE = 30.0
+_PATIENCE = 90.0
 
 
 class Terraform:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PLUGIN = "metering-and-billing"
 
-_TIMEOUT_SECONDS = 20.0
+_TIMEOUT_SECONDS = 60.0
 _GET_VARIABLE = "kong.nginx.get_var"
 _REQUEST_ID = f"{_GET_VARIABLE}(kong_request_id)"
 _HEADER = "http_"

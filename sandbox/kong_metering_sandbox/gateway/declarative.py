@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SUBSTITUTION = re.compile(r"""\$\{\{\s*env\s+["']([^"']*)["']\s*\}\}""")
 _DECK_PREFIX = "DECK_"
 _FORMATS = ("1.1", "2.1", "3.0")
-_META = ("_format_version", "_transform", "_comment", "_info")
+_META = ("_format_version", "_transform", "_comment", "_ignore")
 
 # Which entities may be nested in which, and the field of the inner one that names the outer one.
 _NESTED: dict[str, dict[str, str]] = {

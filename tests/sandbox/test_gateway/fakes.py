@@ -25,7 +25,7 @@ from .fake_plugin_server import NAME
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-DEADLINE = 15.0
+DEADLINE = 60.0
 PROGRAM = f"{sys.executable} {Path(fake_plugin_server.__file__)}"
 # A metered route that answers by itself. The tests send no subject, so no endpoint is needed; the phases run all the
 # same.

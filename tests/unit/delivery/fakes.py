@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from tests.support.clock import FakeClock
     from tests.support.loglines import LogLines
 
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 60.0
 
 Decide = Callable[[list[bytes]], Outcome]
 
@@ -145,8 +145,8 @@ class FakeSender:
 class FakeNetwork:
     """Fake endpoints by their URL, and kept connections to them."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.arrays = Arrays()
+    def __init__(self, clock: Clock, arrays: Arrays | None = None) -> None:
+        self.arrays = arrays or Arrays()
         self._fakes: dict[str, FakeEndpoint] = {}
         self.connections = Connections(clock, cast("Callable[[Endpoint], IngestClient]", self._connect))
 
@@ -254,10 +254,11 @@ class Rig:
     log: LogLines
     endpoint: FakeEndpoint = field(default_factory=FakeEndpoint)
     adaptive_batch: int = 1
+    arrays: Arrays = field(default_factory=Arrays)
 
     def __post_init__(self) -> None:
         self.courier = HandCourier(self.clock)
-        self.network = FakeNetwork(self.clock)
+        self.network = FakeNetwork(self.clock, self.arrays)
         self.stats = Stats()
         self.queue = memory_queue(
             self.settings,

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kong_metering.config import Queue
+from kong_metering.ingest.arrays import Arrays
 from kong_metering.stats import Snapshot
 from kong_metering.trial.batching import MAX_EVENT_BYTES
 from kong_metering.trial.decisions import UNLIMITED_IN_FLIGHT
@@ -145,6 +146,43 @@ def test_an_endpoint_that_takes_no_arrays_is_learned_once_and_sent_single_events
     it.settle()
     assert it.endpoint.requests[before + 200 :] == [[event] for event in numbered(100, 500)]
     assert [level for level, _ in log.with_text("takes no arrays")] == ["WARNING"]
+
+
+class Meddling(Arrays):
+    """Has something done on another thread while a queue that has just learned heeds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other: threading.Thread | None = None
+        self._looks = 0
+
+    def are_refused_by(self, url: str) -> bool:
+        is_refused = super().are_refused_by(url)
+        self._looks += is_refused
+        if self._looks == 2 and self.other:
+            self._looks += 1
+            self.other.start()
+            # It may have to wait for us.
+            self.other.join(0.1)
+        return is_refused
+
+
+def test_a_configuration_that_comes_while_a_queue_learns_of_arrays_rules_from_then_on(
+    clock: FakeClock, log: LogLines
+) -> None:
+    arrays = Meddling()
+    endpoint = FakeEndpoint(singles_only(Rejected("https://ingest.test answered 400: not an object")))
+    it = Rig(Queue(max_batch_size=2, initial_retry_delay=1), clock, log, endpoint, arrays=arrays)
+    arrays.other = threading.Thread(target=lambda: it.reconfigure(initial_retry_delay=50))
+    it.put(*numbered(4))
+    it.settle()
+    arrays.other.join()
+    endpoint.decide = failing_times(1, DOWN)
+    before = clock.monotonic()
+    it.put(b"more")
+    it.settle()
+    assert clock.monotonic() - before >= 50
+    it.close()
 
 
 def test_an_endpoint_that_refuses_an_event_for_itself_is_sent_arrays_on(rig: RigMaker, log: LogLines) -> None:

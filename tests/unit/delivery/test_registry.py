@@ -519,8 +519,8 @@ def test_closing_keeps_its_deadline_whatever_the_endpoints_do(
         queue.put(b"2")
     started = time.monotonic()
     delivery.close(0.3)
-    # Without a deadline the endpoints would take ten seconds and more.
-    assert time.monotonic() - started < 5
+    # Without a deadline the endpoints would take ten seconds for each event.
+    assert time.monotonic() - started < 10
     assert stats.snapshot() == Snapshot(accepted=10, dropped={"process_ended": 10})
 
 

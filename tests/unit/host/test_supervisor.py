@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -288,6 +290,70 @@ def test_a_server_without_a_supervisor_ends_when_it_is_told_to(launch: Launch) -
     server.process.kill()
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: has_ended(pid), "the end of the server")
+
+
+# A Kong whose worker, which has started the supervisor, ends while Kong goes on: a reload, or a worker that crashed
+
+NGINX = "nginx: master process /usr/local/openresty/nginx/sbin/nginx -p {} -c nginx.conf"
+# What the worker of such a master does: start the plugin server, tell its process id, and wait for it.
+WORKER = "import subprocess, sys; subprocess.run(['/bin/sh', '-c', sys.argv[1]])"
+
+
+@contextlib.contextmanager
+def kong_with(server: PluginServerProcess) -> Iterator[tuple[subprocess.Popen[str], int, int]]:
+    """Have a plugin server started by the worker of a Kong; gives Kong's master, and the ids of worker and server."""
+    title = NGINX.format(server.prefix)
+    command = f"{server.command} >/dev/null 2>&1 & echo $$ $!; wait"
+    with subprocess.Popen(
+        [title, "-c", WORKER, command], executable=sys.executable, stdout=subprocess.PIPE, text=True, env={}
+    ) as master:
+        try:
+            assert master.stdout
+            worker, supervisor = map(int, master.stdout.readline().split())
+            wait_until(server.path.exists, "a socket")
+            yield master, worker, supervisor
+        finally:
+            master.kill()
+
+
+def is_served(path: Path) -> int:
+    with Connection(path) as connection:
+        return pid_over(connection)
+
+
+@pytest.mark.parametrize("how", ["as Kong ends it", "its worker crashes"])
+def test_while_kong_goes_on_the_servers_are_left_to_the_next_plugin_server(
+    launch: Launch, prefix: Path, how: str
+) -> None:
+    old = PluginServerProcess(prefix=prefix)
+    with kong_with(old) as (_, worker, supervisor):
+        serving = is_served(old.path)
+        if how == "as Kong ends it":
+            os.kill(supervisor, signal.SIGTERM)
+        else:
+            os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: has_ended(supervisor), "the end of the supervisor")
+        assert is_served(old.path) == serving
+        new = launch().start()
+        wait_until(lambda: has_ended(serving), "the end of the old server")
+        assert is_served(old.path) == new.server_pid
+    assert new.complaints() == []
+
+
+def test_when_kong_is_gone_as_well_nobody_stays_behind(prefix: Path, ingest: IngestServer) -> None:
+    server = PluginServerProcess(prefix=prefix)
+    with kong_with(server) as (kong, worker, supervisor):
+        serving = is_served(server.path)
+        meter(server, ingest.url, 20)
+        os.kill(supervisor, signal.SIGTERM)
+        os.kill(worker, signal.SIGTERM)
+        wait_until(lambda: has_ended(supervisor), "the end of the supervisor")
+        assert not has_ended(serving)
+        kong.kill()
+        kong.wait()
+        wait_until(lambda: has_ended(serving), "the end of the server")
+    ingest.wait_for_events(20)
+    assert len(ingest.events()) == 20
 
 
 # Descriptors

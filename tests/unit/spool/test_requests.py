@@ -56,6 +56,11 @@ def test_a_request_is_seen_and_answered_by_each_server(tmp_path: Path) -> None:
     assert files_in(tmp_path) == []
 
 
+def test_where_a_file_is_in_the_place_of_the_spool_nobody_asks(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_text("not a directory")
+    assert RequestBox(tmp_path / "spool").look(NOW) == []
+
+
 def test_what_an_asker_that_was_killed_leaves_is_removed(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", ASKER, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None
