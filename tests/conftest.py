@@ -59,6 +59,7 @@ def _keep_paths_short(config: pytest.Config) -> None:
     base = short_base()
     if base != tempfile.gettempdir():
         directory = tempfile.mkdtemp(prefix="km-", dir=base)
+        Path(directory).chmod(0o711)  # some of what lies in it is for other users
         os.environ["TMPDIR"] = tempfile.tempdir = directory
         config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
 

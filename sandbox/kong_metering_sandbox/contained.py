@@ -32,6 +32,7 @@ _AWAITED = (*_PASSED_ON, signal.SIGCHLD)
 _PATIENCE_SECONDS = 10.0
 _ENDING_SECONDS = 2.0
 _POLL_SECONDS = 0.01
+_PASSABLE = 0o711
 # A socket's path may have 107 bytes, and those of a gateway lie deep in here.
 _LONGEST_BASE = 24
 _SIGNALLED = 128
@@ -45,6 +46,8 @@ def contained(work: Callable[[], int]) -> int:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     directory = Path(tempfile.mkdtemp(prefix="km-", dir=short_base()))
+    # What lies in it may be for other users, such as PostgreSQL's.
+    directory.chmod(_PASSABLE)
     try:
         status = _wait_for(_start(work, directory))
         if status < 0:

@@ -83,7 +83,6 @@ def running_postgres(programs: Path) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="km-pg-") as name:
         if user is not None:
             shutil.chown(name, user, user)
-            _let_through(Path(name).parent)
         directory, port = Path(name), free_port()
         data = directory / "data"
         flags = ["--username=kong", "--auth=trust", "--no-sync", "--encoding=UTF8"]
@@ -101,11 +100,6 @@ def running_postgres(programs: Path) -> Iterator[Cluster]:
             # Ends sessions too, Kong's among them.
             server.send_signal(signal.SIGINT)
             server.wait(_STOP_SECONDS)
-
-
-def _let_through(directory: Path) -> None:
-    """Let other users through the directory of temporary files, which may be the tests' own."""
-    directory.chmod(directory.stat().st_mode | 0o011)
 
 
 def _run(user: str | None, *command: str | Path) -> None:
