@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 KEY = "key-of-alice"
 # So many changes are waited for; then many follow one another.
 _ALONE = 3
+_IN_A_ROW = 9
+_POLL_SECONDS = 0.2
 BOTH = (("X-One", "one"), ("X-Two", "two"), ("apikey", KEY))
 # Where an event of a configuration arrives, and for which subject; None: it is not metered.
 Bill = tuple[str, str]
@@ -81,7 +83,12 @@ class Changes:
 
     def _wait_for_bills(self, answered: Sequence[Answered]) -> None:
         certain = {one.number for one in answered if None not in self._allowed(one)}
-        wait_until(lambda: certain <= self._billed().keys(), "all are billed", self._writable.gateway)
+
+        def are_billed() -> bool:
+            time.sleep(_POLL_SECONDS)
+            return certain <= self._billed().keys()
+
+        wait_until(are_billed, "all are billed", self._writable.gateway)
 
     def _allowed(self, one: Answered) -> set[Bill | None]:
         """List what a request may be billed as: what began before its answer, and was not over when it was sent."""
@@ -140,11 +147,11 @@ def test_a_plugin_that_is_created_and_removed_meters_in_between(
             created = changes.make(lambda: writable.admin.create("plugins", plugin), ("collector", "one"))
             load.wait_for(20)
             changes.settle()
-            load.wait_for(50)
+            load.wait_for(30)
             changes.make(partial(writable.admin.delete, "plugins", created), None)
             load.wait_for(20)
             changes.settle()
-            load.wait_for(50)
+            load.wait_for(30)
     changes.check([*load.answered().values()])
 
 
@@ -172,19 +179,19 @@ def test_a_plugin_that_is_changed_meters_each_request_by_one_of_its_configuratio
 
     def change(load: Load, number: int) -> None:
         config, bill = ways[number % 2]
-        load.wait_for(20)
+        load.wait_for(10)
         changes.make(lambda: writable.admin.change("plugins", plugin_id, {"config": config}), bill)
-        load.wait_for(20)
+        load.wait_for(10)
 
     answered: list[Answered] = []
     for number in range(4):
         with Load(writable.gateway.proxy_port, headers=BOTH, first=number * 1_000_000) as load:
-            for one in range(1 if number < _ALONE else 21):
+            for one in range(1 if number < _ALONE else _IN_A_ROW):
                 change(load, number + one)
         answered += load.answered().values()
         changes.settle(answered)
     with Load(writable.gateway.proxy_port, headers=BOTH, first=4_000_000) as load:
-        load.wait_for(50)
+        load.wait_for(30)
         changes.make(lambda: writable.admin.delete("plugins", plugin_id), None)
         load.wait_for(20)
         changes.settle()
