@@ -29,7 +29,7 @@ METERED = yaml.safe_dump(
 
 
 class Impatient(StandIn):
-    patience = 3.0
+    patience = 10.0
 
 
 def test_a_gateway_that_ends_at_its_start_is_not_waited_for(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.unit.delivery.fakes import on_disk
 from tests.unit.delivery.many_queues import QUEUES
 
 REPOSITORY = Path(__file__).parents[3]
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 160.0
 
 
 def started(root: Path, inbox: Path, server: IngestServer, events: int, log: Path) -> subprocess.Popen[bytes]:

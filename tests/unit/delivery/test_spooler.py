@@ -428,7 +428,8 @@ def test_an_outage_longer_than_the_window_leaves_the_probing_event_in_doubt(
     it.put_on_disk(*numbered(5000))
     it.endpoint.wait_for_request(2)
     in_doubt = len(it.endpoint.requests[1])
-    assert (in_doubt > 1) == has_worked
+    # On a busy machine the first request may go before more than one event is there.
+    assert has_worked or in_doubt == 1
     for _ in range(49):  # 24.5 hours
         let_the_next_try_come(it)
     wait_until(lambda: it.process.account().dead_letters.get("ambiguous"), "the oldest is set aside")
@@ -442,16 +443,16 @@ def test_an_outage_longer_than_the_window_leaves_the_probing_event_in_doubt(
 
 
 def let_the_next_try_come(it: SpooledQueue) -> None:
-    """Let half an hour pass, and wait until something was sent, or set aside."""
+    """Let half an hour pass, and wait until something was sent, or set aside, or nothing waits."""
 
     def done() -> tuple[int, int]:
         return len(it.endpoint.requests), it.process.account().dead_letters.get("ambiguous", 0)
 
-    it.process.wait_for_rest()
+    # Between a try and its pause another event may be read, to join.
+    wait_until(lambda: it.queue.told()["next_try_in_seconds"] or not it.queue.waiting, "a pause")
     before = done()
     it.let_pass(1801)
-    wait_until(lambda: done() != before, "the next try")
-    it.process.wait_for_rest()
+    wait_until(lambda: done() != before or not it.queue.waiting, "the next try")
 
 
 @pytest.mark.parametrize("jump", [DAY + 3600, -DAY - 3600, 3 * DAY])
