@@ -30,7 +30,21 @@ _PROGRAMS: dict[str, click.Command] = {"kong-metering": kong_metering, "kong-met
 # They are everywhere, and what their options do is no matter of ours.
 _ORDINARY = frozenset({"base64", "cat", "cd", "echo", "grep", "id", "jq", "ls", "paste", "printf", "ps", "split"})
 _FOREIGN = frozenset(
-    {"curl", "deck", "dmesg", "docker", "helm", "journalctl", "kong", "kubectl", "pip", "systemctl", "terraform"}
+    {
+        "curl",
+        "deck",
+        "dmesg",
+        "docker",
+        "eval",
+        "helm",
+        "journalctl",
+        "kong",
+        "kubectl",
+        "pip",
+        "source",
+        "systemctl",
+        "terraform",
+    }
 )
 # Options of other programs that are named in passing.
 _FOREIGN_OPTIONS = frozenset({"--rm", "--entrypoint", "--from-literal", "--populate-env-vars", "--shm-size"})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +36,7 @@ def alerts() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def metrics_port() -> Iterator[int]:
-    """Serve the metrics of a plugin server that has delivered, refused, and been kept waiting, at a port."""
+    """Serve the metrics of a plugin server that delivers and refuses all the time, at a port."""
     with IngestServer() as ingest:
         server = PluginServerProcess("--metrics-listen 127.0.0.1:0")
         with server:
@@ -43,7 +46,22 @@ def metrics_port() -> Iterator[int]:
             for number, subject in enumerate(["acme"] * 5 + [None]):
                 client.run_phases(instance, KongRequest(answers(subject, number)))
             ingest.wait_for_events(5)
+            is_over = threading.Event()
+            traffic = threading.Thread(target=meter_until, args=(is_over, server.path, ingest.url))
+            traffic.start()
             yield port
+            is_over.set()
+            traffic.join()
+
+
+def meter_until(is_over: threading.Event, path: Path, endpoint: str) -> None:
+    """Meter a request now and then: a rate is of what comes while Prometheus looks."""
+    client = KongClient(path)
+    instance = client.start_instance(header_config(endpoint))
+    for number in itertools.count(10):
+        if is_over.wait(0.1):
+            return
+        client.run_phases(instance, KongRequest(answers("acme", number)))
 
 
 @needs("promtool")
