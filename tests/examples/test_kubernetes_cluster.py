@@ -109,7 +109,8 @@ def controlled(
         kubernetes.kubeconfig,
         "--anonymous-reports=false",
         "--election-namespace=kong",
-        "--publish-status-address=127.0.0.1",
+        # Its part for the Gateway API demands one.
+        "--publish-service=kong/proxy",
         "--health-probe-bind-address=127.0.0.1:0",
         "--metrics-bind-address=127.0.0.1:0",
         f"--diagnostic-server-port={free_port()}",
@@ -118,6 +119,7 @@ def controlled(
     with kind(directory, document()) as gateway:
         environment = {**os.environ, "POD_NAME": "kong", "POD_NAMESPACE": "kong"}
         log = directory / "controller.log"
+        kubernetes.kubectl("-n", "kong", "create", "service", "clusterip", "proxy", "--tcp=80")
         with running_process([*command, f"--kong-admin-url={gateway.admin_url}"], log, environment):
             kubernetes.kubectl("apply", "-f", "-", given=json.dumps(_INGRESS_CLASS))
             orders = [_led_out(one, upstream.port) for one in _objects(PLUGINS / "orders.yaml")]
