@@ -92,18 +92,16 @@ class Lifetime:
             "the supervisor, process %d, is gone; this server goes on until it is replaced", self._supervisor
         )
         _let_go_of_pipes()
-        self.look()
-        if self._kong is not None:
-            self._look_for_kong()
+        self._look_often()
 
     @property
     def _orphan_seconds(self) -> float:
         return _ORPHAN_SECONDS if self._kong is None else _ORPHAN_OF_KONG_SECONDS
 
-    def _look_for_kong(self) -> None:
+    def _look_often(self) -> None:
         self.look()
-        if not self._ended.done():
-            self._loop.call_later(_KONG_LOOK_SECONDS, self._look_for_kong)
+        if self._kong is not None and not self._ended.done():
+            self._loop.call_later(_KONG_LOOK_SECONDS, self._look_often)
 
     def _end(self, why: str) -> None:
         if not self._ended.done():
