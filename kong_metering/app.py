@@ -154,10 +154,8 @@ def _definition(
     def create(config: Mapping[str, Any]) -> Plugin:
         return Plugin(config, runtime)
 
-    def observe(phase: str, seconds: float) -> None:
-        runtime.timings.phase(phase).observe(seconds)
-
-    return PluginDefinition(identity.name, PHASES, create, plugin_information(identity), status, observe)
+    observers = {"access": runtime.timings.access.observe, "log": runtime.timings.log.observe}
+    return PluginDefinition(identity.name, PHASES, create, plugin_information(identity), status, observers)
 
 
 def _figures(runtime: Runtime, dispatcher: Dispatcher) -> dict[str, Any]:

@@ -10,8 +10,8 @@ twice as long at most, as long as there is room. A log phase that finds none goe
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
+from sys import getsizeof
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
@@ -31,9 +31,10 @@ Headers: TypeAlias = "Mapping[str, str | list[str]]"
 
 
 def _bytes_of(headers: Headers) -> int:
-    return _ENTRY_BYTES + sum(
-        sys.getsizeof(value[0] if isinstance(value, list) else value) for value in headers.values()
-    )
+    size = _ENTRY_BYTES
+    for value in headers.values():
+        size += getsizeof(value[0] if isinstance(value, list) else value)
+    return size
 
 
 class CapturedHeaders:

@@ -82,9 +82,15 @@ _MAX_TIMESTAMP_MS = 253_402_300_799_999  # the last millisecond of the year 9999
 
 
 class Meter:
-    """Turns finished requests into events, by one plugin configuration."""
+    """Turns finished requests into events, by one plugin configuration.
+
+    `meters_api_requests`: whether each request that gives events gives one for itself, the first of them;
+    `meters_anything`: whether any request can give an event.
+    """
 
     def __init__(self, config: PluginConfig, clock: Clock) -> None:
+        self.meters_api_requests = config.meter_api_requests
+        self.meters_anything = config.meter_api_requests or config.meter_ai_token_usage
         self._config = config
         self._clock = clock
         self._ranges = [_range(item) for item in config.allow_status_codes or ()]
@@ -110,16 +116,6 @@ class Meter:
     def subject_place(self) -> str:
         """What a request without a subject does not have, in words."""
         return place_of(self._config.subject)
-
-    @property
-    def meters_api_requests(self) -> bool:
-        """Whether each request that gives events gives one for itself, the first of them."""
-        return self._config.meter_api_requests
-
-    @property
-    def meters_anything(self) -> bool:
-        """Whether any request can give an event."""
-        return self._config.meter_api_requests or self._config.meter_ai_token_usage
 
     def events(self, request: FinishedRequest) -> list[bytes] | Skipped:
         """Build the events of a request, or tell why there are none."""

@@ -59,10 +59,6 @@ class Timings:
     write: Histogram = field(default_factory=Histogram)
     sync: Histogram = field(default_factory=Histogram)
 
-    def phase(self, name: str) -> Histogram:
-        """Return the histogram of a phase."""
-        return self.access if name == "access" else self.log
-
     def told(self) -> dict[str, Any]:
         """Return all of them by name."""
         return {name: histogram.told() for name, histogram in vars(self).items()}
@@ -85,7 +81,8 @@ class PluginRequests:
             self._outcomes[METERED] += 1
             self._last_at = self._clock.wall()
             self._events["kong.api_request"] += api_events
-            self._events["kong.llm_request"] += llm_events
+            if llm_events:
+                self._events["kong.llm_request"] += llm_events
 
     def skip(self, reason: Skipped) -> None:
         """Count a request that gave no event."""

@@ -146,7 +146,9 @@ def subject_text(value: str) -> str | None:
 
     A subject that is not UTF-8 is read as latin-1, byte for byte: two different ones must not become the same.
     """
-    if not value.isascii() and _escaped_bytes(value):
+    if value.isascii():
+        return value.strip() or None
+    if _escaped_bytes(value):
         # Latin-1 has white space of its own. It is none in a header: without it, different ones would be the same.
         value = _utf8(value).strip().decode("latin-1")
         return value if value.strip() else None
@@ -171,7 +173,7 @@ def first_not_blank(values: Iterable[str]) -> str | None:
 
 def is_blank(value: str) -> bool:
     """Whether a value from a client counts as absent: it is empty, or only white space."""
-    return subject_text(value) is None
+    return not value.strip() if value.isascii() else subject_text(value) is None
 
 
 def _utf8(value: str) -> bytes:

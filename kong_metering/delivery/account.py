@@ -38,7 +38,9 @@ class QueueAccount:
 
     def accept(self) -> None:
         """Count an event that came in."""
-        self._count(1, "accepted")
+        with self._lock:
+            self.waiting += 1
+            self._counts["accepted"] += 1
         self._stats.accept()
 
     def adopt(self, events: int) -> None:

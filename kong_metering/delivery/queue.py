@@ -147,7 +147,7 @@ class EventQueue:
 
     def put(self, event: bytes) -> None:
         """Take an event for delivery."""
-        if self.moved_to is not None:
+        if self._gate.moved_to is not None:
             self._last_heir().put(event)
             return
         self._account.accept()

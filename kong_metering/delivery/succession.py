@@ -40,12 +40,8 @@ class StepGate:
         self._lock = threading.Lock()
         self._steps = 0
         self._succession: Succession | None = None
-        self._moved_to: Heir | None = None
-
-    @property
-    def moved_to(self) -> Heir | None:
-        """The queue that has taken over, if one has."""
-        return self._moved_to
+        # The queue that has taken over, if one has.
+        self.moved_to: Heir | None = None
 
     @property
     def is_shut(self) -> bool:
@@ -60,13 +56,13 @@ class StepGate:
     def shut(self, succession: Succession) -> None:
         """Let no step begin: all goes to another queue."""
         with self._lock:
-            if self._moved_to is None:
+            if self.moved_to is None:
                 self._succession = succession
 
     def open(self) -> bool:
         """Let steps begin; False where the other queue has taken over already."""
         with self._lock:
-            if self._moved_to is not None:
+            if self.moved_to is not None:
                 return False
             self._succession = None
         return True
@@ -87,15 +83,15 @@ class StepGate:
     def due(self) -> Succession | None:
         """Return what is to be done now that no step is under way, if that is so."""
         with self._lock:
-            return None if self._steps or self._moved_to is not None else self._succession
+            return None if self._steps or self.moved_to is not None else self._succession
 
     def settle(self, succession: Succession, *, is_off: bool) -> bool:
         """Hand over from now on, or not; False too where that was decided otherwise meanwhile."""
         with self._lock:
-            if self._moved_to is not None or self._succession is not succession:
+            if self.moved_to is not None or self._succession is not succession:
                 return False
             if is_off:
                 self._succession = None
             else:
-                self._moved_to = succession.heir
+                self.moved_to = succession.heir
             return not is_off

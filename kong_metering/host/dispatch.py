@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kong_pdk.exception import PDKException
 
 from kong_metering.host.errors import RPCError
-from kong_metering.host.instances import Instance, Instances, PluginDefinition
+from kong_metering.host.instances import Instance, Instances, Phase, PluginDefinition
 from kong_metering.host.pdk import TERMINAL_METHODS
 from kong_metering.log import LOGGER, cause_of, printable, trouble
 
@@ -48,7 +48,7 @@ class _Event:
 
     __slots__ = ("begun_at", "instance", "method", "phase", "steps", "touched_at")
 
-    def __init__(self, steps: Steps[None], instance: Instance, phase: str, begun_at: float) -> None:
+    def __init__(self, steps: Steps[None], instance: Instance, phase: Phase, begun_at: float) -> None:
         self.steps = steps
         self.instance = instance
         self.phase = phase
@@ -110,9 +110,9 @@ class Dispatcher:
             event = self._events.pop(event_id)
             LOGGER.error(
                 "a pending %s phase was forgotten: Kong did not go on with it for %.0f s",
-                event.phase,
+                event.phase.name,
                 self._phase_timeout,
-                extra=trouble(f"abandoned:{event.phase}"),
+                extra=trouble(f"abandoned:{event.phase.name}"),
             )
             self._abandon(event)
         self.instances.close_unused()
@@ -155,7 +155,7 @@ class Dispatcher:
         if phase is None:
             raise RPCError(f"{self._plugin.name} has no phase {printable(str(name))}")
         self.instances.enter(instance)
-        event_id, event = next(self._ids), _Event(phase.steps(), instance, name, instance.used_at)
+        event_id, event = next(self._ids), _Event(phase.steps(), instance, phase, instance.used_at)
         self._events[event_id] = event
         answer = self._gone_on(event_id, event, None)
         # Kong reads the id of an event from this first answer only.
@@ -193,9 +193,9 @@ class Dispatcher:
         except BaseException as raised:  # noqa: BLE001 - sys.exit() in a plugin must not end the host
             LOGGER.error(
                 "the %s phase failed, the request goes on: %s",
-                event.phase,
+                event.phase.name,
                 cause_of(raised),
-                extra=trouble(f"phase:{event.phase}:{type(raised).__name__}"),
+                extra=trouble(f"phase:{event.phase.name}:{type(raised).__name__}"),
             )
             return self._finished(event_id, event)
         event.method = method

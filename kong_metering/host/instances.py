@@ -36,8 +36,8 @@ class PluginDefinition:
     `access(kong)`, or the phase in steps, as `access_steps()`, or both. It may have `access_at_once()`, which gives the
     phase as an `AtOnce` when it knows beforehand what it will ask, and None otherwise; `busy` (it must not be closed
     yet), `outdated` (why Kong is to start it anew, or None; asked once a second) and `close()`. `info` is what
-    `plugin.GetPluginInfo` answers; `status` gives figures of the plugin's own for `plugin.GetStatus`; `observe` is told
-    the name of each phase that came to its end, and how many seconds it took.
+    `plugin.GetPluginInfo` answers; `status` gives figures of the plugin's own for `plugin.GetStatus`; `observers` are
+    told, by the name of a phase, how many seconds each one took that came to its end.
     """
 
     name: str
@@ -45,16 +45,17 @@ class PluginDefinition:
     create: Callable[[Mapping[str, Any]], object]
     info: Mapping[str, Any]
     status: Callable[[], Mapping[str, Any]] = dict
-    observe: Callable[[str, float], None] = lambda _phase, _seconds: None
+    observers: Mapping[str, Callable[[float], None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of one instance, in steps, and at once where it can be."""
+    """A phase of one instance, in steps, and at once where it can be; `observe` is told how many seconds one took."""
 
     name: str
     steps: Callable[[], Steps[None]]
     at_once: Callable[[], AtOnce | None]
+    observe: Callable[[float], None]
 
 
 @dataclass(eq=False)
@@ -163,25 +164,29 @@ class Instances:
         instance.used_at = self.clock.monotonic()
         instance.events += 1
 
-    def finish(self, instance: Instance, phase: str, begun_at: float) -> None:
+    def finish(self, instance: Instance, phase: Phase, begun_at: float) -> None:
         """Count an event as over that came to its end, and began then (monotonic)."""
-        self.plugin.observe(phase, self.clock.monotonic() - begun_at)
-        self.leave(instance)
+        phase.observe(self.clock.monotonic() - begun_at)
+        instance.events -= 1
+        if instance.is_closed:
+            self._close_when_over(instance)
 
     def leave(self, instance: Instance) -> None:
-        """Count an event as over; a closed instance waited for the last one."""
+        """Count an event as over that did not come to its end."""
         instance.events -= 1
-        if instance.is_closed and instance.events == 0:
-            self._close_plugin(instance)
+        if instance.is_closed:
+            self._close_when_over(instance)
 
     def _close(self, instance_id: int) -> None:
         """Close an instance, once its last event is over: Kong may close it while a phase still runs."""
         instance = self._by_id.pop(instance_id)
         instance.is_closed = True
-        if instance.events == 0:
-            self._close_plugin(instance)
+        self._close_when_over(instance)
 
-    def _close_plugin(self, instance: Instance) -> None:
+    def _close_when_over(self, instance: Instance) -> None:
+        """Let a closed instance go, unless it waits for the last of its events."""
+        if instance.events:
+            return
         try:
             getattr(instance.plugin, "close", lambda: None)()
         except Exception as error:  # noqa: BLE001 - whatever a plugin does when it is closed
@@ -189,7 +194,8 @@ class Instances:
 
     def _phase_of(self, plugin: object, name: str) -> Phase:
         steps = getattr(plugin, f"{name}_steps", None) or partial(self._greenlets.steps, getattr(plugin, name))
-        return Phase(name, steps, getattr(plugin, f"{name}_at_once", lambda: None))
+        at_once = getattr(plugin, f"{name}_at_once", lambda: None)
+        return Phase(name, steps, at_once, self.plugin.observers.get(name, lambda _seconds: None))
 
     def _next_id(self) -> int:
         self._last_id = self._last_id % _LARGEST_ID + 1

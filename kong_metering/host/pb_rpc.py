@@ -178,7 +178,11 @@ class PBConversation:
     def _begin(self, known: _Known, sequence: bytes) -> bytes:
         self._shared.instances.enter(known.instance)
         self._begun_at = known.instance.used_at
-        asked = self._asked_at_once(known)
+        try:
+            asked = known.asks()
+        except BaseException as error:  # noqa: BLE001 - whatever a plugin does
+            asked = None
+            self._say_unsendable(known.phase.name, error)
         if asked is None:
             event = self._event = _SteppedEvent(known.instance, known.phase, known.phase.steps(), sequence)
             return self._go_on(event, None)
@@ -187,19 +191,6 @@ class PBConversation:
         else:
             self._run(known, asked.plan.finish, ())
         return asked.frames + LENGTH.pack(len(sequence)) + sequence
-
-    def _asked_at_once(self, known: _Known) -> _Asked | None:
-        try:
-            return known.asks()
-        except BaseException as error:  # noqa: BLE001 - whatever a plugin does
-            name = known.phase.name
-            LOGGER.error(
-                "the %s phase is run in steps, what it asks at once cannot be sent to Kong: %s",
-                name,
-                cause_of(error),
-                extra=trouble(f"at once:{name}:{type(error).__name__}"),
-            )
-            return None
 
     def _take_answers(self) -> None:
         """End an event at once: all that it asked is answered."""
@@ -220,7 +211,15 @@ class PBConversation:
             end(*arguments)
         except BaseException as error:  # noqa: BLE001 - sys.exit() in a plugin must not end the host
             self._report(known.phase, error)
-        self._shared.instances.finish(known.instance, known.phase.name, self._begun_at)
+        self._shared.instances.finish(known.instance, known.phase, self._begun_at)
+
+    def _say_unsendable(self, phase: str, error: BaseException) -> None:
+        LOGGER.error(
+            "the %s phase is run in steps, what it asks at once cannot be sent to Kong: %s",
+            phase,
+            cause_of(error),
+            extra=trouble(f"at once:{phase}:{type(error).__name__}"),
+        )
 
     def _report(self, phase: Phase, error: BaseException) -> None:
         LOGGER.error(
@@ -256,7 +255,7 @@ class PBConversation:
                 self._end(event)
             return frames
         self._event = None
-        self._shared.instances.finish(event.instance, event.phase.name, self._begun_at)
+        self._shared.instances.finish(event.instance, event.phase, self._begun_at)
         return _END + frame(event.sequence)
 
     def _end(self, event: _SteppedEvent) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -213,19 +213,18 @@ class Spooler:
             yield from backlog.chores.unsynced()
 
 
-@dataclass(frozen=True)
 class _Intake:
     """The way into the inbox for one queue."""
 
-    inbox: Inbox
-    number: int
+    def __init__(self, inbox: Inbox, number: int) -> None:
+        self._inbox = inbox
+        self._number = number
+        # On the way of each event a method of our own would cost more than what it does.
+        self.take = partial(inbox.append, number)
 
     @property
     def is_kept(self) -> bool:
-        return self.inbox.name is not None
-
-    def take(self, event: bytes) -> bool:
-        return self.inbox.append(self.number, event)
+        return self._inbox.name is not None
 
     def log_opened(self, directory: Path) -> None:
-        self.inbox.log_opened(self.number, directory)
+        self._inbox.log_opened(self._number, directory)
