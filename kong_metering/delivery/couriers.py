@@ -26,6 +26,8 @@ MAX_COURIERS = 64
 IDLE_SECONDS = 10.0
 # What is due and finds no courier for so long is not delivered any more: requests time out before.
 STALLED_SECONDS = 120.0
+# Nobody is woken to serve a queue sooner by less: what comes in says each few milliseconds when the batch is due.
+_NO_SOONER_SECONDS = 0.001
 # After a bug, so that it does not take the whole processor.
 _AFTER_A_BUG_SECONDS = 1.0
 
@@ -140,7 +142,7 @@ class Couriers:
     # -- with the lock held -------------------------------------------------------------------------------------------
 
     def _line_up(self, turn: _Turn, at: float) -> None:
-        if turn.at is not None and turn.at <= at:
+        if turn.at is not None and turn.at <= at + _NO_SOONER_SECONDS:
             return
         turn.at = at
         if turn.running >= turn.queue.width:

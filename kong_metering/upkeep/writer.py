@@ -1,8 +1,9 @@
 """The one thread that takes events from the inbox to the logs of their queues.
 
-Contract: it drains the inbox every `ROUND_SECONDS` while events come, sleeps while none do, and writes each queue's
-events to that queue's log; what was taken from the inbox leaves it only afterwards. It waits for the disk, and for
-nobody else: what others want of a log that it appends to, they order (`order`), and it does that between two rounds.
+Contract: it drains the inbox every `ROUND_SECONDS` while events come, sleeps when none came for a few rounds, and
+writes each queue's events to that queue's log; what was taken from the inbox leaves it only afterwards. It waits for
+the disk, and for nobody else: what others want of a log that it appends to, they order (`order`), and it does that
+between two rounds.
 `flush` waits until all that was in the inbox is written, or was tried to be.
 """
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from kong_metering.measures import Histogram
 
 # Kong is answered before; what comes meanwhile is written together.
-ROUND_SECONDS = 0.006
+ROUND_SECONDS = 0.008
+# After so many rounds in which nothing came it sleeps: to be woken costs the thread that answers Kong more than a look.
+_IDLE_ROUNDS = 4
 _EVENTS_A_ROUND = 20_000
 # So many logs hold the file open that they append to.
 _MAX_AWAKE = 128
@@ -74,6 +77,7 @@ class Writer:
         self._awake: dict[int, Log] = {}
         self._orders: deque[Callable[[], None]] = deque()
         self._ending = False
+        self._idle_rounds = 0
         # Since when it has been writing to one log (monotonic): a disk that hangs shows here.
         self.writing_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="metering writer", daemon=True)
@@ -121,7 +125,7 @@ class Writer:
     def _run(self) -> None:
         while not self._ending:
             # Under load nobody waits for the bell: each time that a thread waits costs the answering thread as well.
-            if self._inbox.may_sleep() and not self._orders:
+            if self._idle_rounds >= _IDLE_ROUNDS and self._inbox.may_sleep() and not self._orders:
                 self._bell.wait()
             if not self._orders and not self._ending:
                 time.sleep(ROUND_SECONDS)
@@ -131,6 +135,7 @@ class Writer:
     def _round(self) -> None:
         # Those that were given before the round: `flush` is done when it is.
         orders = [self._orders.popleft() for _ in range(len(self._orders))]
+        self._idle_rounds += 1
         while self._write_some():
             pass
         self.writing_since = None
@@ -141,6 +146,7 @@ class Writer:
         drained = self._inbox.drain(_EVENTS_A_ROUND)
         if not drained.events:
             return False
+        self._idle_rounds = 0
         by_queue: dict[int, list[bytes]] = {}
         for number, event in drained.events:
             by_queue.setdefault(number, []).append(event)
