@@ -142,7 +142,6 @@ class IngestClient:
             reason,
             str(status),
             parse_retry_after(answer.headers.get("Retry-After"), self._clock.wall()),
-            is_server_error=status >= HTTPStatus.INTERNAL_SERVER_ERROR,
             is_misconfigured=status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSING,
             may_have_arrived=posted.is_sent_whole and not _refuses_before_it_reads(status),
             words=words,

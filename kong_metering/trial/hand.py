@@ -140,8 +140,12 @@ class Hand(Generic[T]):
     def forget(self, parts: Sequence[Part[T]]) -> None:
         """Note that events are gone without being delivered."""
         for part in parts:
-            self.evidence.forget(part.places)
-            self._let_go_of_cases(part.places)
+            self.forget_places(part.places)
+
+    def forget_places(self, places: Sequence[int]) -> None:
+        """Note that the events at these places are gone without being delivered."""
+        self.evidence.forget(places)
+        self._let_go_of_cases(places)
 
     def batch_mates(self, part: Part[T]) -> list[Part[T]]:
         """Take the other parts of a part's batch out of the line."""

@@ -36,7 +36,6 @@ class Failed:
     reason: str
     kind: str
     retry_after: float | None = None
-    is_server_error: bool = False
     is_misconfigured: bool = False
     may_have_arrived: bool = True
     is_begun: bool = False

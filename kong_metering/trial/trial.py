@@ -86,7 +86,7 @@ class Trial(Generic[T]):
         """Let events (by identity) of a part that was to be sent go; False if none is left: it is not answered."""
         gone = {id(item) for item in items}
         kept = [index for index, item in enumerate(part.items) if id(item) not in gone]
-        self._hand.forget([part])
+        self._hand.forget_places([part.places[index] for index in range(len(part.items)) if index not in set(kept)])
         part.items, part.places = [part.items[index] for index in kept], [part.places[index] for index in kept]
         if not kept:
             self._hand.out.remove(part)

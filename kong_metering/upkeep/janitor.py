@@ -1,70 +1,44 @@
 """What has to be done about the spool besides writing events: it may take its time, and no event waits for it.
 
-Contract: the public methods may be called from any thread; the work happens on the thread
-`metering janitor`, once a second and when a queue goes. What dead processes left is poured from their inboxes into
-their logs, and these are taken over for the queues that are open here; a queue sends nothing before they were looked
-for once (`look_for_others` has that done at once: a process that ends may not have got that far). Logs that are done
-with are removed, those of idle queues closed; what the disk refused is tried again; the bounds are kept; requests are
-answered; idle connections are closed.
-
-Logs of queues that are not open here stay free, for another process or `kong-metering spool deliver`; they are counted
-in the log, and bounded as all others.
+Contract: the public methods may be called from any thread; the work happens on the thread `metering janitor`, once a
+second and when a queue goes. Each round goes through the steps in `_keep_house`, in that order: what dead processes
+left is poured and adopted (`adoption.py`); a queue sends nothing before that was done once (`look_for_others` has it
+done at once: a process that ends may not have got that far). Logs that are done with are removed, those of idle queues
+closed; what the disk refused is tried again; the bounds are kept (`bounds.py`); requests of people are answered; idle
+connections are closed.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
-import math
-import os
-import shutil
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.logsource import LogSource
 from kong_metering.delivery.outages import told
-from kong_metering.errors import DISK_ERRORS
-from kong_metering.log import LOGGER, Once, cause_of, printable, trouble
-from kong_metering.upkeep.freelogs import FreeLog, FreeLogsReport
+from kong_metering.log import LOGGER, trouble
 from kong_metering.upkeep.guard import guarded
-from kong_metering.upkeep.logmoves import LogMoves
-from kong_metering.upkeep.retention import bytes_used, drop_beyond_age, drop_beyond_bytes, forget_delivered
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from kong_metering.delivery.spooled import Shared, SpooledBacklog
-    from kong_metering.eventlog.log import Damage
-    from kong_metering.inbox.pouring import Pouring
     from kong_metering.ingest.connections import Connections
     from kong_metering.spool.accepted import Acceptances
-    from kong_metering.spool.delivered import Delivered
-    from kong_metering.spool.directory import Adoption, HeldLog
-    from kong_metering.spool.identity import QueueIdentity
-    from kong_metering.spool.times import Record, SpoolTimes
-    from kong_metering.stats import Stats
+    from kong_metering.spool.directory import HeldLog
+    from kong_metering.upkeep.adoption import Adoptions
+    from kong_metering.upkeep.bounds import Bounds
+    from kong_metering.upkeep.logmoves import LogMoves
     from kong_metering.upkeep.redirection import Redirection
     from kong_metering.upkeep.requestdesk import RequestDesk
-    from kong_metering.upkeep.retention import BoundedLog
     from kong_metering.upkeep.writer import Writer
 
 ROUND_SECONDS = 1.0
-# How often the bounds are looked at; each round once half of the space is used.
-_BOUNDS_SECONDS = 5.0
-# How often logs are looked at whose queues are not open here.
-_FREE_LOGS_SECONDS = 60.0
 # A log whose queue has had nothing to do for so many rounds is closed.
 _IDLE_ROUNDS = 10
 # How long the writer may take to let go of logs that are gone.
 _LETTING_GO_SECONDS = 1.0
 # A write that takes longer is said.
 _HANGING_SECONDS = 5.0
-# What was delivered leaves this part of the spool's bound free on its disk: more than the alert on it asks for.
-_SHARE_LEFT_FREE = 5
 
 
 class Janitor:
@@ -74,27 +48,23 @@ class Janitor:
         self,
         shared: Shared,
         writer: Writer,
-        pouring: Pouring | None,
         *,
-        delivered: Delivered,
-        stats: Stats,
+        adoptions: Adoptions,
+        bounds: Bounds,
+        log_moves: LogMoves,
         connections: Connections,
         acceptances: Acceptances,
-        times: SpoolTimes,
         round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._root = shared.options.directory
-        self._options = shared.options
         self._holdings = shared.holdings
         self._clock = shared.clock
         self._writer = writer
-        self._pouring = pouring
-        self._delivered = delivered
-        self._stats = stats
+        self._adoptions = adoptions
+        self._bounds = bounds
+        self._log_moves = log_moves
         self._connections = connections
         self._acceptances = acceptances
-        self._times = times
-        self._log_moves = LogMoves(shared.holdings, shared.options)
         self._round_seconds = round_seconds
         self._lock = threading.Lock()
         self._backlogs: dict[str, SpooledBacklog] = {}
@@ -109,11 +79,6 @@ class Janitor:
         self.rounds = 0
         self._round_over = threading.Condition()
         self._round_ended_at = self._clock.monotonic()
-        self._bounds_at = self._clock.monotonic()
-        self._free_logs_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
-        self._report = FreeLogsReport()
-        self._strays_at = self._clock.monotonic()
-        self._told = Once()
         # The write that hangs: when it began.
         self._hangs_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="metering janitor", daemon=True)
@@ -180,10 +145,6 @@ class Janitor:
                 del self._backlogs[backlog.identity.key]
             self._set_aside = [each for each in self._set_aside if each is not backlog]
 
-    def waiting_for_instances(self) -> dict[str, int]:
-        """Tell how many events waited on disk, within the last minute, for queues that are not open here."""
-        return self._report.waiting
-
     def look_for_others(self, timeout: float) -> None:
         """Have what dead processes left taken over now, `timeout` seconds at most; at once if that was done before."""
         with self._round_over:
@@ -225,8 +186,8 @@ class Janitor:
             self._leave_what_is_gone,
             self._retire_released,
             self._retire_settled,
-            self._pour,
-            self._tidy_strays,
+            self._adoptions.pour,
+            self._adoptions.tidy_strays,
             self._acceptances.learn,
             self._log_moves.carry_on,
             self._adopt_all,
@@ -270,125 +231,19 @@ class Janitor:
             self._retire(backlog.chores.take_settled())
             backlog.chores.rest_quiet()
 
-    def _pour(self) -> None:
-        if self._pouring is None:
-            return
-        poured = self._pouring.pour()
-        if poured.events:
-            LOGGER.info("put %d events into logs that a process which was killed had not written yet", poured.events)
-        for damage in poured.damage:
-            self._say_damage("found in the log of a process that was killed", damage)
-        for unpoured in poured.unpoured:
-            LOGGER.error(
-                "events in %s stay there, for now: %s",
-                unpoured.path,
-                unpoured.reason,
-                extra=trouble(f"unpoured:{unpoured.path}"),
-            )
-
-    def _tidy_strays(self) -> None:
-        """Clear up what is left in shared memory of spools that were replaced; say what holds events."""
-        if self._pouring is None or self._clock.monotonic() < self._strays_at:
-            return
-        self._strays_at = self._clock.monotonic() + _FREE_LOGS_SECONDS
-        for stray in self._pouring.strays():
-            if self._told.is_first(str(stray.directory)):
-                # No trouble of this spool's, and perhaps another Kong's that is just down.
-                LOGGER.info(
-                    "%s holds %d events of killed servers of another spool, which was replaced or whose servers do not "
-                    "run: they stay there for them (`kong-metering spool status` shows it)",
-                    stray.directory,
-                    stray.events,
-                )
-
     def _adopt_all(self) -> None:
+        self._adoptions.adopt_for(self._open_here())
+
+    def _keep_bounds(self) -> None:
+        self._bounds.keep(self.backlogs(), self._open_here())
+
+    def _open_here(self) -> dict[str, SpooledBacklog]:
         with self._lock:
-            open_here = dict(self._backlogs)
-        left: set[str] = set()
-        guarded(lambda: left.update(self._adopt(open_here)))
-        for key, backlog in open_here.items():
-            if key not in left:
-                backlog.begin()
-
-    def _adopt(self, open_here: dict[str, SpooledBacklog]) -> set[str]:
-        """Take over what was found for the open queues; give the keys of those whose turn comes later."""
-        heirs = {backlog.identity.entity_id: backlog for backlog in open_here.values()}
-        adoption = self._adopted(lambda identity: self._owner(identity, open_here, heirs) is not None)
-        for log in self._looked_into(adoption.logs):
-            self._give_to_queue(log, self._owner(log.held.identity, open_here, heirs))
-        self._say_troubles(adoption)
-        later = [self._owner(identity, open_here, heirs) for identity in adoption.left]
-        return {owner.identity.key for owner in later if owner}
-
-    def _adopted(self, is_wanted: Callable[[QueueIdentity | None], bool]) -> Adoption:
-        return self._holdings.adopt(is_wanted, self._pouring.held_back if self._pouring else tuple)
-
-    def _owner(
-        self, identity: QueueIdentity | None, open_here: dict[str, SpooledBacklog], heirs: dict[str, SpooledBacklog]
-    ) -> SpooledBacklog | None:
-        """Give whose a log is; if its endpoint never accepted anything, that of the one where its plugin sends now."""
-        if identity is None:
-            return None
-        if identity.key in open_here:
-            return open_here[identity.key]
-        heir = heirs.get(identity.entity_id)
-        return None if heir is None or self._acceptances.has(identity.key) else heir
-
-    def _give_to_queue(self, log: LogSource, backlog: SpooledBacklog | None) -> None:
-        identity = log.held.identity
-        where = ""
-        if backlog is not None and identity is not None and identity.key != backlog.identity.key:
-            try:
-                log = self._log_moves.given(log.held, backlog)
-            except DISK_ERRORS as error:
-                message = f"events in {log.held.directory} cannot be given to another endpoint, for now"
-                LOGGER.error("%s: %s", message, cause_of(error), extra=trouble("takeover"))
-                backlog = None
-            where = f" for {printable(identity.endpoint)}, which never accepted an event"
-        if backlog is None or not backlog.chores.adopt(log):
-            self._retire([log.held])
-            return
-        LOGGER.info(
-            "queue %s: took over %d events that another process left%s",
-            backlog.identity.name,
-            log.waiting_at_first,
-            where,
-        )
-
-    def _say_troubles(self, adoption: Adoption) -> None:
-        for refused in adoption.refused:
-            LOGGER.error(
-                "events in %s stay there, they cannot be read: %s",
-                refused.directory,
-                refused.reason,
-                extra=trouble(f"refused:{refused.directory}"),
-            )
-        for damage in adoption.damage:
-            self._say_damage("found in a spool that was done", damage)
-
-    def _say_damage(self, where: str, damage: Damage) -> None:
-        kept = f", they are kept in {damage.kept_in}" if damage.kept_in else ""
-        message = f"{where}: {damage.length} bytes of {damage.segment} were {damage.kind.value}{kept}"
-        LOGGER.log(logging.WARNING, message, extra=trouble("damage"))
-
-    def _looked_into(self, held_logs: Sequence[HeldLog]) -> list[LogSource]:
-        """Line logs up, the one with the oldest event first; those that cannot be read now are left for later."""
-        found: list[tuple[float, LogSource]] = []
-        for held in held_logs:
-            try:
-                log = LogSource(held, self._options)
-                found.append((log.oldest_ms() or float("inf"), log))
-            except DISK_ERRORS as error:
-                message = f"events in {held.directory} cannot be read, for now: {cause_of(error)}"
-                LOGGER.error(message, extra=trouble("adopt"))
-                self._retire([held])
-        return [log for _, log in sorted(found, key=itemgetter(0))]
+            return dict(self._backlogs)
 
     def _answer(self) -> None:
         if self._desk is not None:
-            with self._lock:
-                open_here = list(self._backlogs.values())
-            self._desk.look(open_here)
+            self._desk.look(list(self._open_here().values()))
 
     def _try_again(self) -> None:
         self.order_spills()
@@ -413,58 +268,3 @@ class Janitor:
 
     def _close_idle_connections(self) -> None:
         self._connections.sweep(self._clock.monotonic())
-
-    # -- the bounds ---------------------------------------------------------------------------------------------------
-
-    def _keep_bounds(self) -> None:
-        now = self._clock.monotonic()
-        if now < self._bounds_at:
-            return
-        used = bytes_used(self._root)
-        # What others need on this disk goes before what was delivered.
-        short = self._options.max_bytes // _SHARE_LEFT_FREE - _bytes_free(self._root)
-        is_roomy = used < self._options.max_bytes / 2 and short <= 0
-        self._bounds_at = now + (_BOUNDS_SECONDS if is_roomy else 0)
-        # On a disk that is read-only just now, dropping events would free nothing.
-        excess = used - self._options.max_bytes if os.access(self._root, os.W_OK) else 0
-        clock = self._times.look()
-        excess -= self._forget_delivered(max(excess, int(max(0, short))), clock)
-        is_due = now >= self._free_logs_at
-        free = self._borrow() if excess > 0 or is_due else []
-        try:
-            ours = [log for backlog in self.backlogs() for log in backlog.chores.bounded()]
-            logs: list[BoundedLog] = [*free, *ours]
-            if clock.is_steady:
-                drop_beyond_age(logs, clock.older_than_ms(self._options.max_age))
-            drop_beyond_bytes(logs, excess)
-            if is_due:
-                self._free_logs_at = now + _FREE_LOGS_SECONDS
-                self._report.say([log.held for log in free], now)
-        finally:
-            self._retire([log.held for log in free])
-
-    def _forget_delivered(self, excess: int, clock: Record) -> int:
-        """Keep what was delivered within its bounds, `excess` bytes less; tell how many went."""
-        keep = self._options.keep_delivered
-        oldest_ms = clock.older_than_ms(keep) if keep and clock.is_steady else 0 if keep else sys.maxsize
-        return forget_delivered(self._delivered, oldest_ms, excess)
-
-    def _borrow(self) -> list[FreeLog]:
-        """Take the logs whose queues are not open here, for a moment."""
-        with self._lock:
-            open_here = set(self._backlogs)
-        adoption = self._adopted(lambda identity: identity is None or identity.key not in open_here)
-        self._say_troubles(adoption)
-        borrowed = self._looked_into(adoption.logs)
-        for log in borrowed:
-            for damage in log.take_damage()[0]:
-                self._say_damage(f"found in {log.held.directory}", damage)
-        return [FreeLog(log, self._stats) for log in borrowed]
-
-
-def _bytes_free(root: Path) -> float:
-    """Return what the disk has left; infinity where that cannot be told."""
-    try:
-        return shutil.disk_usage(root).free
-    except OSError:
-        return math.inf

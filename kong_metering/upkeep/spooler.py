@@ -26,9 +26,12 @@ from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.options import Sync
 from kong_metering.spool.times import SpoolTimes
+from kong_metering.upkeep.adoption import Adoptions
+from kong_metering.upkeep.bounds import Bounds
 from kong_metering.upkeep.guard import guarded, within
 from kong_metering.upkeep.holdings import Holdings
 from kong_metering.upkeep.janitor import ROUND_SECONDS, Janitor
+from kong_metering.upkeep.logmoves import LogMoves
 from kong_metering.upkeep.redirection import Redirection, Renewal
 from kong_metering.upkeep.requestdesk import RequestDesk
 from kong_metering.upkeep.syncer import Syncer
@@ -80,15 +83,17 @@ class Spooler:
         self._numbers = itertools.count(1)
         self._number_of: dict[SpooledBacklog, int] = {}
         pouring = Pouring(place, options.directory, epoch.wall_ms, kept) if place else None
+        log_moves = LogMoves(self._holdings, options)
+        adoptions = Adoptions(self._shared, pouring, self.acceptances, log_moves)
+        self._bounds = Bounds(self._shared, adoptions, delivered=delivered, stats=stats, times=times)
         self._janitor = Janitor(
             self._shared,
             self._writer,
-            pouring,
-            delivered=delivered,
-            stats=stats,
+            adoptions=adoptions,
+            bounds=self._bounds,
+            log_moves=log_moves,
             connections=connections,
             acceptances=self.acceptances,
-            times=times,
             round_seconds=janitor_round_seconds,
         )
         self._syncer = Syncer(self._unsynced, clock, timings.sync)
@@ -180,7 +185,7 @@ class Spooler:
 
     def waiting_for_instances(self) -> dict[str, int]:
         """Tell how many events waited on disk, within the last minute, for queues that are not open here."""
-        return self._janitor.waiting_for_instances()
+        return self._bounds.waiting_for_instances()
 
     def stalled(self) -> dict[str, int]:
         """Tell of each thread whether it has ended, or been at one thing for `STALLED_SECONDS`: 1, else 0."""

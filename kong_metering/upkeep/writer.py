@@ -98,8 +98,12 @@ class Writer:
         self._logs[number] = log
 
     def forget(self, number: int) -> None:
-        """Let go of a log: no more events come with this number."""
-        self._logs.pop(number, None)
+        """Let go of a log once what is in the inbox by now is written: no more events come with this number."""
+
+        def let_go() -> None:
+            self._logs.pop(number, None)
+
+        self.order(let_go)
 
     def order(self, step: Callable[[], None]) -> None:
         """Have something done on the writer's thread, soon."""

@@ -8,7 +8,7 @@ from kong_metering.commands.endurance import ROUNDS, TRIES, Endurance
 from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from tests.support.clock import FakeClock
 
-DOWN = Failed("answered 503", "503", is_server_error=True)
+DOWN = Failed("answered 503", "503")
 BLOCKED = Failed("answered 403", "403", is_misconfigured=True, may_have_arrived=False)
 UNREACHABLE = Failed("refused", "ConnectionRefusedError", may_have_arrived=False)
 UNTRUSTED = Failed("untrusted", "SSLCertVerificationError", is_misconfigured=True, may_have_arrived=False)

@@ -50,7 +50,7 @@ _PATIENCE_SECONDS = 60.0
 
 Decide = Callable[[list[bytes]], Outcome]
 
-DOWN = Failed("https://ingest.test answered 503: down", "503", is_server_error=True)
+DOWN = Failed("https://ingest.test answered 503: down", "503")
 UNREACHABLE = Failed("no answer from https://ingest.test: ConnectionError: refused", "ConnectionError")
 UNAUTHORIZED = Failed("https://ingest.test answered 401: who are you?", "401", is_misconfigured=True)
 # These surely did not bring the events there.
@@ -450,9 +450,9 @@ class Process:
 
     def look_at_free_logs(self) -> None:
         """Have the logs looked at whose queues are not open here, as it happens each minute."""
-        janitor = self.spooler._janitor
-        janitor._free_logs_at = janitor._bounds_at = 0.0
-        wait_until(lambda: janitor._free_logs_at > 0, "free logs are looked at")
+        bounds = self.spooler._bounds
+        bounds._free_logs_at = bounds._bounds_at = 0.0
+        wait_until(lambda: bounds._free_logs_at > 0, "free logs are looked at")
 
     def wait_for_a_round(self) -> None:
         """Wait until all that the janitor does was begun, and done, after this call."""

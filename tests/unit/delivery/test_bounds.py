@@ -266,7 +266,7 @@ def test_what_was_delivered_goes_when_it_is_old(process: ProcessMaker, root: Pat
     it.process.settle()
     wait_until(lambda: delivered_bytes(root) > 4 * MIB, "a segment is kept")
     it.process.clock.advance(3601)
-    it.process.spooler._janitor._bounds_at = 0.0
+    it.process.spooler._bounds._bounds_at = 0.0
     wait_until(lambda: delivered_bytes(root) == 0, "nothing is kept any more")
 
 

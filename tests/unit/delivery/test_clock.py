@@ -54,7 +54,7 @@ def test_a_slow_clock_that_is_corrected_drops_nothing_in_this_process_or_the_nex
     it.endpoint.wait_for_request()
     it.process.wait_for_a_round()
     steered.set_wall_by(2 * MONTH)
-    it.process.spooler._janitor._bounds_at = 0.0
+    it.process.spooler._bounds._bounds_at = 0.0
     it.process.wait_for_a_round()
     steered.advance(3600)
     keeps_its_bounds(it.process)

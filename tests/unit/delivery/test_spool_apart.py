@@ -115,7 +115,7 @@ def test_a_queue_that_nobody_uses_ends_without_waiting_for_who_looks_at_its_log(
     monkeypatch.setattr(EventLog, "oldest", slowly)
     # Ages are told by a clock that has run for a while.
     it.clock.advance(700)
-    it.spooler._janitor._bounds_at = 0.0
+    it.spooler._bounds._bounds_at = 0.0
     assert looks.wait(20)
     threading.Timer(10, goes_on.set).start()
     delivery.release(queue)

@@ -109,7 +109,7 @@ def test_the_next_trouble_begins_with_the_shortest_pause_again() -> None:
 
 @pytest.mark.parametrize(("asked", "pause"), [(None, 1.0), (0.5, 1.0), (7.0, 7.0), (1e9, 60.0)])
 def test_the_endpoint_may_ask_for_a_longer_pause_up_to_the_limit(asked: float | None, pause: float) -> None:
-    answer = Failed("later", "503", retry_after=asked, is_server_error=True)
+    answer = Failed("later", "503", retry_after=asked)
     world = World(Script(answer), initial_retry_delay=1)
     world.put(1)
     world.run()
@@ -118,7 +118,7 @@ def test_the_endpoint_may_ask_for_a_longer_pause_up_to_the_limit(asked: float | 
 
 def test_retry_after_is_honoured_where_requests_fail_at_random_too() -> None:
     answers: list[Outcome] = [UNREACHABLE, DELIVERED] * 20
-    world = World(Script(*answers, Failed("later", "503", retry_after=30.0, is_server_error=True)), batch_size=1)
+    world = World(Script(*answers, Failed("later", "503", retry_after=30.0)), batch_size=1)
     world.put(30)
     world.run()
     assert max(pauses(world)) == 30

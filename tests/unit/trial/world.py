@@ -30,7 +30,7 @@ RULES = Rules(
     keeps=True,
 )
 DELIVERED = Delivered()
-DOWN = Failed("answered 503", "503", is_server_error=True)
+DOWN = Failed("answered 503", "503")
 HANGS = Failed("no answer", "ReadTimeout")
 RESETS = Failed("reset", "ConnectionResetError")
 UNREACHABLE = Failed("refused", "ConnectionRefusedError", may_have_arrived=False)
