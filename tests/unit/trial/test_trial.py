@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -561,6 +562,22 @@ def test_events_that_are_not_to_be_sent_any_more_are_let_go() -> None:
     assert trial.withdraw(decision.part, [decision.part.items[1]])
     assert trial.unsettled() == ["a", "c"]
     assert trial.answer(decision.part, Delivered(), 1.0).settled == ["a", "c"]
+
+
+def test_an_event_that_is_let_go_does_not_free_what_the_endpoint_named_beside_it() -> None:
+    trial: Trial[str] = Trial(replace(RULES, in_flight=2, asks_first=False), 0.0)
+    trial.take(["first"], 0.0)
+    decision = trial.next(0.0, 0)
+    assert isinstance(decision, Send)
+    trial.answer(decision.part, DELIVERED, 0.5)
+    trial.take(["a", "named", "b", "c"], 1.0)
+    decision = trial.next(1.0, 0)
+    assert isinstance(decision, Send)
+    trial.answer(decision.part, Rejected("bad", (1,)), 1.0)
+    rest = trial.next(1.0, 0)
+    assert isinstance(rest, Send)
+    assert trial.withdraw(rest.part, ["a"])
+    assert trial.next(1.0, 0) == Pause(None), "whether the others get through is not known yet"
 
 
 def test_a_part_of_which_nothing_is_left_is_not_answered() -> None:
