@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.delivery.outages import told
+from kong_metering.delivery.outages import in_words
 from kong_metering.log import LOGGER, cause_of, trouble
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class QueueAccount:
     def say_recovery(self, seconds: float) -> None:
         """Say that the endpoint takes events again, after it took none for so long, and how many wait."""
         events = "event" if self.waiting == 1 else "events"
-        message = f"the endpoint works again after {told(seconds)}; {self.waiting:,} {events} waited"
+        message = f"the endpoint works again after {in_words(seconds)}; {self.waiting:,} {events} waited"
         self.say("works again", message, logging.WARNING)
 
     def told(self) -> dict[str, Any]:

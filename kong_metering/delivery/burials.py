@@ -125,7 +125,7 @@ class Burials:
     def try_again(self) -> None:
         """Write what could not be written before."""
         with self._burying:
-            while self._pending and not self._has_ended and self._is_buried(self._pending[0]):
+            while self._pending and not self._has_ended and self._bury_now(self._pending[0]):
                 self._pending.popleft()
 
     def end(self) -> None:
@@ -134,7 +134,7 @@ class Burials:
         with self._burying:
             self._has_ended = True
 
-    def _is_buried(self, burial: _Burial) -> bool:
+    def _bury_now(self, burial: _Burial) -> bool:
         try:
             self._letters.keep(self._letters_of(burial))
         except DISK_ERRORS as error:

@@ -24,7 +24,7 @@ class Outage:
         return None if since is None or now - since < _WORTH_SAYING_SECONDS else now - since
 
 
-def told(seconds: float) -> str:
-    """Tell a length of time in the largest unit of which it has at least two, such as `12 min`."""
+def in_words(seconds: float) -> str:
+    """Say a length of time in the largest unit of which it has at least two, such as `12 min`."""
     unit, name = next(((unit, name) for unit, name in _UNITS if seconds >= 2 * unit), (1, "s"))
     return f"{seconds / unit:.0f} {name}"

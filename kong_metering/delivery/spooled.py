@@ -17,7 +17,7 @@ from kong_metering.delivery.burials import Burials
 from kong_metering.delivery.chores import LogChores
 from kong_metering.delivery.delivering import Sending, by_source, noted
 from kong_metering.delivery.logsource import LogSource
-from kong_metering.delivery.outages import Outage, told
+from kong_metering.delivery.outages import Outage, in_words
 from kong_metering.delivery.sourcelist import SourceList
 from kong_metering.delivery.writing import Writing
 from kong_metering.errors import DISK_ERRORS
@@ -204,7 +204,7 @@ class SpooledBacklog:
     def _say_unsure(self) -> None:
         message = (
             f"{self._sources.unsure:,} events on disk are not sent until the machine's clock has run evenly for "
-            f"{told(STEADY_SECONDS)}: some of them went out without an answer before the machine started, and nobody "
+            f"{in_words(STEADY_SECONDS)}: some of them went out without an answer before the machine started, and nobody "
             "knows yet how long ago that was"
         )
         self._account.say("unsure", message, logging.WARNING)
@@ -269,7 +269,7 @@ class SpooledBacklog:
         if was_held:
             lasted = self._unnotable.works(self._clock.monotonic())
             if lasted is not None:
-                message = f"the disk takes notes again after {told(lasted)}; {waiting:,} events waited for that"
+                message = f"the disk takes notes again after {in_words(lasted)}; {waiting:,} events waited for that"
                 self._account.say("held over", message, logging.WARNING)
             self._sources.on_ready()
 

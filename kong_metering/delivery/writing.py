@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.outages import Outage, told
+from kong_metering.delivery.outages import Outage, in_words
 from kong_metering.delivery.sourcelist import Disk
 from kong_metering.errors import DISK_ERRORS, SpoolError
 from kong_metering.log import cause_of
@@ -170,5 +170,5 @@ class Writing:
         if before is Disk.REFUSES:
             lasted = self._outage.works(self._clock.monotonic()) or 0.0
             went, self._remembered = self._remembered, 0
-            message = f"events are written to disk again after {told(lasted)}; {went:,} went to memory meanwhile"
+            message = f"events are written to disk again after {in_words(lasted)}; {went:,} went to memory meanwhile"
             self.account.say("spool works", message, logging.WARNING)

@@ -80,12 +80,7 @@ class Recovery:
         newest.extent = _end_of_good(data, newest.first)
         if newest.end == newest.first:
             return self._set_aside_bytes(data)
-        if (
-            self._is_tail_kept(data[newest.size :])
-            and has_header
-            and newest.end >= self.next
-            and not self._damage.is_view
-        ):
+        if self._keep_tail(data[newest.size :]) and has_header and newest.end >= self.next and not self._damage.is_view:
             # Else, or if it cannot be, a new one is begun.
             with contextlib.suppress(OSError):
                 self.writer = SegmentWriter.resume(newest)
@@ -114,7 +109,7 @@ class Recovery:
         self.settled = self.settled.with_gap(newest.first, newest.first + 1)
         return newest.first + 1
 
-    def _is_tail_kept(self, tail: bytes) -> bool:
+    def _keep_tail(self, tail: bytes) -> bool:
         """Set what is behind the last good event aside; False when it has to stay where it is."""
         if not tail:
             return True

@@ -297,9 +297,9 @@ class SpoolDirectory:
                     _remove_if_empty(part)
             left_alone = held_back()
             wanted = [one for one in finding.wanted if one[0] not in left_alone]
-            return [(directory, identity) for directory, identity in wanted if self._takes(directory, finding)]
+            return [(directory, identity) for directory, identity in wanted if self._take_for(directory, finding)]
 
-    def _takes(self, directory: Path, finding: Finding) -> bool:
+    def _take_for(self, directory: Path, finding: Finding) -> bool:
         try:
             # A part that was just being made when we looked has a living process by now.
             lock = None if locks.is_locked(directory.parent) else locks.take(directory)

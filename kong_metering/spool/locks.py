@@ -89,7 +89,7 @@ def take(directory: Path) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        is_ours = _is_taken(lock, path)
+        is_ours = _take_now(lock, path)
     except OSError:
         os.close(lock)
         raise
@@ -116,7 +116,7 @@ def holder(directory: Path) -> int | None:
         return 0
 
 
-def _is_taken(lock: int, path: Path) -> bool:
+def _take_now(lock: int, path: Path) -> bool:
     """Take the lock, and see that its file is still the one of that name."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.outages import told
+from kong_metering.delivery.outages import in_words
 from kong_metering.log import LOGGER, trouble
 from kong_metering.upkeep.guard import guarded
 
@@ -255,7 +255,7 @@ class Janitor:
         """Say that the disk hangs, and when it goes on."""
         since = self._writer.writing_since
         if self._hangs_since is not None and since != self._hangs_since:
-            lasted = told(self._clock.monotonic() - self._hangs_since)
+            lasted = in_words(self._clock.monotonic() - self._hangs_since)
             LOGGER.warning("the disk works again after it hung for %s", lasted, extra=trouble("disk works"))
             self._hangs_since = None
         if since is not None and self._clock.monotonic() - since > _HANGING_SECONDS:

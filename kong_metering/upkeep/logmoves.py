@@ -61,7 +61,7 @@ class LogMoves:
             self._moving += [_Moving(held, old, heir, waiting) for held, waiting in old.chores.give_up()]
         moving, self._moving = self._moving, []
         for each in moving:
-            if not self._is_moved(each):
+            if not self._move(each):
                 self._moving.append(each)
 
     def given(self, held: HeldLog, heir: SpooledBacklog) -> LogSource:
@@ -78,7 +78,7 @@ class LogMoves:
             retire(each.held)
         self._moving = []
 
-    def _is_moved(self, moving: _Moving) -> bool:
+    def _move(self, moving: _Moving) -> bool:
         try:
             log = self.given(moving.held, moving.heir)
         except DISK_ERRORS as error:

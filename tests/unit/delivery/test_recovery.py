@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.delivery.outages import Outage, told
+from kong_metering.delivery.outages import Outage, in_words
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import DOWN, Choking, FakeEndpoint, broken_disk, down, numbered, take_all
 
@@ -23,7 +23,7 @@ AGAIN = "the endpoint works again after"
     ("seconds", "text"), [(0.2, "0 s"), (119, "119 s"), (720, "12 min"), (7200, "2 h"), (200_000, "2 days")]
 )
 def test_lengths_of_time(seconds: float, text: str) -> None:
-    assert told(seconds) == text
+    assert in_words(seconds) == text
 
 
 def test_an_outage_lasts_from_its_first_failure_and_is_over_once() -> None:
