@@ -204,8 +204,8 @@ class SpooledBacklog:
     def _say_unsure(self) -> None:
         message = (
             f"{self._sources.unsure:,} events on disk are not sent until the machine's clock has run evenly for "
-            f"{in_words(STEADY_SECONDS)}: some of them went out without an answer before the machine started, and nobody "
-            "knows yet how long ago that was"
+            f"{in_words(STEADY_SECONDS)}: some of them went out without an answer before the machine started, and "
+            "nobody knows yet how long ago that was"
         )
         self._account.say("unsure", message, logging.WARNING)
 
