@@ -18,7 +18,7 @@ from kong_metering.delivery.chores import LogChores
 from kong_metering.delivery.delivering import Sending, by_source, noted
 from kong_metering.delivery.logsource import LogSource
 from kong_metering.delivery.outages import Outage, told
-from kong_metering.delivery.sourcelist import SourceList
+from kong_metering.delivery.sourcelist import Disk, SourceList
 from kong_metering.delivery.writing import Writing
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import cause_of
@@ -238,9 +238,9 @@ class SpooledBacklog:
         return self._account.waiting > 0
 
     @property
-    def is_failing(self) -> bool:
-        """Whether events are in memory because the disk refused them."""
-        return self._sources.is_failing
+    def is_refused(self) -> bool:
+        """Whether the disk refused the last write."""
+        return self._sources.disk is Disk.REFUSES
 
     def try_again(self) -> None:
         """Try again to read, to save positions, and to write dead letters."""
