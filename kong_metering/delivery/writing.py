@@ -93,7 +93,7 @@ class Writing:
         self._sources.on_ready()
 
     def spill(self) -> None:
-        """Write what is in memory, if the disk works again; where that is nothing, make a log, to see whether it does."""
+        """Write what is in memory, if the disk works again; where nothing is, make a log, to see whether it does."""
         if self._sources.disk is not Disk.REFUSES:
             return
         is_idle = self._sources.memory.is_empty
