@@ -138,6 +138,17 @@ class SpooledBacklog:
         times = [at for source in self._sources.readable() if (at := source.oldest_at()) is not None]
         return min(times, default=None)
 
+    @property
+    def letters_pending(self) -> int:
+        """How many events wait to become dead letters, because the disk does not take these."""
+        return self._burials.pending
+
+    @property
+    def known_oldest_ms(self) -> int | None:
+        """When the oldest event on disk was accepted (epoch), as far as that is known without a look there."""
+        times = [ms for log in self._sources.logs() if (ms := log.known_oldest_ms) is not None]
+        return min(times, default=None)
+
     def read(self, limit: int) -> list[Entry]:
         """Read the oldest events that were not read yet."""
         max_bytes = min(self._settings.max_bytes or batching.MAX_BATCH_BYTES, batching.MAX_BATCH_BYTES)
