@@ -673,6 +673,14 @@ def test_another_kind_of_failure_is_said_at_once(rig: RigMaker, log: LogLines) -
     assert len(log.lines) == 3
 
 
+def test_a_delivery_that_does_not_look_like_one_counts_and_is_said_once(rig: RigMaker, log: LogLines) -> None:
+    note = "https://ingest.test answers 200 with text/html, which is unusual for an acceptance"
+    it = rig(lambda _: Delivered(note), max_batch_size=1)
+    it.put(*numbered(20))
+    assert it.settle() == Snapshot(accepted=20, delivered=20)
+    assert log.lines == [("WARNING", f"queue metering: {note}")]
+
+
 # -- a sender that breaks ----------------------------------------------------------------------------------------------
 
 
