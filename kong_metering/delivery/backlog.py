@@ -61,6 +61,16 @@ class Backlog(Stock, Protocol):
         """Tell when the first of the unread came (monotonic); None when there is none."""
         ...
 
+    @property
+    def letters_pending(self) -> int:
+        """How many events wait to become dead letters, because the disk does not take these."""
+        ...
+
+    @property
+    def known_oldest_ms(self) -> int | None:
+        """When the oldest event on disk was accepted (epoch), as far as that is known without a look there."""
+        ...
+
     def try_again(self) -> None:
         """Try again what the disk refused."""
         ...
@@ -75,6 +85,8 @@ class MemoryBacklog:
 
     keeps = False
     disk_state = "none"
+    letters_pending = 0
+    known_oldest_ms = None
 
     def __init__(self, settings: Queue, clock: Clock, account: QueueAccount, *, adaptive_batch: int = 1) -> None:
         self._adaptive_batch = adaptive_batch

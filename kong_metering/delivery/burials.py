@@ -95,17 +95,25 @@ class Burials:
         # Held while letters are written.
         self._burying = threading.Lock()
         self._has_ended = False
+        # Whether the last try failed: the next one is the janitor's, not that of each letter which comes meanwhile.
+        self._is_refused = False
         self._pending: deque[_Burial] = deque()
+
+    @property
+    def pending(self) -> int:
+        """How many events wait to become dead letters."""
+        return sum(len(burial.entries) for burial in list(self._pending))
 
     @property
     def is_full(self) -> bool:
         """Whether as many events wait as may."""
-        return sum(len(burial.entries) for burial in list(self._pending)) >= MAX_PENDING
+        return self.pending >= MAX_PENDING
 
     def bury(self, entries: Sequence[Entry], reason: Buried, words: str) -> None:
         """Make dead letters of events, with the words of the endpoint; without events, of a stretch of damage."""
         self._pending.append(_Burial(entries, reason, words))
-        self.try_again()
+        if not self._is_refused:
+            self.try_again()
 
     def bury_damage(self, log: LogSource) -> None:
         """Say what a look at the disk has found damaged, and keep a dead letter that tells where its bytes are."""
@@ -139,7 +147,9 @@ class Burials:
             self._letters.keep(self._letters_of(burial))
         except DISK_ERRORS as error:
             self._account.say("letters", f"dead letters cannot be written, for now: {cause_of(error)}")
+            self._is_refused = True
             return False
+        self._is_refused = False
         if burial.entries and (settled := self._settle(burial.entries)):
             self._account.bury(burial.reason, settled, f"kept as dead letters: {burial.words}")
         return True

@@ -123,6 +123,8 @@ class LogSource:
         # it is known how long ago what went out before did.
         self.is_unnotable = False
         self.is_unsure = False
+        # When the oldest event was accepted, by the last look at the disk.
+        self._looked_oldest_ms: int | None = None
         self.waiting_at_first = self.unread
         if held.log.was_position_lost:
             self._doubt_all()
@@ -161,6 +163,13 @@ class LogSource:
             return -math.inf
         oldest = self._recent.first
         return oldest.at if oldest and oldest.first <= self._cursor + 1 else -math.inf
+
+    @property
+    def known_oldest_ms(self) -> int | None:
+        """When the oldest event that waits was accepted, as far as that is known without a look at the disk."""
+        with contextlib.suppress(RuntimeError, StopIteration):  # somebody settles it just now, or there is none
+            return next(iter(self._unsettled.values())).accepted_ms
+        return self._looked_oldest_ms if self.unread_on_disk else None
 
     # -- the writer's -------------------------------------------------------------------------------------------------
 
@@ -317,7 +326,8 @@ class LogSource:
         """Tell when the oldest event was accepted; None when nothing waits."""
         with self._lock:
             oldest = None if self._is_closed else self._log.oldest()
-        return oldest.time_ms if oldest else None
+        self._looked_oldest_ms = oldest.time_ms if oldest else None
+        return self._looked_oldest_ms
 
     @property
     def bytes_on_disk(self) -> int:

@@ -18,7 +18,7 @@ from kong_metering.delivery.chores import LogChores
 from kong_metering.delivery.delivering import Sending, by_source, noted
 from kong_metering.delivery.logsource import LogSource
 from kong_metering.delivery.outages import Outage, in_words
-from kong_metering.delivery.sourcelist import SourceList
+from kong_metering.delivery.sourcelist import Disk, SourceList
 from kong_metering.delivery.writing import Writing
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import cause_of
@@ -138,6 +138,17 @@ class SpooledBacklog:
         times = [at for source in self._sources.readable() if (at := source.oldest_at()) is not None]
         return min(times, default=None)
 
+    @property
+    def letters_pending(self) -> int:
+        """How many events wait to become dead letters, because the disk does not take these."""
+        return self._burials.pending
+
+    @property
+    def known_oldest_ms(self) -> int | None:
+        """When the oldest event on disk was accepted (epoch), as far as that is known without a look there."""
+        times = [ms for log in self._sources.logs() if (ms := log.known_oldest_ms) is not None]
+        return min(times, default=None)
+
     def read(self, limit: int) -> list[Entry]:
         """Read the oldest events that were not read yet."""
         max_bytes = min(self._settings.max_bytes or batching.MAX_BATCH_BYTES, batching.MAX_BATCH_BYTES)
@@ -238,9 +249,9 @@ class SpooledBacklog:
         return self._account.waiting > 0
 
     @property
-    def is_failing(self) -> bool:
-        """Whether events are in memory because the disk refused them."""
-        return self._sources.is_failing
+    def is_refused(self) -> bool:
+        """Whether the disk refused the last write."""
+        return self._sources.disk is Disk.REFUSES
 
     def try_again(self) -> None:
         """Try again to read, to save positions, and to write dead letters."""

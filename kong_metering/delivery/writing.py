@@ -93,19 +93,23 @@ class Writing:
         self._sources.on_ready()
 
     def spill(self) -> None:
-        """Write what is in memory, if the disk works again."""
-        if not self._sources.is_failing:
+        """Write what is in memory, if the disk works again; where nothing is, make a log, to see whether it does."""
+        if self._sources.disk is not Disk.REFUSES:
             return
+        is_idle = self._sources.memory.is_empty
         before = self._sources.begin_write(self._clock.monotonic())
         try:
-            if (own := self._sources.own) is not None and own.unread_on_disk:
+            if (own := self._sources.own) is not None and (is_idle or own.unread_on_disk):
                 # What is held back there comes before what memory has, in a log of its own.
                 self.let_go()
             own = self._own()
             self._sources.memory.spill(own, self._clock.wall_ms(), self._clock.monotonic())
             own.rest_appending()
         except DISK_ERRORS as error:
-            self._refuse([], error)
+            if is_idle:
+                self._sources.disk = Disk.REFUSES  # Nothing waits for it: it was said when something did.
+            else:
+                self._refuse([], error)
         else:
             self._note_that_it_works(before)
         # In either case: who looked meanwhile saw nothing of what is in memory.

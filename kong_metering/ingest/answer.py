@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _BUFFER_BYTES = 16 * 1024
 _MAX_BODY_BYTES = 64 * 1024
+_A_MOMENT = 0.01
 _SWITCHING_PROTOCOLS = 101
 _OK = 200
 
@@ -51,6 +52,14 @@ class AnswerReader:
         """True if bytes have been read that belong to no answer so far."""
         self._incoming.deadline = None
         return bool(self._kept.peek(1))
+
+    def unasked(self) -> bytes:
+        """Return the beginning of what is there to read and belongs to no answer so far; waits a moment at most."""
+        self._incoming.deadline = time.monotonic() + _A_MOMENT
+        try:
+            return self._kept.peek(1)
+        except (OSError, ValueError):
+            return b""
 
     def makefile(self, mode: str) -> io.BufferedReader:  # noqa: ARG002 - as a socket does it
         """Return the buffer: an HTTPResponse takes this reader for its socket."""

@@ -98,6 +98,11 @@ class IngestClient:
         """True if the endpoint has ended the connection, which is idle; reads nothing and waits for nothing."""
         return self._connection is not None and self._connection.has_ended
 
+    @property
+    def said_unasked(self) -> bool:
+        """True if the endpoint has answered 2xx on a connection, by now closed, when nothing had been asked."""
+        return self._connection is not None and self._connection.said_unasked
+
     def send(self, events: Sequence[bytes]) -> Outcome:
         """Post the events in one request and tell what came of it."""
         self._end_stale_connection()

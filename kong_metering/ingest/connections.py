@@ -5,8 +5,10 @@ calls `forget` when an endpoint is configured no more; one thread that may do I/
 client is closed when it was idle for `keepalive` (0: not for that), when the endpoint has ended its connection, and
 when more than `max_idle` are idle, the longest idle first. One without an open connection is not kept at all. So an
 endpoint that is sent nothing costs no descriptor after `keepalive`, and no connection stays in CLOSE_WAIT for much
-longer than a second. The lock is a short one: it is held for memory only, never while a connection is opened, used,
-looked at or closed. A client belongs to whoever has taken it, `sweep` included.
+longer than a second. An endpoint that has once answered 2xx when nothing had been asked gets a new connection for each
+request from then on: such an answer could be taken for that to a request. The lock is a short one: it is held for
+memory only, never while a connection is opened, used, looked at or closed. A client belongs to whoever has taken it,
+`sweep` included.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from bisect import insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from kong_metering.log import LOGGER, printable
+from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
@@ -42,6 +47,8 @@ class Connections:
         self._idle: dict[Endpoint, list[_Idle]] = {}  # the longest idle first
         self._lent: set[IngestClient] = set()  # those to keep when they come back
         self._is_closed = False
+        # Endpoints that answer what nobody asked.
+        self._talkative: set[Endpoint] = set()
 
     def borrow(self, endpoint: Endpoint) -> IngestClient:
         """Return a client that nobody else has, the one used last if one is idle; it comes back by `give_back`."""
@@ -54,6 +61,7 @@ class Connections:
 
     def give_back(self, client: IngestClient) -> None:
         """Keep a borrowed client for the next one who needs its endpoint, or close it."""
+        self._note_unasked(client)
         self._put_back(_Idle(client, self._clock.monotonic()), is_usable=client.is_connected)
 
     def sweep(self, now: float) -> None:
@@ -73,6 +81,7 @@ class Connections:
         with self._lock:
             idle = self._idle.pop(endpoint, [])
             self._lent = {client for client in self._lent if client.endpoint != endpoint}
+            self._talkative.discard(endpoint)
         _close(each.client for each in idle)
 
     def close(self) -> None:
@@ -86,10 +95,21 @@ class Connections:
 
     def _put_back(self, each: _Idle, *, is_usable: bool) -> None:
         with self._lock:
-            is_kept = is_usable and each.client in self._lent
+            is_kept = is_usable and each.client in self._lent and each.client.endpoint not in self._talkative
             self._lent.discard(each.client)
             unneeded = self._kept(each) if is_kept else [each.client]
         _close(unneeded)
+        self._note_unasked(each.client)
+
+    def _note_unasked(self, client: IngestClient) -> None:
+        if not client.said_unasked:
+            return
+        with self._lock:
+            is_new = client.endpoint not in self._talkative
+            self._talkative.add(client.endpoint)
+        if is_new:
+            url = printable(without_credentials(client.endpoint.url))
+            LOGGER.warning("%s gives more answers than were asked for: no connection to it is kept any more", url)
 
     def _taken(self, each: _Idle) -> IngestClient:
         endpoint = each.client.endpoint

@@ -5,7 +5,9 @@ certificates, once; urllib3 connects; the bytes of a POST are then written in on
 takes several times the CPU (bench/post.py). No proxies, .netrc or authorities from the environment, no cookies, no
 redirects, no compression. A POST takes `timeout` at most to connect, to send (over TLS: each 16 KB) and to read the
 answer. It raises nothing but `PostError`, which says how far it came; a connection on which anything went wrong is
-closed. One that the endpoint has ended while it was idle, or on which it said what nobody asked for, is replaced.
+closed. One that the endpoint has ended while it was idle, or on which it said what nobody asked for, is replaced. Had
+that been a success, and come a little later, it would have been taken for the answer to the next request:
+`said_unasked` tells that this endpoint's connections are not to be kept.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _ONE_PIECE_BYTES = 128 * 1024
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_SUCCESS = b"HTTP/1.1 2"
 _UNFIT_FOR_A_HEADER = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
 # urllib3's and http.client's are not all OSErrors; URLs that will not do and refused certificates are ValueErrors.
 _ERRORS = (OSError, ValueError, urllib3.exceptions.HTTPError, HTTPException)
@@ -75,6 +78,7 @@ class Connection:
             raise PostError(is_misconfigured=True) from error
         self._timeout = self._connection.timeout = timeout
         self._reader: AnswerReader | None = None
+        self.said_unasked = False
 
     @property
     def is_open(self) -> bool:
@@ -111,6 +115,8 @@ class Connection:
 
     def close(self) -> None:
         """End the connection; the next POST makes another one."""
+        if self._reader is not None and self.has_ended and self._reader.unasked().startswith(_SUCCESS):
+            self.said_unasked = True
         self._reader = None
         self._connection.close()
 

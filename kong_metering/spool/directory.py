@@ -23,6 +23,7 @@ import errno
 import itertools
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,9 +137,12 @@ class SpoolDirectory:
         """
         try:
             directory = self._new_directory(identity)
-            locks.reserve(directory)
-            save_identity(directory, identity)
-            held = self._opened(directory, identity)
+            try:
+                held = self._made(directory, identity)
+            except OSError:
+                # A full disk may take the directory alone, at each try another one.
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
         except OSError as error:
             raise unusable(self.root, error) from error
         self._open.add(held)
@@ -240,6 +244,11 @@ class SpoolDirectory:
         os.close(self._own_lock)
         with contextlib.suppress(OSError), locks.root_lock(self.root):
             _remove_if_empty(part)
+
+    def _made(self, directory: Path, identity: QueueIdentity) -> HeldLog:
+        locks.reserve(directory)
+        save_identity(directory, identity)
+        return self._opened(directory, identity)
 
     def _opened(self, directory: Path, identity: QueueIdentity | None) -> HeldLog:
         # All of it for each log, one of a dead process too: nobody knows what was synced.

@@ -58,7 +58,8 @@ class Suspicion:
     `alone`: how often it has failed with nothing else getting through. `wait`: how
     many requests of others go before its next one; it varies, so that it does not fall into step with a limit on the
     endpoint's side that lets one request through now and then. `until`: the end of a pause it was told.
-    `unconfirmed`: it failed in a way that counts only if the next request of others gets through.
+    `unconfirmed`: it failed in a way that counts only if the next request of others gets through. `is_named`: the
+    endpoint refused a request that it was in, named it, and took others of that request without it.
     """
 
     since: Seen
@@ -69,7 +70,16 @@ class Suspicion:
     wait: int = 0
     until: float = -math.inf
     unconfirmed: bool = False
+    is_named: bool = False
     words: str = ""
+
+    @classmethod
+    def of_named(cls, since: Seen, passes: int, words: str) -> Suspicion:
+        """Make that of an event which the endpoint named; `passes`: what had got through before the others of it did.
+
+        The refusal that it was named in is the first one.
+        """
+        return cls(since, passes, failures=1, refusals=1, is_named=True, words=words)
 
     def may_go(self, passes: int, now: float) -> bool:
         """Return whether its next try is due, now that so many requests have got through."""
@@ -155,7 +165,8 @@ class Evidence:
     def blames(self, suspicion: Suspicion) -> bool:
         """Return whether a good event would not have failed like that."""
         if suspicion.refusals >= max(CLEAR_REFUSALS, suspicion.failures) and self._recent_refusals < 1 / 2:
-            return chance_of_run(suspicion.refusals, self.passes, 0) < CLEAR_CHANCE
+            # With it refused, without it taken, alone refused: that is compared with others enough.
+            return suspicion.is_named or chance_of_run(suspicion.refusals, self.passes, 0) < CLEAR_CHANCE
         passes, failures = self.seen.passes - suspicion.since.passes, self.seen.failures - suspicion.since.failures
         return chance_of_run(suspicion.failures, passes, failures) < BLAME_CHANCE
 

@@ -7,7 +7,7 @@ An answer says something about an event only if the endpoint is seen to take oth
 - While requests fail at random, as often as they did lately, what failed is sent again as it is, with short pauses.
 - Where others get through, what goes on failing is cut up until one event is alone, set apart, and tried between the
   others until it gets through or is found to be to blame (`blame`). Events that the endpoint names are set apart at
-  once, and refused when others of their batch got through.
+  once, and tried alone when others of their batch got through: what an answer says is where to look, and no proof.
 
 Contract: whoever drives it calls one method at a time. `next` tells what to do; what it asked for comes by `take`, a
 part that was sent comes back by `answer`, each once. It holds a batch and `REACH` events more at most (with many in
@@ -139,8 +139,7 @@ class Trial(Generic[T]):
             return
         hand, standing = self._hand, self._standing
         hand.evidence.passed(part.places, part.failures, part.refusals)
-        for named, words in hand.named_beside(part.places):
-            self._endings.refuse(named, words, answered)
+        self._suspect_named(part)
         if standing.silence.is_probing and hand.line:
             hand.join(standing.rules.batch_size, keep_front=hand.line.front.places[0] < part.places[0])
         standing.silence.end()
@@ -263,6 +262,13 @@ class Trial(Generic[T]):
             silence.retry_after = outcome.retry_after(failure)
 
     # -- an event under suspicion -------------------------------------------------------------------------------------
+
+    def _suspect_named(self, delivered: Part[T]) -> None:
+        """Put what the endpoint named in a batch under suspicion, now that others of that batch got through."""
+        evidence = self._hand.evidence
+        for named, words in self._hand.named_beside(delivered.places):
+            named.suspicion = Suspicion.of_named(named.seen or evidence.seen, evidence.passes - 1, words)
+            self._hand.suspects.append(named)
 
     def _stands_out(self, part: Part[T], failure: Failure) -> bool:
         """Return whether others got through since this one failed alone: now it fails again."""

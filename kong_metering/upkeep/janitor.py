@@ -155,9 +155,9 @@ class Janitor:
             self._round_over.wait_for(lambda: self.rounds > begun + 1 or self._is_ending, timeout)
 
     def order_spills(self) -> None:
-        """Have the writer try to write what the disk refused before."""
+        """Have the writer try again where the disk refused the last write."""
         for backlog in self.backlogs():
-            if backlog.is_failing:
+            if backlog.is_refused:
                 self._writer.order(backlog.writing.spill)
 
     def end(self, timeout: float) -> None:

@@ -112,4 +112,5 @@ def test_events_that_wait_on_401_arrive_once_the_vault_has_another_token(
     collector.client.wait_for_events(sent)
     assert collector.client.stats().unique == sent
     assert "api_token comes from a vault" in gateway.error_log
+    assert "of the env vault it reads a new one only when it is restarted" in gateway.error_log
     assert "om_token_2" not in gateway.error_log

@@ -18,6 +18,7 @@ from kong_metering.log import (
     LineHandler,
     ProcessLog,
     Relay,
+    Reminder,
     Repeats,
     cause_of,
     configure,
@@ -420,6 +421,14 @@ def test_a_trouble_whose_text_cannot_be_put_together_does_not_raise(log: Trouble
     log.repeats.flush()
     taken = [message for _, message in iter(log.relay.take, None)]
     assert taken == ["%d events", "%d events (and 1 more like this in the last minute)"]
+
+
+def test_what_is_wrong_with_a_start_is_said_again_each_hour(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    reminder = Reminder(["--spool-max-bytes: 1.5G is not a size", "--new is not understood"], clock)
+    for _ in range(2 * 3600 + 1800):
+        reminder.remind()
+        clock.advance(1)
+    assert caplog.messages == ["--spool-max-bytes: 1.5G is not a size", "--new is not understood"] * 2
 
 
 def test_any_thread_may_log(log: Troubled) -> None:

@@ -168,7 +168,25 @@ def test_the_endpoint_names_the_bad_one(
     endpoint.on_request = react
     assert run(root, *deliver()).exit_code == 0
     assert letters(root) == {"rejected": 1}
-    assert len(endpoint.requests) == 2
+    assert [len(request.events) for request in endpoint.requests] == [10, 9, 1]
+
+
+def test_an_event_that_the_endpoint_names_falsely_is_delivered(
+    root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver
+) -> None:
+    waiting(root, [event(n) for n in range(300)], queue)
+    taken: set[str] = set()
+
+    def blame_the_first(exchange: Exchange) -> None:
+        ids = [each["id"] for each in exchange.server.requests[-1].events]
+        is_bad = any(each.startswith("00000104") for each in ids)
+        taken.update([] if is_bad else ids)
+        exchange.reply(400 if is_bad else 204, b'{"detail": "Error at \\"/0/subject\\""}' if is_bad else b"")
+
+    endpoint.on_request = blame_the_first
+    assert run(root, *deliver()).exit_code == 0
+    assert letters(root) == {"rejected": 1}
+    assert len(taken) == 299
 
 
 def test_events_never_leave_for_another_endpoint(

@@ -121,6 +121,7 @@ class FakeSender:
 
     is_connected = True
     has_ended = False
+    said_unasked = False
 
     def __init__(self, fake: FakeEndpoint, endpoint: Endpoint) -> None:
         self.endpoint = endpoint

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kong_metering.spool.times import STEADY_SECONDS
+from kong_metering.spool.times import CLOCK, STEADY_SECONDS
 from kong_metering.stats import Snapshot
 from kong_metering.trial.outcome import Delivered
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import DOWN, FakeEndpoint, SteeredClock, down, numbered
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
     from tests.unit.delivery.fakes import Process, SpooledQueue
@@ -81,6 +83,28 @@ def test_what_is_really_old_goes_however_the_clock_was_set(process: ProcessMaker
     steered.advance(DAY + 3600)
     looking.look_at_free_logs()
     wait_until(lambda: looking.account().dropped == {"spool_age_exceeded": 20}, "they are dropped")
+
+
+def test_a_start_with_the_clock_a_month_ahead_drops_nothing_where_no_clock_was_ever_noted(
+    process: ProcessMaker, steered: SteeredClock, root: Path
+) -> None:
+    before = process(max_age=7 * DAY).open(down(), max_batch_size=5)
+    before.put_on_disk(*numbered(20))
+    before.process.wait_for_a_round()
+    before.process.close()
+    (root / CLOCK).unlink()
+    steered.restart(60.0, MONTH)
+    looking = process(max_age=7 * DAY)
+    keeps_its_bounds(looking)
+    steered.advance(STEADY_SECONDS - 120.0)
+    keeps_its_bounds(looking)
+    assert looking.account() == Snapshot()
+    steered.set_wall_by(-MONTH)
+    steered.advance(2 * STEADY_SECONDS)
+    keeps_its_bounds(looking)
+    assert looking.close() == Snapshot()
+    following = process(max_age=7 * DAY).open(max_batch_size=5)
+    assert following.process.settle(adopted=20) == Snapshot(adopted=20, delivered=20)
 
 
 # -- what was sent without an answer -----------------------------------------------------------------------------------

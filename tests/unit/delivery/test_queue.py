@@ -673,6 +673,14 @@ def test_another_kind_of_failure_is_said_at_once(rig: RigMaker, log: LogLines) -
     assert len(log.lines) == 3
 
 
+def test_a_delivery_that_does_not_look_like_one_counts_and_is_said_once(rig: RigMaker, log: LogLines) -> None:
+    note = "https://ingest.test answers 200 with text/html, which is unusual for an acceptance"
+    it = rig(lambda _: Delivered(note), max_batch_size=1)
+    it.put(*numbered(20))
+    assert it.settle() == Snapshot(accepted=20, delivered=20)
+    assert log.lines == [("WARNING", f"queue metering: {note}")]
+
+
 # -- a sender that breaks ----------------------------------------------------------------------------------------------
 
 
@@ -754,7 +762,8 @@ def test_a_refused_event_is_dropped_alone(rig: RigMaker, log: LogLines, size: in
     extra = len(it.endpoint.requests) - 41
     if names_it:
         assert it.endpoint.delivered == [*before, *good, *after]
-        assert (extra, it.pauses) == (1, [])
+        # The others without it, then it alone: a name is no proof.
+        assert (extra, it.pauses) == (2, [])
     else:
         assert sorted(it.endpoint.delivered) == sorted([*before, *good, *after])
         assert it.endpoint.delivered[: len(before)] == before

@@ -79,7 +79,7 @@ def test_a_disk_that_works_again_is_said_with_what_went_to_memory(
     it.put_on_disk(b"first")
     with broken_disk(errno.EROFS):
         it.put_on_disk(*numbered(1200))
-        wait_until(lambda: it.backlog.is_failing, "the disk refuses")
+        wait_until(lambda: it.backlog.is_refused, "the disk refuses")
         steered.advance(720)
     wait_until(lambda: log.with_text("events are written to disk again"), "it is said")
     (said,) = log.with_text("events are written to disk again")

@@ -38,7 +38,7 @@ CANNOT = "EVENTS CANNOT BE WRITTEN TO DISK and wait in memory"
 
 
 def wait_for_memory(it: SpooledQueue) -> None:
-    wait_until(lambda: it.backlog.is_failing, "the disk refuses")
+    wait_until(lambda: it.backlog.is_refused, "the disk refuses")
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
@@ -68,7 +68,7 @@ def test_a_disk_that_works_again_is_found_by_the_first_event(process: ProcessMak
         with broken_disk():
             it.put(b"in memory %d" % number)
             it.process.settle()
-        wait_until(lambda: not it.backlog.is_failing, "nobody looks for trouble")
+        wait_until(lambda: not it.backlog.is_refused, "it works again")
         copy = it.endpoint.requests.copy()
         it.endpoint.hold()
         it.put(b"on disk %d" % number)
@@ -76,6 +76,26 @@ def test_a_disk_that_works_again_is_found_by_the_first_event(process: ProcessMak
         it.endpoint.let_go()
         it.process.settle()
         assert it.endpoint.requests[len(copy) :] == [[b"on disk %d" % number]]
+
+
+def test_that_the_disk_works_again_is_seen_by_a_queue_that_has_nothing_to_do(
+    process: ProcessMaker, root: Path, log: LogLines
+) -> None:
+    it = process().open()
+    it.put_on_disk(b"first")
+    it.process.settle()
+    with broken_disk():
+        it.put(*numbered(10))
+        it.process.settle()
+        it.process.wait_for_a_round()
+        assert it.backlog.disk_state == "refuses"
+    wait_until(lambda: it.backlog.disk_state == "works", "it is seen")
+    assert len(log.with_text(CANNOT)) == 1
+    (said,) = log.with_text("events are written to disk again")
+    assert "10 went to memory meanwhile" in said[1]
+    wait_until(lambda: len(list(root.glob("*/*/position"))) == 1, "the log from before is gone")
+    it.put(b"after")
+    assert it.process.settle() == Snapshot(accepted=12, delivered=12)
 
 
 @pytest.mark.parametrize(("settings", "kept"), [({"max_entries": 10}, 10), ({"max_bytes": 30}, 10)])
@@ -165,6 +185,23 @@ def test_dead_letters_wait_for_a_full_disk(process: ProcessMaker, root: Path) ->
         assert it.queue.waiting == it.process.account().waiting == 1
     assert it.process.settle() == Snapshot(accepted=11, delivered=10, dead_letters={"rejected": 1})
     assert [stored.letter.event for stored in letters(root)] == [b"3"]
+
+
+def test_a_disk_that_takes_directories_and_no_bytes_gets_no_directory_for_each_try(
+    process: ProcessMaker, root: Path
+) -> None:
+    it = process().open()
+    it.put_on_disk(b"first")
+    it.process.settle()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with mock.patch.object(os, "pwrite", side_effect=full), mock.patch.object(os, "posix_fallocate", side_effect=full):
+        it.put(*numbered(10))
+        it.process.settle()
+        for _ in range(5):
+            it.process.wait_for_a_round()
+        assert it.backlog.disk_state == "refuses"
+        assert len([path for path in root.glob("*/*") if path.is_dir()]) <= 1
+    wait_until(lambda: it.backlog.disk_state == "works", "it is seen that it works again")
 
 
 # -- a real full disk --------------------------------------------------------------------------------------------------

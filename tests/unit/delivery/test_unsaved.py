@@ -86,6 +86,18 @@ def test_on_a_read_only_disk_for_longer_than_the_window_nothing_is_sent_twice_or
     assert letters(root) == letters(left) == []
 
 
+def test_the_age_of_what_waits_is_told_while_nothing_of_it_may_be_sent(process: ProcessMaker) -> None:
+    before = process().open(down())
+    before.put_on_disk(*numbered(20))
+    before.process.close()
+    before.process.clock.advance(100)
+    with unsaved(errno.EROFS):
+        it = process().open(max_batch_size=5)
+        wait_until(lambda: it.backlog.held_back == 20, "they are held back")
+        it.process.wait_for_rest()
+        assert 100 <= it.queue.told()["oldest_seconds"] < 200
+
+
 def test_what_was_noted_before_is_tried_again_meanwhile(process: ProcessMaker) -> None:
     it = process().open(max_batch_size=5)
     it.put_on_disk(b"before")

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -311,6 +312,20 @@ def test_the_dump_of_root_judges_for_the_user_of_kongs_workers(open_prefix: Path
     ]
     (open_prefix / "nginx.conf").write_text("user root root;\n", encoding="utf-8")
     assert dumped("--kong-prefix", str(open_prefix)) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_dump_of_root_says_that_workers_cannot_run_the_interpreter(open_prefix: Path) -> None:
+    private = open_prefix / "private"
+    private.mkdir(mode=0o700)
+    python = private / "python"
+    python.symlink_to(sys.executable)
+    command = [str(python), PROGRAM, "--dump", "--kong-prefix", str(open_prefix), "--no-spool"]
+    (open_prefix / "nginx.conf").write_text("user nobody nogroup;\n", encoding="utf-8")
+    answer = output_of(*command, PYTHONPATH=":".join(sys.path))
+    assert f"user nobody, whom Kong's workers run as, cannot run {python} with " in answer.stderr
+    (open_prefix / "nginx.conf").write_text("user root root;\n", encoding="utf-8")
+    assert output_of(*command, PYTHONPATH=":".join(sys.path)).stderr == ""
 
 
 def test_a_prefix_that_is_not_there_is_refused_with_the_reason(prefix: Path) -> None:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from kong_metering import __version__
 from kong_metering.config import PluginConfig
 from kong_metering.ingest.client import Endpoint, IngestClient
-from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
+from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected, kind_of
 from tests.support.clock import FakeClock
 from tests.support.posts import INGEST_PATH
 from tests.unit.ingest.ingest_server import Exchange, IngestServer, Reaction, answer, broken_off, running
@@ -630,6 +630,38 @@ def test_interim_answers_that_come_between_two_requests_are_not_taken_for_an_ans
     assert statuses(map(send, OUTCOMES)) == meanings(OUTCOMES)
 
 
+STRAY = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+@pytest.mark.parametrize("is_tls", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("is_late", [False, True], ids=["at once", "later"])
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_that_to_the_next_request(
+    server: IngestServer, tls_server: IngestServer, client: ClientMaker, *, is_tls: bool, is_late: bool
+) -> None:
+    endpoint = tls_server if is_tls else server
+    sender = client(endpoint.url, verify=False)
+    said = threading.Event()
+
+    def send(status: int) -> Outcome:
+        def answers_once_more(exchange: Exchange) -> None:
+            final = b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status
+            if is_late:
+                exchange.raw(final)
+                exchange.server.stopping.wait(0.02)
+                exchange.raw(STRAY)
+            else:
+                exchange.raw(final + STRAY)
+            said.set()
+
+        endpoint.on_request = answers_once_more
+        outcome = sender.send([b"{}"])
+        assert said.wait(BOUNDED)
+        said.clear()
+        return outcome
+
+    assert statuses(map(send, OUTCOMES)) == meanings(OUTCOMES)
+
+
 def test_another_protocol_is_no_answer_to_an_event(server: IngestServer, client: ClientMaker) -> None:
     server.on_request = lambda exchange: exchange.raw(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nHTTP/1.1 204 X\r\n\r\n"
@@ -1046,6 +1078,72 @@ def test_tls_answers_in_drips_are_bounded_too(tls_server: IngestServer, client: 
     started = time.monotonic()
     assert "timed out" in failed(client(tls_server.url, verify=False, timeout=SHORT).send([b"{}"])).reason
     assert time.monotonic() - started < BOUNDED
+
+
+def ends_without_a_word(data: bytes, ended: threading.Event | None = None) -> Callable[[Exchange], None]:
+    """Answer with these bytes, and end the TCP connection without TLS's close-notify."""
+
+    def talk(exchange: Exchange) -> None:
+        if data:
+            exchange.raw(data)
+        exchange.close_connection = True
+        exchange.connection.shutdown(socket.SHUT_RDWR)
+        if ended:
+            ended.set()
+
+    return talk
+
+
+@pytest.mark.parametrize(
+    ("data", "kinds"),
+    [
+        (b"HTTP/1.1 204 No Content\r\n\r\n", ["2xx", "2xx"]),
+        (b"HTTP/1.1 200 OK\r\n\r\n{}", ["2xx", "2xx"]),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{}", ["2xx", "2xx"]),
+        (b"HTTP/1.1 503 Busy\r\n\r\nlater", ["503", "503"]),
+    ],
+    ids=["without a body", "until the end", "less than it says", "a failure"],
+)
+def test_a_tls_endpoint_that_ends_without_close_notify_is_told_by_its_answer(
+    tls_server: IngestServer, client: ClientMaker, data: bytes, kinds: list[str]
+) -> None:
+    ended = threading.Event()
+    tls_server.on_request = ends_without_a_word(data, ended)
+    sender = client(tls_server.url, verify=False)
+    for kind in kinds:
+        assert kind_of(sender.send([b"{}"])) == kind
+        assert ended.wait(BOUNDED)
+        ended.clear()
+    assert tls_server.connections == 2
+
+
+def test_a_tls_endpoint_that_ends_without_close_notify_and_an_answer_may_have_the_events(
+    tls_server: IngestServer, client: ClientMaker
+) -> None:
+    tls_server.on_request = ends_without_a_word(b"")
+    sender = client(tls_server.url, verify=False)
+    assert failed(sender.send([b"{}"])).may_have_arrived
+    tls_server.on_request = answer(204)
+    assert sender.send([b"{}"]) == Delivered()
+
+
+def test_an_idle_tls_connection_that_ended_without_close_notify_is_replaced(
+    tls_server: IngestServer, client: ClientMaker
+) -> None:
+    ended = threading.Event()
+
+    def ends_a_little_later(exchange: Exchange) -> None:
+        exchange.raw(b"HTTP/1.1 204 No Content\r\n\r\n")
+        exchange.server.stopping.wait(0.02)
+        ends_without_a_word(b"", ended)(exchange)
+
+    tls_server.on_request = ends_a_little_later
+    sender = client(tls_server.url, verify=False)
+    for _ in range(3):
+        assert sender.send([b"{}"]) == Delivered()
+        assert ended.wait(BOUNDED)
+        ended.clear()
+    assert tls_server.connections == 3
 
 
 def test_an_endpoint_without_tls_is_a_failure_for_https(server: IngestServer, client: ClientMaker) -> None:

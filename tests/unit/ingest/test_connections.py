@@ -14,12 +14,13 @@ import pytest
 
 from kong_metering.ingest.client import Endpoint, IngestClient
 from kong_metering.ingest.connections import Connections
-from kong_metering.trial.outcome import Delivered
+from kong_metering.trial.outcome import Delivered, Failed
 from tests.support.waiting import wait_until
-from tests.unit.ingest.ingest_server import IngestServer, answer, running
+from tests.unit.ingest.ingest_server import Exchange, IngestServer, answer, running
 
 if TYPE_CHECKING:
     from tests.support.clock import FakeClock
+    from tests.support.loglines import LogLines
 
 ConnectionsMaker = Callable[..., Connections]
 
@@ -191,6 +192,58 @@ def test_a_connection_on_which_the_endpoint_says_what_nobody_asked_for_is_closed
     connections = make()
     post(connections, endpoint)
     sweep_until_gone(connections, server, clock)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("is_swept", [False, True])
+def test_an_endpoint_that_gives_more_answers_than_were_asked_for_gets_a_new_connection_for_each_request(  # noqa: PLR0913 - fixtures
+    make: ConnectionsMaker, clock: FakeClock, tls_context: ssl.SSLContext, log: LogLines, scheme: str, *, is_swept: bool
+) -> None:
+    """What comes together with the next request can be told from its answer by nobody: but once, it is not kept."""
+    refuses = threading.Event()
+
+    def answers_twice(exchange: Exchange) -> None:
+        if refuses.is_set():
+            exchange.reply(503)
+            return
+        exchange.raw(b"HTTP/1.1 204 X\r\n\r\nHTTP/1.1 204 X\r\n\r\n")
+
+    def says_more_once_the_next_request_comes(exchange: Exchange) -> None:
+        exchange.raw(b"HTTP/1.1 204 X\r\n\r\n")
+        if exchange.connection.recv(1):
+            exchange.raw(b"HTTP/1.1 204 X\r\n\r\n")
+
+    connections = make()
+    with running(IngestServer(tls_context if scheme == "https" else None)) as server:
+        server.on_request = answers_twice
+        post(connections, at(server))
+        if is_swept:
+            sweep_until_gone(connections, server, clock)
+        post(connections, at(server))
+        server.on_request = says_more_once_the_next_request_comes
+        post(connections, at(server))
+        refuses.set()
+        server.on_request = answers_twice
+        client = connections.borrow(at(server))
+        assert isinstance(client.send([b"{}"]), Failed)
+        connections.give_back(client)
+        assert held(server) == 0
+        (line,) = log.with_text("gives more answers than were asked for")
+        assert server.url in line[1]
+
+
+def test_an_endpoint_that_refuses_what_nobody_asked_keeps_its_connections(
+    server: IngestServer, make: ConnectionsMaker, endpoint: Endpoint, clock: FakeClock
+) -> None:
+    """Some say 408 to who is idle; and a false refusal costs a request, no event."""
+    server.on_request = lambda exchange: exchange.raw(b"HTTP/1.1 204 X\r\n\r\nHTTP/1.1 408 X\r\n\r\n")
+    connections = make()
+    post(connections, endpoint)
+    sweep_until_gone(connections, server, clock)
+    server.on_request = answer(204)
+    for _ in range(3):
+        post(connections, endpoint)
+    assert (server.connections, held(server)) == (2, 1)
 
 
 def test_a_client_without_a_connection_is_not_kept(

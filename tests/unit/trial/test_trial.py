@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -27,6 +28,7 @@ from tests.unit.trial.world import (
     TOO_MANY,
     UNAUTHORIZED,
     UNREACHABLE,
+    Endpoint,
     World,
     choking,
     take_all,
@@ -287,20 +289,56 @@ def naming(bad: set[int], *, first_only: bool = False) -> Script:
 
 
 @pytest.mark.parametrize("bad", [{0}, {5}, {9}, {1, 2, 7}, set(range(9))])
-def test_events_that_the_endpoint_names_cost_one_request(bad: set[int]) -> None:
+def test_events_that_the_endpoint_names_cost_a_request_for_the_rest_and_one_each(bad: set[int]) -> None:
     world = World(naming(bad), batch_size=10)
     world.put(10)
     world.run()
     assert sorted(world.refused) == sorted(bad)
     assert set(world.refused.values()) == {"bad"}
-    assert len(world.requests) == 2
+    assert sorted(map(len, world.requests)) == sorted([10, 10 - len(bad), *[1] * len(bad)])
 
 
-def test_events_that_the_endpoint_names_one_by_one_cost_one_request_each() -> None:
+def test_events_that_the_endpoint_names_one_by_one_cost_two_requests_each() -> None:
     world = World(naming({1, 4, 7}, first_only=True), batch_size=10)
     world.put(10)
     world.run()
-    assert (sorted(world.refused), len(world.requests)) == ([1, 4, 7], 4)
+    assert (sorted(world.refused), len(world.requests)) == ([1, 4, 7], 1 + 3 * 2)
+
+
+def misnaming(bad: int, named: Callable[[int], int]) -> Endpoint:
+    """Make an endpoint that refuses what has a bad event in it, and names another one's index for that."""
+
+    def answer(events: list[int]) -> Outcome:
+        return Rejected("bad", (named(events.index(bad)),)) if bad in events else DELIVERED
+
+    return answer
+
+
+@pytest.mark.parametrize("batch", [2, 3, 10, 100])
+@pytest.mark.parametrize("named", [lambda _: 0, lambda index: index + 1, lambda index: max(0, index - 1)])
+def test_an_event_that_the_endpoint_names_falsely_is_delivered(named: Callable[[int], int], batch: int) -> None:
+    world = World(batch_size=batch)
+    world.put(500)
+    world.run()
+    world.endpoint = misnaming(533, named)
+    world.put(500)
+    world.run()
+    assert set(world.refused) == {533}
+    assert sorted(world.delivered) == [event for event in range(1000) if event != 533]
+
+
+def test_an_event_that_is_named_for_what_the_endpoint_says_of_any_array_is_delivered() -> None:
+    seen: list[int] = []
+
+    def now_and_then(events: list[int]) -> Outcome:
+        seen.append(len(events))
+        return Rejected("bad", (1,)) if len(events) > 1 and len(seen) % 5 == 0 else DELIVERED
+
+    world = World(now_and_then, batch_size=10)
+    world.put(2000)
+    world.run()
+    assert world.refused == {}
+    assert sorted(world.delivered) == list(range(2000))
 
 
 def test_the_endpoints_word_is_not_believed_before_the_rest_got_through() -> None:
