@@ -167,8 +167,9 @@ class EventQueue:
 
     def wake(self) -> None:
         """Look at the backlog: it has come to hold more."""
-        if self._wants_more and (seconds := self._due_in()) is not None:
-            self._couriers.wake(self, self._clock.monotonic() + seconds)
+        now = self._clock.monotonic()
+        if self._wants_more and (seconds := self._due_in(now)) is not None:
+            self._couriers.wake(self, now + seconds)
 
     def reconfigure(self, settings: Queue, endpoint: Endpoint) -> None:
         """Use other parameters and another connection from now on, for the events that wait too."""
@@ -265,15 +266,14 @@ class EventQueue:
         self._wants_more = True
         self._couriers.wake(self, self._clock.monotonic())
 
-    def _due_in(self) -> float | None:
-        """Tell in how many seconds a batch may be read; None when there is nothing to read."""
+    def _due_in(self, now: float) -> float | None:
+        """Tell in how many seconds from `now` a batch may be read; None when there is nothing to read."""
         unread = self._backlog.unread
         oldest_at = self._backlog.oldest_at() if unread else None
         if oldest_at is None:
             return None
         if self._is_closing:
             return 0.0
-        now = self._clock.monotonic()
         return batching.due_in(
             self._settings,
             unread,
@@ -291,9 +291,9 @@ class EventQueue:
         while not self._has_ended and not self._gate.is_shut:
             self._heed_arrays()
             self._wants_more = True
-            due_in = self._due_in()
-            ready = self._backlog.unread if due_in == 0.0 else 0
             now = self._clock.monotonic()
+            due_in = self._due_in(now)
+            ready = self._backlog.unread if due_in == 0.0 else 0
             decision = self._stepped(ready)
             if isinstance(decision, Send):
                 return self._clock.monotonic()

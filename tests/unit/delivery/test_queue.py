@@ -1025,6 +1025,7 @@ def test_unlimited_concurrency_starts_no_more_threads_than_there_are_events_at_o
     for number in range(50):
         it.put(b"%d" % number)
         it.settle()
+        wait_until(lambda: it.couriers.idle == it.couriers.threads, "who delivered it waits for more")
     assert it.couriers.threads <= 2
     assert len(it.endpoint.senders) <= 2
 
