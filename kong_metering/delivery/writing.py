@@ -94,7 +94,7 @@ class Writing:
 
     def spill(self) -> None:
         """Write what is in memory, if the disk works again; where nothing is, make a log, to see whether it does."""
-        if self._sources.disk is not Disk.REFUSES:
+        if self._sources.disk is not Disk.REFUSES or self._sources.has_ended or self._heir is not None:
             return
         is_idle = self._sources.memory.is_empty
         before = self._sources.begin_write(self._clock.monotonic())

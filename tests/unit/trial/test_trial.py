@@ -341,6 +341,14 @@ def test_an_event_that_is_named_for_what_the_endpoint_says_of_any_array_is_deliv
     assert sorted(world.delivered) == list(range(2000))
 
 
+def test_an_endpoint_that_takes_no_arrays_and_names_their_first_event_gets_all_of_them_one_by_one() -> None:
+    world = World(lambda events: Rejected("no arrays", (0,)) if len(events) > 1 else DELIVERED, batch_size=10)
+    world.put(300)
+    world.run()
+    assert world.refused == {}
+    assert sorted(world.delivered) == list(range(300))
+
+
 def test_the_endpoints_word_is_not_believed_before_the_rest_got_through() -> None:
     world = World(lambda _: Rejected("all are bad", (0,)), batch_size=10)
     world.put(100)
