@@ -51,7 +51,7 @@ class Endurance:
         self._last = outcome
         self._failed += 1
         self._for_no_event = self._for_no_event + 1 if outcomes.is_about_no_event(outcome) else 0
-        asked = min(LONGEST_ASKED_PAUSE, outcomes.retry_after(outcome) or 0.0)
+        asked = min(LONGEST_ASKED_PAUSE, outcome.retry_after or 0.0)
         self._asked_until = max(self._asked_until, self._clock.monotonic() + asked)
 
     def count_pause(self) -> None:

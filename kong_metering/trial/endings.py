@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kong_metering.reasons import Dropped
 from kong_metering.trial.decisions import BREAKER_OPENED, Note
-from kong_metering.trial.outcome import Failed, Rejected, is_about_no_event, words_of
+from kong_metering.trial.outcome import Failed, Rejected, is_about_no_event
 from kong_metering.trial.parts import Part, in_order, thirds
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Endings(Generic[T]):
             return False
         standing.silence.end()
         if is_refused:
-            self.refuse(part, words_of(failure), answered)
+            self.refuse(part, failure.explanation, answered)
         else:
             reason = Dropped.BREAKER_OPEN if was_open else Dropped.RETRY_TIME_EXCEEDED
             self.lose([part, *self._hand.batch_mates(part)], reason, failure, answered)
@@ -90,7 +90,7 @@ class Endings(Generic[T]):
             self.is_over = self.is_over or isinstance(failure, Failed)
             self._hand.line.add(part)
         elif isinstance(failure, Rejected) and self._hand.evidence.passes:
-            self.refuse(part, words_of(failure), answered)
+            self.refuse(part, failure.explanation, answered)
         else:
             self.lose([part], Dropped.PROCESS_ENDED, failure, answered)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 # Statuses that say that the token is not, or no longer, one that may.
 _ABOUT_THE_TOKEN = ("401", "403")
@@ -48,20 +49,35 @@ class Failed:
 
     @property
     def is_about_the_sender(self) -> bool:
-        """True if it says who asks, or how often."""
+        """True if it says who asks, or how often; a firewall may say that of an event, too."""
         return self.kind in _ABOUT_THE_SENDER
+
+    @property
+    def explanation(self) -> str:
+        """What the endpoint said, as fully as it is kept with a dead letter."""
+        return self.words or self.reason
 
 
 @dataclass(frozen=True)
 class Rejected:
     """The endpoint refused the request because of an event in it; `indexes` are the ones it named.
 
-    `reason` and `words` as with `Failed`.
+    `reason` and `words` as with `Failed`, and so is what is the same for all of these.
     """
+
+    was_seen: ClassVar[bool] = True
+    is_about_the_sender: ClassVar[bool] = False
+    may_have_arrived: ClassVar[bool] = False
+    retry_after: ClassVar[float | None] = None
 
     reason: str
     indexes: tuple[int, ...] = ()
     words: str = field(default="", compare=False)
+
+    @property
+    def explanation(self) -> str:
+        """What the endpoint said, as fully as it is kept with a dead letter."""
+        return self.words or self.reason
 
     def named(self, size: int) -> list[int]:
         """Return which of so many events it named; none if it named all."""
@@ -80,41 +96,16 @@ def kind_of(outcome: Outcome) -> str:
     return outcome.kind if isinstance(outcome, Failed) else "refused"
 
 
-def may_have_arrived(failure: Failure) -> bool:
-    """Return whether the endpoint may hold events all the same."""
-    return isinstance(failure, Failed) and failure.may_have_arrived
-
-
 def surely_did_not_arrive(outcome: Outcome) -> bool:
     """Return whether the endpoint surely holds none of the events."""
-    return not (isinstance(outcome, Delivered) or may_have_arrived(outcome))
-
-
-def words_of(failure: Failure) -> str:
-    """Return what the endpoint said, as fully as it is kept with a dead letter."""
-    return failure.words or failure.reason
+    return not (isinstance(outcome, Delivered) or outcome.may_have_arrived)
 
 
 def is_about_no_event(failure: Failure) -> bool:
     """Return whether, by what it says, no event is the reason: none was seen, or it is about the sender."""
-    return isinstance(failure, Failed) and (failure.is_about_the_sender or not failure.was_seen)
-
-
-def is_about_the_sender(failure: Failure) -> bool:
-    """Return whether it says who asks, or how often; a firewall may say that of an event, too."""
-    return isinstance(failure, Failed) and failure.is_about_the_sender
-
-
-def was_seen(failure: Failure) -> bool:
-    """Return whether anybody saw some of the request, so that what is in it can be the reason."""
-    return isinstance(failure, Rejected) or failure.was_seen
+    return failure.is_about_the_sender or not failure.was_seen
 
 
 def refuses_the_token(outcome: Outcome) -> bool:
     """Return whether the endpoint says that who has this token may not post."""
     return isinstance(outcome, Failed) and outcome.kind in _ABOUT_THE_TOKEN
-
-
-def retry_after(failure: Failure) -> float | None:
-    """Return the pause that the endpoint asked for, in seconds."""
-    return failure.retry_after if isinstance(failure, Failed) else None

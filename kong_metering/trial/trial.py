@@ -20,12 +20,11 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from kong_metering.reasons import Dropped
-from kong_metering.trial import outcome
 from kong_metering.trial.blame import Suspicion
 from kong_metering.trial.decisions import BREAKER_CLOSED, Answered, Decision, Note, Pause, Rules, Send, Take
 from kong_metering.trial.endings import Endings
 from kong_metering.trial.hand import Hand
-from kong_metering.trial.outcome import Delivered, Failure, Outcome, Rejected
+from kong_metering.trial.outcome import Delivered, Failure, Outcome, Rejected, is_about_no_event
 from kong_metering.trial.parts import Part, thirds
 from kong_metering.trial.probing import IN_A_ROW
 from kong_metering.trial.retrying import Breaker, Condition, Standing, retry_delay
@@ -125,7 +124,7 @@ class Trial(Generic[T]):
         if isinstance(answer, Delivered):
             self._delivered(part, now, answered)
         elif part.generation != self._turns.generation:
-            part.may_have_arrived |= outcome.may_have_arrived(answer)
+            part.may_have_arrived |= answer.may_have_arrived
             # What was seen of others before the configuration changed is no measure any more.
             part.acquit()
             self._hand.line.add(part)
@@ -177,7 +176,7 @@ class Trial(Generic[T]):
         is_refusal = isinstance(failure, Rejected)
         part.failures += 1
         part.refusals += is_refusal
-        part.may_have_arrived |= outcome.may_have_arrived(failure)
+        part.may_have_arrived |= failure.may_have_arrived
         part.seen = part.seen or self._hand.evidence.seen
         answered.notes.append(Note.failed(len(part.items), failure))
         if is_refusal and not self._standing.rules.keeps and self._standing.breaker.succeeded():
@@ -186,7 +185,7 @@ class Trial(Generic[T]):
             self._endings.at_the_end(part, failure, answered)
             self._turns.is_over = self._endings.is_over
         elif not self._turns.ready and self._endings.is_last_to_blame(part, failure):
-            self._endings.refuse(part, outcome.words_of(failure), answered)
+            self._endings.refuse(part, failure.explanation, answered)
         elif part.suspicion is not None:
             self._suspect_failed(part, part.suspicion, failure, now, answered)
         else:
@@ -216,7 +215,7 @@ class Trial(Generic[T]):
         return isinstance(failure, Rejected) and self._hand.evidence.passes > 0
 
     def _wait_as_it_is(self, part: Part[T], failure: Failure, now: float) -> None:
-        asked = outcome.retry_after(failure)
+        asked = failure.retry_after
         part.not_before = now + retry_delay(self._standing.rules, 1, asked)
         if asked is not None:
             self._standing.silence.until = part.not_before
@@ -228,7 +227,7 @@ class Trial(Generic[T]):
         is_clear = self._is_clear(failure)
         named = failure.named(len(part.items)) if isinstance(failure, Rejected) else []
         if named and silence.failures <= IN_A_ROW:
-            hand.set_named_apart(part, named, outcome.words_of(failure))
+            hand.set_named_apart(part, named, failure.explanation)
             return
         is_cut = is_clear or part.is_searched
         part.is_searched = True
@@ -239,11 +238,12 @@ class Trial(Generic[T]):
             hand.line.add(part)
             self._begin_probing(failure, now)
         if not is_clear:
-            self._standing.end_round(now, outcome.retry_after(failure), hand.evidence)
+            self._standing.end_round(now, failure.retry_after, hand.evidence)
 
     def _begin_probing(self, failure: Failure, now: float) -> None:
-        leaves_doubt, is_about_the_sender = outcome.may_have_arrived(failure), outcome.is_about_the_sender(failure)
-        self._standing.silence.begin(now, leaves_doubt=leaves_doubt, is_about_the_sender=is_about_the_sender)
+        self._standing.silence.begin(
+            now, leaves_doubt=failure.may_have_arrived, is_about_the_sender=failure.is_about_the_sender
+        )
         self._hand.recall_named()
 
     def _probe_failed(self, part: Part[T], failure: Failure, now: float) -> None:
@@ -255,11 +255,11 @@ class Trial(Generic[T]):
         was_other = silence.is_others_turn
         silence.others += was_other
         self._begin_probing(failure, now)
-        if was_other or outcome.is_about_no_event(failure):
-            self._standing.end_round(now, outcome.retry_after(failure), self._hand.evidence)
+        if was_other or is_about_no_event(failure):
+            self._standing.end_round(now, failure.retry_after, self._hand.evidence)
         else:
             silence.is_others_turn = True
-            silence.retry_after = outcome.retry_after(failure)
+            silence.retry_after = failure.retry_after
 
     # -- an event under suspicion -------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class Trial(Generic[T]):
     def _stands_out(self, part: Part[T], failure: Failure) -> bool:
         """Return whether others got through since this one failed alone: now it fails again."""
         has_failed_before = part.passes_then is not None and self._hand.evidence.passes > part.passes_then
-        return has_failed_before and outcome.was_seen(failure)
+        return has_failed_before and failure.was_seen
 
     def _set_apart(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> None:
         evidence = self._hand.evidence
@@ -290,13 +290,13 @@ class Trial(Generic[T]):
     ) -> None:
         passes = self._hand.evidence.passes
         suspicion.alone = 1 if passes > suspicion.passes else suspicion.alone + 1
-        if passes > suspicion.passes and outcome.was_seen(failure):
+        if passes > suspicion.passes and failure.was_seen:
             self._count_failure(suspicion, failure, is_refusal=isinstance(failure, Rejected))
         self._judge(part, suspicion, failure, now, answered)
 
     def _count_failure(self, suspicion: Suspicion, failure: Failure, *, is_refusal: bool) -> None:
-        passes, words = self._hand.evidence.passes, outcome.words_of(failure)
-        if outcome.is_about_the_sender(failure):
+        passes, words = self._hand.evidence.passes, failure.explanation
+        if failure.is_about_the_sender:
             suspicion.await_confirmation(passes=passes, words=words)
         else:
             suspicion.count(is_refusal=is_refusal, passes=passes, words=words)
@@ -309,7 +309,7 @@ class Trial(Generic[T]):
             self._endings.lose([part], Dropped.RETRY_TIME_EXCEEDED, failure, answered)
         else:
             suspicion.wait = self._hand.evidence.next_wait(suspicion)
-            asked = outcome.retry_after(failure)
+            asked = failure.retry_after
             part.not_before = now + retry_delay(rules, suspicion.alone, asked)
             suspicion.until = now if asked is None else part.not_before
             self._hand.suspects.append(part)

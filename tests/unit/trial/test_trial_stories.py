@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kong_metering.trial.outcome import Rejected, may_have_arrived, was_seen
+from kong_metering.trial.outcome import Rejected
 from tests.unit.trial.world import (
     ABOUT_AN_EVENT,
     ALL_FAILURES,
@@ -121,7 +121,7 @@ def test_the_one_event_that_a_firewall_takes_offence_at_is_refused_and_no_other(
     world.run()
     assert set(world.refused) == {bad}
     # Where it is open whether the bad one arrived, the other one that is tried meanwhile is ten behind it.
-    assert set(world.late) <= set(range(bad + 1, bad + 10) if may_have_arrived(failure) else ())
+    assert set(world.late) <= set(range(bad + 1, bad + 10) if failure.may_have_arrived else ())
     search = 3 * math.ceil(math.log(min(batch, 300), 3) - 1e-9) if batch > 1 else 0
     witnesses = 25
     assert len(world.requests) <= 300 / batch + search + witnesses
@@ -448,5 +448,5 @@ def test_each_event_ends_once_and_only_bad_ones_are_refused(  # noqa: PLR0913 - 
     assert set(world.refused) <= bad
     if keeps:
         assert not world.given_up
-    if keeps and not closes and was_seen(failure):
+    if keeps and not closes and failure.was_seen:
         assert {*world.trial.unsettled(), *world.queue} <= bad
