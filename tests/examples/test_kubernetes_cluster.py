@@ -2,7 +2,7 @@
 
 They need `etcd`, `kube-apiserver`, `kubectl` and `openssl` on the PATH, and the custom resource definitions in the
 directories that `KONG_CRDS` names (see `test_kubernetes.py`); the second part needs the controller too, as `kic`. There
-are no nodes: the service of `orders.yaml` leads out of the cluster, to an upstream of the tests'.
+are no nodes and nothing that finds a service's endpoints: the tests say that the one of `orders.yaml` is their upstream.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def controlled(
         kubernetes.kubectl("-n", "kong", "create", "service", "clusterip", "proxy", "--tcp=80")
         with running_process([*command, f"--kong-admin-url={gateway.admin_url}"], log, environment):
             kubernetes.kubectl("apply", "-f", "-", given=json.dumps(_INGRESS_CLASS))
-            orders = [_led_out(one, upstream.port) for one in _objects(PLUGINS / "orders.yaml")]
-            kubernetes.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(orders))
+            kubernetes.kubectl("apply", "-f", PLUGINS / "orders.yaml")
+            kubernetes.kubectl("apply", "-f", "-", given=json.dumps(_endpoints(upstream.port)))
             kubernetes.kubectl("-n", "orders", "create", "secret", "generic", "alice-key", f"--from-literal=key={KEY}")
             kubernetes.kubectl("-n", "orders", "label", "secret", "alice-key", "konghq.com/credential=key-auth")
             kubernetes.kubectl("-n", "orders", "annotate", "ingress/orders", _UNANNOTATED["ingress/orders"])
@@ -136,12 +136,11 @@ def controlled(
 
 @pytest.mark.parametrize("name", SCOPES)
 def test_the_controller_brings_the_plugin_to_a_gateway_that_meters_then(
-    name: str, kubernetes: Cluster, controlled: Gateway, upstream: UpstreamProcess, collector: CollectorProcess
+    name: str, kubernetes: Cluster, controlled: Gateway, collector: CollectorProcess
 ) -> None:
     scope = SCOPES[name]
-    text = (PLUGINS / scope.file).read_text(encoding="utf-8").replace(KONNECT, collector.ingest_v3)
-    objects = [_led_out(one, upstream.port) for one in yaml.safe_load_all(text) if one]
-    kubernetes.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(objects))
+    objects = (PLUGINS / scope.file).read_text(encoding="utf-8").replace(KONNECT, collector.ingest_v3)
+    kubernetes.kubectl("apply", "-f", "-", given=objects)
     if scope.annotated is not None:
         annotated, plugins = scope.annotated
         annotate = ("-n", "orders", "annotate", "--overwrite", annotated)
@@ -158,7 +157,7 @@ def test_the_controller_brings_the_plugin_to_a_gateway_that_meters_then(
     finally:
         if scope.annotated is not None:
             kubernetes.kubectl(*annotate, _UNANNOTATED.get(annotated, "konghq.com/plugins-"))
-        kubernetes.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(objects))
+        kubernetes.kubectl("delete", "-f", "-", given=objects)
     wait_until(lambda: not _metering(controlled), "the plugin is gone", _PATIENCE, pause=0.2)
 
 
@@ -178,17 +177,20 @@ def _asked(gateway: Gateway, path: str) -> int:
     return get(gateway.proxy_port, path, ("X-Tenant-Id", "acme"), ("apikey", KEY))
 
 
-def _objects(path: Path) -> list[dict[str, Any]]:
-    return [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one]
+def _endpoints(port: int) -> dict[str, Any]:
+    """Give what says where the service of `orders.yaml` answers: on a port of this machine's.
 
-
-def _led_out(one: dict[str, Any], port: int) -> dict[str, Any]:
-    """Give an object, but the service as one that leads to a port outside, and a route that names its port so."""
-    if one["kind"] == "Service":
-        ports = [{"name": "http", "port": port}]
-        return one | {"spec": {"type": "ExternalName", "externalName": "localhost", "ports": ports}}
-    if one["kind"] == "HTTPRoute":
-        for rule in one["spec"]["rules"]:
-            for backend in rule["backendRefs"]:
-                backend["port"] = port
-    return one
+    It is of the type FQDN, as the API server takes no loopback address of the type IPv4.
+    """
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": "orders-tests",
+            "namespace": "orders",
+            "labels": {"kubernetes.io/service-name": "orders"},
+        },
+        "addressType": "FQDN",
+        "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": True}}],
+        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+    }
