@@ -2,7 +2,7 @@
 
 They need `etcd`, `kube-apiserver`, `kubectl` and `openssl` on the PATH, and the custom resource definitions in the
 directories that `KONG_CRDS` names (see `test_kubernetes.py`); the second part needs the controller too, as `kic`. There
-are no nodes and nothing that finds a service's endpoints: the tests say that the one of `orders.yaml` is their upstream.
+are no nodes, and nothing finds a service's endpoints: the tests say that the one of `orders.yaml` is their upstream.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def controlled(
         kubernetes.kubeconfig,
         "--anonymous-reports=false",
         "--election-namespace=kong",
-        # Its part for the Gateway API demands one.
+        # Its part for the Gateway API demands one, and finds out by it which of Kong's ports serves a Gateway's.
         "--publish-service=kong/proxy",
         "--health-probe-bind-address=127.0.0.1:0",
         "--metrics-bind-address=127.0.0.1:0",
@@ -119,7 +119,7 @@ def controlled(
     with kind(directory, document()) as gateway:
         environment = {**os.environ, "POD_NAME": "kong", "POD_NAMESPACE": "kong"}
         log = directory / "controller.log"
-        kubernetes.kubectl("-n", "kong", "create", "service", "clusterip", "proxy", "--tcp=80")
+        kubernetes.kubectl("-n", "kong", "create", "service", "clusterip", "proxy", f"--tcp=80:{gateway.proxy_port}")
         with running_process([*command, f"--kong-admin-url={gateway.admin_url}"], log, environment):
             kubernetes.kubectl("apply", "-f", "-", given=json.dumps(_INGRESS_CLASS))
             kubernetes.kubectl("apply", "-f", PLUGINS / "orders.yaml")
