@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kong_metering_sandbox.upstream_process import UpstreamProcess
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PLUGINS = EXAMPLES / "kubernetes" / "plugins"
+PLUGINS, MISSION = EXAMPLES / "kubernetes" / "plugins", EXAMPLES / "kic"
 KONNECT = "https://us.api.konghq.com/v3/openmeter/events"
 KEY = "key-of-alice"
 # What a change takes from the API server over the controller to all of Kong's workers.
@@ -48,20 +48,26 @@ _INGRESS_CLASS = {
 class Scope:
     """An example: its file, what has to be annotated with which plugins, and what it meters."""
 
-    file: str
+    file: Path
     annotated: tuple[str, str] | None
     path: str = "/orders/1"
 
 
+_SERVICE, _INGRESS, _CONSUMER = "service/orders", "ingress/orders", "kongconsumer/alice"
 SCOPES = {
-    "global": Scope("global.yaml", None),
-    "vault": Scope("vault.yaml", None),
-    "service": Scope("service.yaml", ("service/orders", "metering-service")),
-    "route": Scope("route.yaml", ("ingress/orders", "key-auth,metering-route")),
-    "consumer": Scope("consumer.yaml", ("kongconsumer/alice", "metering-consumer")),
-    "gateway-api": Scope("gateway-api.yaml", None, "/api/orders/1"),
+    "global": Scope(PLUGINS / "global.yaml", None),
+    "vault": Scope(PLUGINS / "vault.yaml", None),
+    "service": Scope(PLUGINS / "service.yaml", (_SERVICE, "metering-service")),
+    "route": Scope(PLUGINS / "route.yaml", (_INGRESS, "key-auth,metering-route")),
+    "consumer": Scope(PLUGINS / "consumer.yaml", (_CONSUMER, "metering-consumer")),
+    "gateway-api": Scope(PLUGINS / "gateway-api.yaml", None, "/api/orders/1"),
+    "mission's global": Scope(MISSION / "global.yaml", None),
+    "mission's service": Scope(MISSION / "service.yaml", (_SERVICE, PLUGIN)),
+    "mission's route": Scope(MISSION / "route.yaml", (_INGRESS, f"key-auth,{PLUGIN}")),
+    "mission's consumer": Scope(MISSION / "consumer.yaml", (_CONSUMER, PLUGIN)),
 }
-_UNANNOTATED = {"ingress/orders": "konghq.com/plugins=key-auth"}
+_FILLED_IN = {"$AUTH_TOKEN": TOKEN, "$SUBJECT_HEADER": "x-tenant-id", "namespace: kong": "namespace: orders"}
+_UNANNOTATED = {_INGRESS: "konghq.com/plugins=key-auth"}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,7 @@ def kubernetes() -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.mark.parametrize("path", sorted([*PLUGINS.glob("*.yaml"), *(EXAMPLES / "kic").glob("*.yaml")]), ids=str)
+@pytest.mark.parametrize("path", sorted([*PLUGINS.glob("*.yaml"), *MISSION.glob("*.yaml")]), ids=str)
 def test_an_api_server_takes_the_objects(kubernetes: Cluster, path: Path) -> None:
     said = kubernetes.kubectl("apply", "--server-side", "--dry-run=server", "-f", path)
     wanted = [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one]
@@ -126,7 +132,7 @@ def controlled(
             kubernetes.kubectl("apply", "-f", "-", given=json.dumps(_endpoints(upstream.port)))
             kubernetes.kubectl("-n", "orders", "create", "secret", "generic", "alice-key", f"--from-literal=key={KEY}")
             kubernetes.kubectl("-n", "orders", "label", "secret", "alice-key", "konghq.com/credential=key-auth")
-            kubernetes.kubectl("-n", "orders", "annotate", "ingress/orders", _UNANNOTATED["ingress/orders"])
+            kubernetes.kubectl("-n", "orders", "annotate", _INGRESS, _UNANNOTATED[_INGRESS])
             try:
                 wait_until(lambda: _asked(gateway, "/orders/1") == 200, "the Ingress is served", _PATIENCE, pause=0.2)
             except AssertionError as error:
@@ -139,7 +145,7 @@ def test_the_controller_brings_the_plugin_to_a_gateway_that_meters_then(
     name: str, kubernetes: Cluster, controlled: Gateway, collector: CollectorProcess
 ) -> None:
     scope = SCOPES[name]
-    objects = (PLUGINS / scope.file).read_text(encoding="utf-8").replace(KONNECT, collector.ingest_v3)
+    objects = _objects(scope.file).replace(KONNECT, collector.ingest_v3)
     kubernetes.kubectl("apply", "-f", "-", given=objects)
     if scope.annotated is not None:
         annotated, plugins = scope.annotated
@@ -163,7 +169,17 @@ def test_the_controller_brings_the_plugin_to_a_gateway_that_meters_then(
 
 def scope_of(name: str) -> list[str]:
     """List what a plugin entity of Kong's refers to."""
-    return {"global": [], "vault": [], "gateway-api": ["route"]}.get(name, [name])
+    scope = name.removeprefix("mission's ")
+    return {"global": [], "vault": [], "gateway-api": ["route"]}.get(scope, [scope])
+
+
+def _objects(path: Path) -> str:
+    """Give the objects of a file; the mission's with what it leaves to the shell, and beside what they are for."""
+    text = path.read_text(encoding="utf-8")
+    if path.parent == MISSION:
+        for place, value in _FILLED_IN.items():
+            text = text.replace(place, value)
+    return text
 
 
 def _metering(gateway: Gateway) -> list[list[str]]:
