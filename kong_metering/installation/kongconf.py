@@ -44,6 +44,11 @@ def settings_in(text: str) -> dict[str, str]:
     return found
 
 
+def starts_ours(text: str) -> bool:
+    """Return whether Kong starts our server itself, by a kong.conf with this text."""
+    return bool(settings_in(text).get(f"pluginserver_{_SERVER}_start_cmd"))
+
+
 def lines_for(connection: Connection, text: str = "") -> list[str]:
     """Return the lines for a kong.conf with this text: they name what it names already, and us."""
     settings = settings_in(without_ours(text))
