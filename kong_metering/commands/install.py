@@ -259,6 +259,8 @@ def _configure_kong(wish: Wish, kong: Findings, changes: Changes) -> None:
     click.echo(f"\n{kong.conf} needs these lines, in the place of those of the same names (--write changes it):\n")
     for line in kongconf.lines_for(_connection(wish), text):
         click.echo(f"    {line}")
+    if kongconf.starts_ours(text):
+        click.echo(f"\nand no {kongconf.START_COMMAND}: Kong would start a server beside this one")
 
 
 def _connection(wish: Wish) -> kongconf.Connection:

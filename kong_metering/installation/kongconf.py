@@ -18,6 +18,7 @@ _BEGIN = (
 _END = "# kong-metering: end"
 _OUT_OF_FORCE = "#kong-metering# "
 _SERVER = "metering"
+START_COMMAND = f"pluginserver_{_SERVER}_start_cmd"
 _OURS = re.compile(rf"plugins|pluginserver_names|pluginserver_{_SERVER}_\w+")
 _SETTING = re.compile(r"\s*([\w.]+)\s*=(.*)", re.DOTALL)
 # A number sign that no backslash takes its meaning from.
@@ -46,7 +47,7 @@ def settings_in(text: str) -> dict[str, str]:
 
 def starts_ours(text: str) -> bool:
     """Return whether Kong starts our server itself, by a kong.conf with this text."""
-    return bool(settings_in(text).get(f"pluginserver_{_SERVER}_start_cmd"))
+    return bool(settings_in(text).get(START_COMMAND))
 
 
 def lines_for(connection: Connection, text: str = "") -> list[str]:

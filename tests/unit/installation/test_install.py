@@ -171,6 +171,13 @@ def test_events_of_a_server_that_kong_started_are_not_forgotten(host: Host) -> N
     assert f"kong-metering spool deliver --spool-dir {former} --plugin-id " in host.call("install")
 
 
+def test_a_start_command_has_to_go(host: Host) -> None:
+    assert "start_cmd" not in host.call("install")
+    host.conf.write_text("pluginserver_metering_start_cmd = /bin/server\n", encoding="utf-8")
+    assert "\nand no pluginserver_metering_start_cmd: Kong would start a server" in host.call("install")
+    assert "and no pluginserver_metering_start_cmd" not in host.call("install", "--write")
+
+
 def test_a_kong_that_starts_the_server_itself_has_to_be_restarted(host: Host) -> None:
     with kong_in(host.prefix):
         assert f"kong reload -c /etc/kong.conf -p {host.prefix}" in host.call("install", "--write")
