@@ -1,7 +1,7 @@
 """The Kubernetes examples with the real tools: an API server takes the objects, and Kong's controller translates them.
 
 They need `etcd`, `kube-apiserver`, `kubectl`, `openssl` on the PATH, and the custom resource definitions in the
-directories that `KONG_CRDS` names (see `test_kubernetes.py`); the second part needs the controller, as `kic`, and a real
+directories that `KONG_CRDS` names (see `test_kubernetes.py`); the second part the controller, as `kic`, and a real
 Kong. There are no nodes, and nothing finds a service's endpoints: the tests say that the one of `orders.yaml` is their
 upstream.
 """
