@@ -181,10 +181,19 @@ def _still_to_do(conf: Path) -> Iterator[str]:
     """Tell what has to happen before the server may go."""
     for kong in running_kongs():
         if SOCKET in (kong.sockets() or ()):
-            reload = f"kong reload -c {conf} -p {kong.prefix}"
-            yield f"Kong in {kong.prefix} runs with the plugin: delete its entities, then {reload}"
+            restart = _restart(conf if conf.exists() else None, kong.prefix)
+            yield f"Kong in {kong.prefix} runs with the plugin: delete its entities, then {restart}"
     if judged(SOCKET, _PROBE_SECONDS, only_serving=True).status == 0:
         yield "the server runs: systemctl disable --now kong-metering"
+
+
+def _restart(conf: Path | None, prefix: Path) -> str:
+    """Tell how Kong is rid of a line: a reload adds kong.conf to what Kong runs with, and takes nothing away."""
+    named = "" if conf is None else f"-c {conf} "
+    return (
+        f"kong restart {named}-p {prefix} (or systemctl restart kong, where systemd runs it; after a reload Kong would "
+        "still have the lines that are gone)"
+    )
 
 
 def _tell_findings(kong: Findings) -> None:
@@ -250,6 +259,8 @@ def _configure_kong(wish: Wish, kong: Findings, changes: Changes) -> None:
     click.echo(f"\n{kong.conf} needs these lines, in the place of those of the same names (--write changes it):\n")
     for line in kongconf.lines_for(_connection(wish), text):
         click.echo(f"    {line}")
+    if kongconf.starts_ours(text):
+        click.echo(f"\nand no {kongconf.START_COMMAND}: Kong would start a server beside this one")
 
 
 def _connection(wish: Wish) -> kongconf.Connection:
@@ -282,14 +293,25 @@ def _tell_next(wish: Wish, kong: Findings, command: list[str]) -> None:
     steps.append("kong-metering health")
     if not wish.write:
         steps.append(f"the lines above into {kong.conf}")
-    steps.append(f"kong reload -c {kong.conf} -p {kong.prefix}" if kong.is_running else f"kong start -c {kong.conf}")
+    steps.append(_kongs_step(kong))
     steps.append(f"enable the plugin {wish.plugin_name}: POST /plugins, decK, ...")
     click.echo("\nNext:")
     for number, step in enumerate(steps, 1):
         click.echo(f"  {number}. {step}")
-    former = kong.prefix / SPOOL_DIRECTORY
+    _tell_of_former_spool(kong.prefix / SPOOL_DIRECTORY)
+
+
+def _kongs_step(kong: Findings) -> str:
+    """Tell how Kong comes to know its lines."""
+    if not kong.is_running:
+        return f"kong start -c {kong.conf}"
+    return _restart(kong.conf, kong.prefix) if kong.starts_server else f"kong reload -c {kong.conf} -p {kong.prefix}"
+
+
+def _tell_of_former_spool(former: Path) -> None:
     if former.is_dir():
         click.echo(
-            f"\nA server that Kong started kept its events in {former}. Once Kong has been reloaded, send what waits "
-            f"there:\n  kong-metering spool deliver --spool-dir {former}"
+            f"\nA server that Kong started kept its events in {former}. Once it has ended, look what waits there, and "
+            f"send it:\n  kong-metering spool status --spool-dir {former}\n"
+            f"  kong-metering spool deliver --spool-dir {former} --plugin-id ID --token-file FILE"
         )

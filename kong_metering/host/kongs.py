@@ -42,11 +42,15 @@ class Kong:
 
     def sockets(self) -> list[Path] | None:
         """List the sockets of plugin servers that it is configured with; None where that may not be read."""
+        text = self.configuration()
+        return None if text is None else [Path(path) for path in _SOCKET.findall(text)]
+
+    def configuration(self) -> str | None:
+        """Return the lines of kong.conf that it runs with; None where they may not be read."""
         try:
-            text = (self.prefix / _MARK).read_text(encoding="utf-8", errors="replace")
+            return (self.prefix / _MARK).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
-        return [Path(path) for path in _SOCKET.findall(text)]
 
 
 def running_kongs() -> list[Kong]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from kong_metering.errors import StartupError
 from kong_metering.host.admission import user_name
 from kong_metering.host.kongs import Kong, running_kongs
-from kong_metering.installation.kongconf import settings_in
+from kong_metering.installation.kongconf import settings_in, starts_ours
 
 _PROGRAMS = ("kong", "/usr/local/bin/kong", "/usr/bin/kong")
 # Where Kong looks, in this order.
@@ -42,6 +42,7 @@ class Findings:
     """A Kong: its version if its program is here, its prefix, its kong.conf (which need not be there), whose it is.
 
     `user_source`: where the user of its workers is known from. `is_running`: whether its processes are to be seen.
+    `starts_server`: whether it runs, and starts our plugin server itself.
     """
 
     version: Version | None
@@ -50,6 +51,7 @@ class Findings:
     user: pwd.struct_passwd
     user_source: str
     is_running: bool
+    starts_server: bool
 
 
 def find_kong(prefix: Path | None, conf: Path | None, user: str | None) -> Findings:
@@ -64,7 +66,8 @@ def find_kong(prefix: Path | None, conf: Path | None, user: str | None) -> Findi
         entry = pwd.getpwnam(name)
     except KeyError:
         raise StartupError(f"there is no user {name} ({source}); name the user of Kong's workers with --user") from None
-    return Findings(_version(), prefix, conf, entry, source, running is not None)
+    starts_server = running is not None and starts_ours(running.configuration() or "")
+    return Findings(_version(), prefix, conf, entry, source, running is not None, starts_server)
 
 
 def kong_conf(given: Path | None) -> Path:

@@ -18,6 +18,7 @@ _BEGIN = (
 _END = "# kong-metering: end"
 _OUT_OF_FORCE = "#kong-metering# "
 _SERVER = "metering"
+START_COMMAND = f"pluginserver_{_SERVER}_start_cmd"
 _OURS = re.compile(rf"plugins|pluginserver_names|pluginserver_{_SERVER}_\w+")
 _SETTING = re.compile(r"\s*([\w.]+)\s*=(.*)", re.DOTALL)
 # A number sign that no backslash takes its meaning from.
@@ -42,6 +43,11 @@ def settings_in(text: str) -> dict[str, str]:
         if (match := _SETTING.fullmatch(_COMMENT.sub("", line))) is not None:
             found[match[1].lower()] = match[2].strip().strip("'\"")
     return found
+
+
+def starts_ours(text: str) -> bool:
+    """Return whether Kong starts our server itself, by a kong.conf with this text."""
+    return bool(settings_in(text).get(START_COMMAND))
 
 
 def lines_for(connection: Connection, text: str = "") -> list[str]:

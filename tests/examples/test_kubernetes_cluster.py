@@ -1,8 +1,9 @@
 """The Kubernetes examples with the real tools: an API server takes the objects, and Kong's controller translates them.
 
-They need `etcd`, `kube-apiserver`, `kubectl` and `openssl` on the PATH, and the custom resource definitions in the
-directories that `KONG_CRDS` names (see `test_kubernetes.py`); the second part needs the controller too, as `kic`. There
-are no nodes: the service of `orders.yaml` leads out of the cluster, to an upstream of the tests'.
+They need `etcd`, `kube-apiserver`, `kubectl`, `openssl` on the PATH, and the custom resource definitions in the
+directories that `KONG_CRDS` names (see `test_kubernetes.py`); the second part the controller, as `kic`, and a real
+Kong. There are no nodes, and nothing finds a service's endpoints: the tests say that the one of `orders.yaml` is their
+upstream.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pytest
 import requests
 import yaml
 
-from kong_metering_sandbox.gateways import Gateway, StandIn, free_port
+from kong_metering_sandbox.gateways import Gateway, free_port
 from tests.e2e.declarative import PLUGIN, document
 from tests.e2e.traffic import get
 from tests.examples.conftest import TOKEN, needs
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from kong_metering_sandbox.upstream_process import UpstreamProcess
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PLUGINS = EXAMPLES / "kubernetes" / "plugins"
+PLUGINS, MISSION = EXAMPLES / "kubernetes" / "plugins", EXAMPLES / "kic"
 KONNECT = "https://us.api.konghq.com/v3/openmeter/events"
 KEY = "key-of-alice"
 # What a change takes from the API server over the controller to all of Kong's workers.
@@ -48,20 +49,26 @@ _INGRESS_CLASS = {
 class Scope:
     """An example: its file, what has to be annotated with which plugins, and what it meters."""
 
-    file: str
+    file: Path
     annotated: tuple[str, str] | None
     path: str = "/orders/1"
 
 
+_SERVICE, _INGRESS, _CONSUMER = "service/orders", "ingress/orders", "kongconsumer/alice"
 SCOPES = {
-    "global": Scope("global.yaml", None),
-    "vault": Scope("vault.yaml", None),
-    "service": Scope("service.yaml", ("service/orders", "metering-service")),
-    "route": Scope("route.yaml", ("ingress/orders", "key-auth,metering-route")),
-    "consumer": Scope("consumer.yaml", ("kongconsumer/alice", "metering-consumer")),
-    "gateway-api": Scope("gateway-api.yaml", None, "/api/orders/1"),
+    "global": Scope(PLUGINS / "global.yaml", None),
+    "vault": Scope(PLUGINS / "vault.yaml", None),
+    "service": Scope(PLUGINS / "service.yaml", (_SERVICE, "metering-service")),
+    "route": Scope(PLUGINS / "route.yaml", (_INGRESS, "key-auth,metering-route")),
+    "consumer": Scope(PLUGINS / "consumer.yaml", (_CONSUMER, "metering-consumer")),
+    "gateway-api": Scope(PLUGINS / "gateway-api.yaml", None, "/api/orders/1"),
+    "mission's global": Scope(MISSION / "global.yaml", None),
+    "mission's service": Scope(MISSION / "service.yaml", (_SERVICE, PLUGIN)),
+    "mission's route": Scope(MISSION / "route.yaml", (_INGRESS, f"key-auth,{PLUGIN}")),
+    "mission's consumer": Scope(MISSION / "consumer.yaml", (_CONSUMER, PLUGIN)),
 }
-_UNANNOTATED = {"ingress/orders": "konghq.com/plugins=key-auth"}
+_FILLED_IN = {"$AUTH_TOKEN": TOKEN, "$SUBJECT_HEADER": "x-tenant-id", "namespace: kong": "namespace: orders"}
+_UNANNOTATED = {_INGRESS: "konghq.com/plugins=key-auth"}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +91,7 @@ def kubernetes() -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.mark.parametrize("path", sorted([*PLUGINS.glob("*.yaml"), *(EXAMPLES / "kic").glob("*.yaml")]), ids=str)
+@pytest.mark.parametrize("path", sorted([*PLUGINS.glob("*.yaml"), *MISSION.glob("*.yaml")]), ids=str)
 def test_an_api_server_takes_the_objects(kubernetes: Cluster, path: Path) -> None:
     said = kubernetes.kubectl("apply", "--server-side", "--dry-run=server", "-f", path)
     wanted = [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one]
@@ -101,32 +108,33 @@ def controlled(
 ) -> Iterator[Gateway]:
     """Run a gateway without a database that the controller configures, with all that the plugins are for."""
     program = needs("kic")
+    if request.config.getoption("--gateway") != "kong":
+        pytest.skip("the stand-in has no upstreams, as which the controller gives Kong its services: --gateway=kong")
     directory = tmp_path_factory.mktemp("k") / "g"
-    kind = KongBeside if request.config.getoption("--gateway") == "kong" else StandIn
     command: list[str | Path] = [
         program,
         "--kubeconfig",
         kubernetes.kubeconfig,
         "--anonymous-reports=false",
         "--election-namespace=kong",
-        # Its part for the Gateway API demands one.
+        # Its part for the Gateway API demands one, and finds out by it which of Kong's ports serves a Gateway's.
         "--publish-service=kong/proxy",
         "--health-probe-bind-address=127.0.0.1:0",
         "--metrics-bind-address=127.0.0.1:0",
         f"--diagnostic-server-port={free_port()}",
         "--proxy-sync-seconds=0.5",
     ]
-    with kind(directory, document()) as gateway:
+    with KongBeside(directory, document()) as gateway:
         environment = {**os.environ, "POD_NAME": "kong", "POD_NAMESPACE": "kong"}
         log = directory / "controller.log"
-        kubernetes.kubectl("-n", "kong", "create", "service", "clusterip", "proxy", "--tcp=80")
+        kubernetes.kubectl("-n", "kong", "create", "service", "clusterip", "proxy", f"--tcp=80:{gateway.proxy_port}")
         with running_process([*command, f"--kong-admin-url={gateway.admin_url}"], log, environment):
             kubernetes.kubectl("apply", "-f", "-", given=json.dumps(_INGRESS_CLASS))
-            orders = [_led_out(one, upstream.port) for one in _objects(PLUGINS / "orders.yaml")]
-            kubernetes.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(orders))
+            kubernetes.kubectl("apply", "-f", PLUGINS / "orders.yaml")
+            kubernetes.kubectl("apply", "-f", "-", given=json.dumps(_endpoints(upstream.port)))
             kubernetes.kubectl("-n", "orders", "create", "secret", "generic", "alice-key", f"--from-literal=key={KEY}")
             kubernetes.kubectl("-n", "orders", "label", "secret", "alice-key", "konghq.com/credential=key-auth")
-            kubernetes.kubectl("-n", "orders", "annotate", "ingress/orders", _UNANNOTATED["ingress/orders"])
+            kubernetes.kubectl("-n", "orders", "annotate", _INGRESS, _UNANNOTATED[_INGRESS])
             try:
                 wait_until(lambda: _asked(gateway, "/orders/1") == 200, "the Ingress is served", _PATIENCE, pause=0.2)
             except AssertionError as error:
@@ -136,12 +144,11 @@ def controlled(
 
 @pytest.mark.parametrize("name", SCOPES)
 def test_the_controller_brings_the_plugin_to_a_gateway_that_meters_then(
-    name: str, kubernetes: Cluster, controlled: Gateway, upstream: UpstreamProcess, collector: CollectorProcess
+    name: str, kubernetes: Cluster, controlled: Gateway, collector: CollectorProcess
 ) -> None:
     scope = SCOPES[name]
-    text = (PLUGINS / scope.file).read_text(encoding="utf-8").replace(KONNECT, collector.ingest_v3)
-    objects = [_led_out(one, upstream.port) for one in yaml.safe_load_all(text) if one]
-    kubernetes.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(objects))
+    objects = _objects(scope.file).replace(KONNECT, collector.ingest_v3)
+    kubernetes.kubectl("apply", "-f", "-", given=objects)
     if scope.annotated is not None:
         annotated, plugins = scope.annotated
         annotate = ("-n", "orders", "annotate", "--overwrite", annotated)
@@ -158,13 +165,23 @@ def test_the_controller_brings_the_plugin_to_a_gateway_that_meters_then(
     finally:
         if scope.annotated is not None:
             kubernetes.kubectl(*annotate, _UNANNOTATED.get(annotated, "konghq.com/plugins-"))
-        kubernetes.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(objects))
+        kubernetes.kubectl("delete", "-f", "-", given=objects)
     wait_until(lambda: not _metering(controlled), "the plugin is gone", _PATIENCE, pause=0.2)
 
 
 def scope_of(name: str) -> list[str]:
     """List what a plugin entity of Kong's refers to."""
-    return {"global": [], "vault": [], "gateway-api": ["route"]}.get(name, [name])
+    scope = name.removeprefix("mission's ")
+    return {"global": [], "vault": [], "gateway-api": ["route"]}.get(scope, [scope])
+
+
+def _objects(path: Path) -> str:
+    """Give the objects of a file; the mission's with what it leaves to the shell, and beside what they are for."""
+    text = path.read_text(encoding="utf-8")
+    if path.parent == MISSION:
+        for place, value in _FILLED_IN.items():
+            text = text.replace(place, value)
+    return text
 
 
 def _metering(gateway: Gateway) -> list[list[str]]:
@@ -178,17 +195,20 @@ def _asked(gateway: Gateway, path: str) -> int:
     return get(gateway.proxy_port, path, ("X-Tenant-Id", "acme"), ("apikey", KEY))
 
 
-def _objects(path: Path) -> list[dict[str, Any]]:
-    return [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one]
+def _endpoints(port: int) -> dict[str, Any]:
+    """Give what says where the service of `orders.yaml` answers: on a port of this machine's.
 
-
-def _led_out(one: dict[str, Any], port: int) -> dict[str, Any]:
-    """Give an object, but the service as one that leads to a port outside, and a route that names its port so."""
-    if one["kind"] == "Service":
-        ports = [{"name": "http", "port": port}]
-        return one | {"spec": {"type": "ExternalName", "externalName": "localhost", "ports": ports}}
-    if one["kind"] == "HTTPRoute":
-        for rule in one["spec"]["rules"]:
-            for backend in rule["backendRefs"]:
-                backend["port"] = port
-    return one
+    It is of the type FQDN, as the API server takes no loopback address of the type IPv4.
+    """
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": "orders-tests",
+            "namespace": "orders",
+            "labels": {"kubernetes.io/service-name": "orders"},
+        },
+        "addressType": "FQDN",
+        "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": True}}],
+        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+    }

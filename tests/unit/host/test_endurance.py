@@ -75,10 +75,12 @@ def test_ten_thousand_requests_whose_phases_raise_are_answered(protocol: Protoco
 
         assert growth(server, work) < SANE_BYTES
         assert client.status(raising_host.NAME)["Events"] == 0
-    assert len(server.complaints()) < 10
-    assert "ValueError: at once" in server.complaints()[0]
-    repeats = [int(count) for line in server.complaints() for count in re.findall(r"and (\d+) more like this", line)]
-    assert sum(repeats) + 2 == WARM_UP + MANY
+    said = server.complaints()
+    assert len(said) < 10
+    assert "ValueError: at once" in said[0]
+    repeats = [int(count) for line in said for count in re.findall(r"and (\d+) more like this", line)]
+    # The first of each phase is said by itself; what is raised a minute after is, too, in the line that sums up.
+    assert 2 <= WARM_UP + MANY - sum(repeats) <= len(said)
 
 
 def test_ten_thousand_abandoned_events_are_forgotten() -> None:

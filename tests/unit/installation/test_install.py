@@ -168,7 +168,24 @@ def test_what_is_to_be_done_next_is_told_in_order(host: Host) -> None:
 def test_events_of_a_server_that_kong_started_are_not_forgotten(host: Host) -> None:
     former = host.prefix / "metering-spool"
     former.mkdir()
-    assert f"kong-metering spool deliver --spool-dir {former}" in host.call("install")
+    assert f"kong-metering spool deliver --spool-dir {former} --plugin-id " in host.call("install")
+
+
+def test_a_start_command_has_to_go(host: Host) -> None:
+    assert "start_cmd" not in host.call("install")
+    host.conf.write_text("pluginserver_metering_start_cmd = /bin/server\n", encoding="utf-8")
+    assert "\nand no pluginserver_metering_start_cmd: Kong would start a server" in host.call("install")
+    assert "and no pluginserver_metering_start_cmd" not in host.call("install", "--write")
+
+
+def test_a_kong_that_starts_the_server_itself_has_to_be_restarted(host: Host) -> None:
+    with kong_in(host.prefix):
+        assert f"kong reload -c /etc/kong.conf -p {host.prefix}" in host.call("install", "--write")
+        with (host.prefix / ".kong_env").open("a", encoding="utf-8") as running_with:
+            running_with.write("\npluginserver_metering_start_cmd = /bin/kong-metering-plugin-server\n")
+        said = host.call("install", "--write")
+    assert f"kong restart -c /etc/kong.conf -p {host.prefix}" in said
+    assert "kong reload" not in said
 
 
 def test_flags_of_the_server_are_in_its_command_and_the_time_to_end_follows(host: Host) -> None:
@@ -296,6 +313,17 @@ def test_uninstalling_leaves_the_spool_and_kong_conf_as_it_was(host: Host) -> No
     files = {name for name, what in host.files().items() if isinstance(what, str)}
     assert files == {f"{SPOOL[1:]}/events", "etc/kong.conf"}
     assert "removed" not in host.call("uninstall", "--write")
+
+
+def test_kong_is_restarted_before_its_server_goes(host: Host) -> None:
+    command = [str(BIN / "kong-metering"), "uninstall", "-c", str(host.conf)]
+    with kong_in(host.prefix, Path(SOCKET)):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        assert f"nothing else is removed yet: Kong in {host.prefix} runs with the plugin" in done.stderr
+        assert f"then kong restart -p {host.prefix}" in done.stderr
+        host.conf.write_text("log_level = info\n", encoding="utf-8")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    assert f"then kong restart -c {host.conf} -p {host.prefix}" in done.stderr
 
 
 def test_kong_conf_goes_if_it_had_nothing_but_our_lines(host: Host) -> None:
