@@ -207,6 +207,23 @@ def test_what_is_no_customers_and_what_no_meter_counts_is_shown(
     assert "no meter found for event type: kong.other (1)" in words
 
 
+@pytest.mark.parametrize("version", ["v1", "v3"])
+def test_a_line_break_in_a_subject_does_not_make_an_event_invalid(
+    collector: CollectorProcess, root: Path, at_once: AtOnce, version: str
+) -> None:
+    """v1 and v2 give all errors as one text, a line each. Ours write line breaks legibly; an event need not be ours."""
+    url = collector.ingest_v1 if version == "v1" else collector.ingest_v3
+    collector.client.set_reading(meters=["kong.api_request"])
+    forged = "acme\nno customer found for event subject: acme"
+    events = [event(1, subject="a\nb"), event(2, subject=forged), event(3, subject="a\nb", type="kong.other")]
+    post(url, *events)
+    keep(root, url, *events)
+    _, told = verified(root, at_once)
+    assert (told["confirmed"], told["unassigned"], told["invalid"]) == (0, 2, 1)
+    assert told["unassigned_subjects"] == {"a\nb": 2, forged: 1}
+    assert told["reasons"] == {"no meter found for event type: kong.other": 1}
+
+
 def test_dead_letters_and_what_waits_are_left_out(collector: CollectorProcess, root: Path, at_once: AtOnce) -> None:
     url = collector.ingest_v3
     keep(root, url, event(1), event(2), event(3))
