@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -240,6 +241,29 @@ def test_the_settled_part_of_a_log_is_read_back_too(collector: CollectorProcess,
     post(url, event(1))
     code, told = verified(root, at_once)
     assert (code, told["confirmed"], told["missing_ids"]) == (1, 1, [event_id(2)])
+
+
+def test_what_an_idle_queues_earlier_logs_had_is_read_back_beside_its_new_log(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    """A queue that has nothing to do for a while has no log; its next one has the same name and counts from 1."""
+    url = collector.ingest_v3
+    times = itertools.count(time.time_ns() // 1_000_000)
+    spool = SpoolDirectory(root, delivered=Delivered(root, lambda: next(times)))
+    for events in ([event(1), event(2)], [event(3), event(4), event(5)]):
+        earlier = spool.log_for(queue(url))
+        earlier.log.append(events, 1)
+        earlier.log.done(len(events))
+        spool.retire(earlier)
+    living = spool.log_for(queue(url))
+    living.log.append([event(6), event(7)], 1)
+    living.log.done(2)
+    living.log.save_position()
+    post(url, event(2), event(4), event(6), event(7))
+    code, told = verified(root, at_once)
+    assert (code, told["confirmed"], told["missing_ids"]) == (1, 4, [event_id(1), event_id(3), event_id(5)])
+    spool.retire(living)
+    spool.close()
 
 
 def test_a_subject_that_makes_a_page_fail_costs_only_its_own_event(
