@@ -171,13 +171,32 @@ def test_what_was_lost_after_a_2xx_is_missing_and_is_sent_again(
     assert collector.client.stats().unique == 60
 
 
-def test_nothing_is_sent_again_without_a_yes(collector: CollectorProcess, root: Path, at_once: AtOnce) -> None:
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_nothing_is_sent_again_without_a_yes_and_what_was_found_is_told(
+    collector: CollectorProcess, root: Path, at_once: AtOnce, answer: str
+) -> None:
     keep(root, collector.ingest_v3, event(1))
-    result = run(root, at_once, "verify", "--resend", stdin="n\n")
+    result = run(root, at_once, "verify", "--resend", stdin=answer)
     assert result.exit_code == 1
     assert "Send 1 event again" in result.output
     assert "OpenMeter may only be behind" in result.output
+    assert "1 event MISSING" in result.stdout
+    told = json.loads(run(root, at_once, "verify", "--resend", "--json", stdin=answer).stdout)
+    assert (told["missing_ids"], told["resent"]) == ([event_id(1)], 0)
     assert collector.client.stats().unique == 0
+
+
+def test_what_is_sent_again_and_still_not_there_is_told(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    collector.client.faults(FaultRule(lose=FaultMatch(subject="gone")))
+    keep(root, collector.ingest_v3, event(1), event(2, subject="gone"))
+    result = run(root, at_once, "verify", "--resend", "--yes")
+    assert result.exit_code == 1
+    assert "1 event confirmed" in result.stdout
+    assert "2 events sent again" in result.stdout
+    assert "1 event MISSING" in result.stdout
+    assert "still not there" in result.stdout
 
 
 def test_an_event_that_can_be_read_only_later_is_not_missing(
