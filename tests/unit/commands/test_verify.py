@@ -308,9 +308,17 @@ def test_an_endpoint_that_answers_nothing_is_not_asked_for_ever(
 
 
 def test_an_endpoint_that_cannot_be_reached_is_said(root: Path, at_once: AtOnce) -> None:
-    keep(root, "http://127.0.0.1:9/api/v3/openmeter/events", event(1))
+    keep(root, "http://127.0.0.1:9/api/v3/openmeter/events", *map(event, range(50)))
     code, told = verified(root, at_once)
-    assert (code, told["missing"], told["unknown"]) == (3, 0, 1)
+    assert (code, told["missing"], told["unknown"]) == (3, 0, 50)
+    (reason,) = told["reasons"]
+    assert reason.startswith("http://127.0.0.1:9/api/v3/openmeter/events: ")
+    assert reason.endswith("Connection refused")
+    asked = run(root, at_once, "customers")
+    assert asked.exit_code == 3
+    assert "0 of 1 subjects are a customer's" in asked.stdout
+    assert "http://127.0.0.1:9/api/v3/openmeter/customers: " in asked.stderr
+    assert "Connection refused" in asked.stderr
 
 
 def test_a_token_that_may_not_read_is_said_and_not_shown(
