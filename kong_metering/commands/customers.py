@@ -129,8 +129,10 @@ def _tell(options: CustomersOptions, subjects: Subjects, found: Unassigned, refu
     if options.as_json:
         say(words.json_document(_as_json(subjects, found, refused)))
         return
-    if not found.subjects:
-        asked = len(subjects.events) - len(found.unknown)
+    asked = len(subjects.events) - len(found.unknown)
+    if not found.subjects and found.unknown:
+        tell(f"{asked:,} of {len(subjects.events):,} subjects are a customer's; the others could not be asked for.")
+    elif not found.subjects:
         tell(f"{asked:,} {'subject' if asked == 1 else 'subjects'}, each of them a customer's.")
     elif refused is None:
         shown = table("subject", "events", whole=["events"])

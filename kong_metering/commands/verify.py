@@ -16,7 +16,7 @@ import click
 
 from kong_metering.commands import words
 from kong_metering.commands.options import json_option, place_options, taking, yes_option
-from kong_metering.commands.output import confirmed, note, say, tell
+from kong_metering.commands.output import Failure, confirmed, note, say, tell
 from kong_metering.commands.readingback import (
     ReadingBack,
     asked_endpoint,
@@ -131,11 +131,15 @@ def _resent(options: VerifyOptions, endpoint: Endpoint, verification: Verificati
     count, url = words.events(verification.missing.count), without_credentials(endpoint.url)
     if not verification.findings.counts["confirmed"]:
         note("Nothing else was found either: OpenMeter may only be behind (does its sink-worker run, and read?).")
-    confirmed(
-        f"Send {count} again to {url}, with the same ids? If they arrive later after all, OpenMeter counts them once "
-        "only with sink.dedupe.",
-        yes=options.yes,
-    )
+    try:
+        confirmed(
+            f"Send {count} again to {url}, with the same ids? If they arrive later after all, OpenMeter counts them "
+            "once only with sink.dedupe.",
+            yes=options.yes,
+        )
+    except (click.exceptions.Exit, Failure):
+        _tell(options, Outcome(verification.findings))
+        raise
     with closing(IngestClient(endpoint, timing.clock)) as client:
         resent = resend(verification.missing.events(), client.send, timing.sleep)
     if resent.sent:
@@ -186,6 +190,9 @@ def _missing_lines(outcome: Outcome) -> Iterator[str]:
         yield f"  {_some(findings.missing_ids, counts['missing'])}"
         if resent is None:
             yield "  `kong-metering verify --resend` sends them again."
+        elif resent.sent:
+            yield "  Sent again, and still not there: is its sink-worker behind? What was stored once, and deleted,"
+            yield "  is not stored anew for as long as sink.dedupe knows its id."
 
 
 def _uncounted_lines(findings: Findings) -> Iterator[str]:

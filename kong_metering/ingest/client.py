@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from kong_metering import __version__
 from kong_metering.ingest.answer import parse_retry_after
-from kong_metering.ingest.transport import Connection, PostError
+from kong_metering.ingest.transport import Connection, PostError, innermost
 from kong_metering.log import printable
 from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.urls import text_without_credentials
@@ -181,7 +180,7 @@ class IngestClient:
 
     def _failure(self, error: PostError) -> Failed:
         """Tell why there was no answer: something that is configured and will not do, or a trouble that passes."""
-        cause = _innermost(error)
+        cause = innermost(error)
         kind = type(cause).__name__
         return Failed(
             f"{self._clean(self._endpoint.url)}: {kind}: {self._clean(str(cause))}",
@@ -199,19 +198,6 @@ class IngestClient:
 def _refuses_before_it_reads(status: int) -> bool:
     """Tell an answer to who comes, where to and when from one that may come after a part of the events was taken."""
     return HTTPStatus.OK <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.REQUEST_TIMEOUT
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Find what requests and urllib3 have wrapped."""
-    return next((cause for cause in _causes(error) if isinstance(cause, HTTPException)), [*_causes(error)][-1])
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Go from an error to what it was raised from."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def _named_events(answer: bytes) -> tuple[int, ...]:

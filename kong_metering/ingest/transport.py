@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, cast
@@ -190,3 +190,16 @@ class _Adapter(HTTPAdapter):
         pool = cast("_Pool | _TLSPool", self.get_connection_with_tls_context(request, verify))
         self.cert_verify(pool, request.url, verify, None)  # type: ignore[no-untyped-call]
         return pool.new_connection()
+
+
+def innermost(error: BaseException) -> BaseException:
+    """Find what requests and urllib3 have wrapped."""
+    return next((cause for cause in _causes(error) if isinstance(cause, HTTPException)), [*_causes(error)][-1])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Go from an error to what it was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)

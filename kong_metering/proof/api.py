@@ -31,21 +31,15 @@ class Version(Enum):
 
 @dataclass(frozen=True)
 class Stored:
-    """An event as it is stored; `errors` are OpenMeter's own words why it will not be counted."""
+    """An event as it is stored; `faults` are OpenMeter's own words why no meter will count it.
+
+    `is_unassigned`: its subject is no customer's.
+    """
 
     id: str
     subject: str
-    errors: tuple[str, ...] = ()
-
-    @property
-    def is_unassigned(self) -> bool:
-        """True if its subject is no customer's."""
-        return any(error.startswith(_NO_CUSTOMER) for error in self.errors)
-
-    @property
-    def faults(self) -> tuple[str, ...]:
-        """What else is wrong with it, without the words that name its subject."""
-        return tuple(error for error in self.errors if not error.startswith(_NO_CUSTOMER))
+    is_unassigned: bool = False
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,10 +198,17 @@ def _url(url: str, query: Mapping[str, str]) -> str:
 
 def _stored_v3(item: Mapping[str, Any]) -> Stored:
     event = item["event"]
-    errors = tuple(str(error["message"]) for error in item.get("validation_errors") or ())
-    return Stored(event["id"], event["subject"], errors)
+    errors = [str(error["message"]) for error in item.get("validation_errors") or ()]
+    faults = tuple(error for error in errors if not error.startswith(_NO_CUSTOMER))
+    return Stored(event["id"], event["subject"], len(faults) < len(errors), faults)
 
 
 def _stored_v2(item: Mapping[str, Any]) -> Stored:
     event = item["event"]
-    return Stored(event["id"], event["subject"], tuple(filter(None, (item.get("validationError") or "").split("\n"))))
+    text = item.get("validationError") or ""
+    # All errors are one text, a line each. Subjects and values, which they name, may have lines of their own.
+    last = f"{_NO_CUSTOMER}: {event['subject']}"
+    is_unassigned = not item.get("customerId") and text.endswith(last)
+    if is_unassigned:
+        text = text.removesuffix(last)
+    return Stored(event["id"], event["subject"], is_unassigned, tuple(filter(None, text.split("\n"))))

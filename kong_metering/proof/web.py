@@ -18,6 +18,7 @@ import requests
 from kong_metering import __version__
 from kong_metering.errors import KongMeteringError
 from kong_metering.ingest.answer import parse_retry_after
+from kong_metering.ingest.transport import innermost
 from kong_metering.log import printable
 from kong_metering.urls import text_without_credentials
 
@@ -104,14 +105,16 @@ class Web:
         raise AssertionError("the last try returns or raises")
 
     def _asked_once(self, method: str, url: str, document: Any) -> Any:
+        where = self._clean(url.partition("?")[0])
         try:
             with self._session.request(
                 method, url, json=document, timeout=self._endpoint.timeout, allow_redirects=False, stream=True
             ) as answer:
                 body = _body(answer)
         except (requests.RequestException, OSError, ValueError) as error:
-            raise _Passing(self._clean(f"{type(error).__name__}: {error}")) from None
-        where = self._clean(url.partition("?")[0])
+            # What requests says of it names the whole question, which hides what happened.
+            cause = innermost(error)
+            raise _Passing(f"{where}: {type(cause).__name__}: {self._clean(str(cause))}") from None
         words = (
             f"{where} answered {answer.status_code}: {self._clean(body[:_WORDS].decode('utf-8', 'replace').strip())}"
         )

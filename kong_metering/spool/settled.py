@@ -21,8 +21,9 @@ from kong_metering.spool.directory import survey
 from kong_metering.spool.identity import QueueIdentity
 
 IsMeant = Callable[[QueueIdentity], bool]
-# A part, a log in it, and the first number of a segment.
-_Name = tuple[str, str, int]
+# What a segment is, wherever it lies: a part, a log in it, its first number, and its first event. The names are used
+# again: the log of a queue with nothing to do goes, and its next one is called as it was and counts from 1.
+_Segment = tuple[str, str, int, bytes]
 _READ_EVENTS, _READ_BYTES = 1000, 4 * 1024 * 1024
 
 
@@ -37,7 +38,7 @@ def settled_events(root: Path, is_meant: IsMeant, since_ms: int = 0) -> Iterator
 
     Leaves out segments that were settled as a whole before `since_ms`. Raises `SpoolError`, and the system's `OSError`.
     """
-    seen: dict[_Name, int] = {}
+    seen: dict[_Segment, int] = {}
     for found in survey(root):
         if found.identity and is_meant(found.identity) and is_first_owner(found.directory, found.identity):
             yield from _settled_in(found.directory, seen)
@@ -45,9 +46,14 @@ def settled_events(root: Path, is_meant: IsMeant, since_ms: int = 0) -> Iterator
         if not is_meant(queue.identity):
             continue
         for segment in queue.segments():
-            after = seen.get((segment.part, segment.log, segment.first), 0)
-            if segment.kept_ms >= since_ms:
-                yield from (event for event in _readable(segment.path, segment.first) if event.sequence > after)
+            if segment.kept_ms < since_ms:
+                continue
+            after = -1
+            for event in _readable(segment.path, segment.first):
+                if after < 0:
+                    after = seen.get((segment.part, segment.log, segment.first, event.payload), 0)
+                if event.sequence > after:
+                    yield event
 
 
 def waiting_events(root: Path, is_meant: IsMeant) -> Iterator[StoredEvent]:
@@ -84,7 +90,7 @@ def id_of(event: bytes) -> str:
     return event_id if isinstance(event_id, str) else ""
 
 
-def _settled_in(log: Path, seen: dict[_Name, int]) -> Iterator[StoredEvent]:
+def _settled_in(log: Path, seen: dict[_Segment, int]) -> Iterator[StoredEvent]:
     try:
         position = decode_position((log / POSITION).read_bytes())
         names = sorted(path.name for path in log.iterdir())
@@ -95,10 +101,12 @@ def _settled_in(log: Path, seen: dict[_Name, int]) -> Iterator[StoredEvent]:
         first = segment_first(name)
         if first is None or first > done:
             continue
+        segment: _Segment | None = None
         for event in _readable(log / name, first):
             if event.sequence > done:
                 break
-            seen[log.parent.name, log.name, first] = event.sequence
+            segment = segment or (log.parent.name, log.name, first, event.payload)
+            seen[segment] = event.sequence
             yield event
 
 

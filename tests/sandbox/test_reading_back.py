@@ -81,6 +81,67 @@ def test_v2_takes_a_list_of_ids_and_gives_cursors(collector: CollectorProcess) -
     assert "nextCursor" not in rest
 
 
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ({"filter[nonsense][eq]": "x"}, "unknown filter field(s): nonsense"),
+        ({"filter[id][nonsense]": "x"}, "filter[id][nonsense]: unsupported operator"),
+        ({"filter[time][gte]": "yesterday"}, "filter[time][gte]: invalid datetime"),
+        ({"page[before]": "x"}, "backward pagination is not supported"),
+        ({"page[number]": 1}, "field [number] is not present"),
+    ],
+)
+def test_v3_refuses_what_it_does_not_know(collector: CollectorProcess, query: dict[str, Any], said: str) -> None:
+    answer = ask(collector, V3, **query)
+    assert (answer.status_code, said in answer.json()["detail"]) == (400, True), answer.text
+
+
+def test_v3_narrows_by_subject_type_and_time_and_an_empty_list_is_no_filter(collector: CollectorProcess) -> None:
+    late = event(3, type="kong.llm_request", time="2026-11-26T10:00:00+02:00")
+    send(collector, event(1, time="2026-11-26T07:59:59.9Z"), event(2, subject="a,b"), late)
+
+    def found(**query: str) -> set[str]:
+        return {each["event"]["id"] for each in ask(collector, V3, **query).json()["data"]}
+
+    assert found(**{"filter[subject][eq]": "a,b"}) == set(ids(1, 2))
+    assert found(**{"filter[type]": "kong.llm_request"}) == set(ids(1, 3))
+    hour = {"filter[time][gte]": "2026-11-26T08:00:00Z", "filter[time][lt]": "2026-11-26T09:00:00Z"}
+    assert found(**hour) == set(ids(1, 3))
+    assert found(**{"filter[id][oeq]": " , "}) == set(ids(3, 1))
+    assert ask(collector, V3, **{"filter[id][contains]": "1"}).status_code == 501
+
+
+def test_an_event_is_listed_with_a_time_and_its_content_type_whichever_it_came_with(
+    collector: CollectorProcess,
+) -> None:
+    send(collector, event(1))
+    answer = ask(collector, V3).json()
+    (item,) = answer["data"]
+    assert item["event"]["time"] == item["ingested_at"]
+    assert item["event"]["datacontenttype"] == "application/json"
+    assert answer["meta"]["page"]["first"] == answer["meta"]["page"]["last"]
+
+
+def test_v2_narrows_by_subject_and_passes_over_fields_that_it_does_not_know(collector: CollectorProcess) -> None:
+    send(collector, event(1), event(2, subject="x"))
+
+    def found(wanted: dict[str, Any]) -> list[str]:
+        answer = ask(collector, "/api/v2/events", filter=json.dumps(wanted))
+        return [each["event"]["id"] for each in answer.json()["items"]]
+
+    assert found({"subject": {"$eq": "x"}}) == ids(1, 2)
+    assert sorted(found({"nonsense": {"$eq": "x"}})) == ids(2, 1)
+    assert found({"id": {"$in": []}}) == []
+
+
+def test_v1_takes_a_pattern_and_lists_32_days_at_most(collector: CollectorProcess) -> None:
+    send(collector, event(1), event(2, time="2020-01-01T00:00:00Z"))
+    assert [each["event"]["id"] for each in ask(collector, "/api/v1/events", id="0%1:api%request").json()] == ids(1, 1)
+    assert ask(collector, "/api/v1/events", id=ids(1, 2)[0]).json() == []
+    refused = ask(collector, "/api/v1/events", **{"from": "2020-01-01T00:00:00Z"})
+    assert (refused.status_code, "from date is too old" in refused.text) == (400, True)
+
+
 def test_v1_looks_for_an_id_anywhere_in_the_stored_ones(collector: CollectorProcess) -> None:
     send(collector, *map(event, range(3)))
     (found,) = ask(collector, "/api/v1/events", id=f"{1:032x}").json()

@@ -17,7 +17,10 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from kong_metering_sandbox.collector import questions
 from kong_metering_sandbox.collector.dialects import V1, V3
+from kong_metering_sandbox.collector.questions import RefusalError
+from kong_metering_sandbox.collector.store import Narrowed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -26,13 +29,13 @@ if TYPE_CHECKING:
     from kong_metering_sandbox.collector.records import Customer, StoredEvent
     from kong_metering_sandbox.collector.store import EventStore
 
-_MAX_FILTER_BYTES: Final = 1024
-_MAX_FILTER_ITEMS: Final = 50
 _MAX_PAGE: Final = 100
 _DEFAULT_PAGE: Final = 20
-_MAX_CUSTOMERS: Final = 1000
 _V3_EVENTS: Final = ("/api/v3/openmeter/events", "/v3/openmeter/events")
 _V3_CUSTOMERS: Final = ("/api/v3/openmeter/customers", "/v3/openmeter/customers")
+_EVENT_PAGE: Final = frozenset(("size", "after"))
+_CUSTOMER_PAGE: Final = frozenset(("size", "number"))
+_STRINGS: Final = ("eq", "oeq")
 
 
 class Reading(BaseModel):
@@ -76,14 +79,6 @@ class NewCustomer(BaseModel):
 
 _NEW_CUSTOMER: Final = TypeAdapter(NewCustomer)
 _READING: Final = TypeAdapter(Reading)
-
-
-class RefusalError(Exception):
-    """A question that is not answered."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
 
 
 class Listing:
@@ -148,49 +143,48 @@ class Listing:
     # -- events -------------------------------------------------------------------------------------------------------
 
     def _v3_events(self, query: Mapping[str, str]) -> object:
-        size = _number(query.get("page[size]"), _DEFAULT_PAGE, _MAX_PAGE, "page[size]")
-        events = self._found(
-            size,
-            query.get("page[after]"),
-            ids=_values(query, "id"),
-            subjects=_values(query, "subject"),
-            types=_values(query, "type"),
+        questions.check_page(query, _EVENT_PAGE)
+        size = questions.number(query.get("page[size]"), _DEFAULT_PAGE, _MAX_PAGE, "page[size]")
+        asked = questions.v3_filters(query, questions.EVENT_FIELDS)
+        strings = {field: _either(asked, field) for field in ("id", "subject", "type", "source")}
+        since, before = (_seconds(asked.get(("time", operator))) for operator in ("gte", "lt"))
+        questions.only(
+            asked, ("time", "gte"), ("time", "lt"), *((field, operator) for field in strings for operator in _STRINGS)
         )
-        cursor = _cursor(events[-1]) if len(events) == size else None
-        return {
-            "data": [self._v3_event(event) for event in events],
-            "meta": {"page": {"size": size, "next": cursor, "previous": None}},
-        }
+        narrowed = Narrowed(
+            ids=strings["id"],
+            subjects=strings["subject"],
+            types=strings["type"],
+            sources=strings["source"],
+            since=since,
+            before=before,
+        )
+        events = self._found(size, query.get("page[after]"), narrowed)
+        page: dict[str, object] = {"size": size, "next": None, "previous": None}
+        if events:
+            page |= {"first": _cursor(events[0]), "last": _cursor(events[-1])}
+        if len(events) == size:
+            page["next"] = _cursor(events[-1])
+        return {"data": [self._v3_event(event) for event in events], "meta": {"page": page}}
 
     def _v2_events(self, query: Mapping[str, str]) -> object:
-        limit = _number(query.get("limit"), _MAX_PAGE, _MAX_PAGE, "limit")
-        try:
-            wanted = orjson.loads(query.get("filter", "{}")).get("id", {})
-            ids = [str(each) for each in wanted["$in"]] if "$in" in wanted else None
-        except (ValueError, AttributeError, TypeError, KeyError):
-            raise RefusalError(HTTPStatus.BAD_REQUEST, "invalid filter") from None
-        events = self._found(limit, query.get("cursor"), ids=ids)
+        limit = questions.number(query.get("limit"), _MAX_PAGE, _MAX_PAGE, "limit")
+        asked = dict(questions.v2_filters(query.get("filter")))
+        narrowed = Narrowed(
+            ids=asked.get("id"), subjects=asked.get("subject"), types=asked.get("type"), sources=asked.get("source")
+        )
+        events = self._found(limit, query.get("cursor"), narrowed)
         cursor = {"nextCursor": _cursor(events[-1])} if len(events) == limit else {}
         return {"items": [self._v2_event(event) for event in events], **cursor}
 
     def _v1_events(self, query: Mapping[str, str]) -> object:
-        limit = _number(query.get("limit"), _MAX_PAGE, _MAX_PAGE, "limit")
-        return [self._v2_event(event) for event in self._found(limit, None, id_part=query.get("id"))]
+        limit = questions.number(query.get("limit"), _MAX_PAGE, _MAX_PAGE, "limit")
+        since = questions.v1_from(query.get("from"), datetime.now(timezone.utc))
+        narrowed = Narrowed(id_pattern=_within(query.get("id")), since=int(since.timestamp()))
+        return [self._v2_event(event) for event in self._found(limit, None, narrowed)]
 
-    def _found(  # noqa: PLR0913 - the filters of a list
-        self,
-        limit: int,
-        cursor: str | None,
-        *,
-        ids: list[str] | None = None,
-        id_part: str | None = None,
-        subjects: list[str] | None = None,
-        types: list[str] | None = None,
-    ) -> list[StoredEvent]:
-        until = time.time() - self._reading.delay
-        events = self._store.newest(
-            limit, _before(cursor), until, ids=ids, id_part=id_part, subjects=subjects, types=types
-        )
+    def _found(self, limit: int, cursor: str | None, narrowed: Narrowed) -> list[StoredEvent]:
+        events = self._store.newest(limit, _before(cursor), time.time() - self._reading.delay, narrowed)
         if any("\0" in event.subject for event in events):
             # Looking for its customer fails in Postgres, which takes no such text.
             raise RefusalError(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error")
@@ -225,9 +219,13 @@ class Listing:
     # -- customers ----------------------------------------------------------------------------------------------------
 
     def _customers(self, query: Mapping[str, str]) -> object:
-        size = _number(query.get("page[size]"), _DEFAULT_PAGE, _MAX_CUSTOMERS, "page[size]")
-        number = _number(query.get("page[number]"), 1, 1 << 31, "page[number]")
-        keys, subjects = _values(query, "key"), _values(query, "usage_attribution_subject_key")
+        questions.check_page(query, _CUSTOMER_PAGE)
+        size = questions.number(query.get("page[size]"), _DEFAULT_PAGE, None, "page[size]")
+        number = questions.number(query.get("page[number]"), 1, None, "page[number]")
+        asked = questions.v3_filters(query, questions.CUSTOMER_FIELDS)
+        fields = ("key", "usage_attribution_subject_key")
+        keys, subjects = (_either(asked, field) for field in fields)
+        questions.only(asked, *((field, operator) for field in fields for operator in _STRINGS))
         found = [
             customer
             for customer in self._store.customers()
@@ -244,29 +242,17 @@ def _check_names(names: list[str]) -> None:
         raise RefusalError(HTTPStatus.INTERNAL_SERVER_ERROR, "failed to create customer")
 
 
-def _values(query: Mapping[str, str], field: str) -> list[str] | None:
-    """Read a filter; None when there is none. Raises `RefusalError` for one that is too long."""
-    for operator in ("[eq]", "[oeq]", ""):
-        value = query.get(f"filter[{field}]{operator}")
-        if value is None:
-            continue
-        items = value.split(",") if operator == "[oeq]" else [value]
-        if len(value.encode()) > _MAX_FILTER_BYTES:
-            raise RefusalError(HTTPStatus.BAD_REQUEST, f"filter[{field}]{operator}: value too long (max 1024)")
-        if len(items) > _MAX_FILTER_ITEMS:
-            raise RefusalError(
-                HTTPStatus.BAD_REQUEST, f"filter[{field}]{operator}: too many comma-separated items (max 50)"
-            )
-        return [item.strip() for item in items] if operator == "[oeq]" else items
-    return None
+def _either(asked: Mapping[tuple[str, str], list[str]], field: str) -> list[str] | None:
+    """Return the values of a filter that names one or several; None when there is none."""
+    return next((asked[field, operator] for operator in _STRINGS if (field, operator) in asked), None)
 
 
-def _number(text: str | None, default: int, most: int, name: str) -> int:
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
-        raise RefusalError(HTTPStatus.BAD_REQUEST, f"{name} must be between 1 and {most}")
-    return int(text)
+def _seconds(values: list[str] | None) -> int | None:
+    return int(questions.moment(values[0], "invalid datetime").timestamp()) if values else None
+
+
+def _within(part: str | None) -> str | None:
+    return None if part is None else f"%{part}%"
 
 
 def _cursor(event: StoredEvent) -> str:
@@ -281,20 +267,26 @@ def _before(cursor: str | None) -> int:
 
 
 def _cloud_event(event: StoredEvent) -> dict[str, object]:
-    return {
+    made: dict[str, object] = {
         "specversion": "1.0",
         "id": event.id,
         "source": event.source,
         "type": event.type,
         "subject": event.subject,
-        "time": event.time,
-        "data": event.data,
+        "time": event.time or _text(event.received_at),
     }
+    if event.data is not None:
+        made |= {"data": event.data, "datacontenttype": "application/json"}
+    return made
 
 
 def _times(event: StoredEvent, ingested: str, stored: str) -> dict[str, object]:
-    at = datetime.fromtimestamp(event.received_at, timezone.utc).isoformat().replace("+00:00", "Z")
+    at = _text(event.received_at)
     return {ingested: at, stored: at}
+
+
+def _text(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
 
 
 def _customer(customer: Customer) -> dict[str, object]:

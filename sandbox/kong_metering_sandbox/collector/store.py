@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import uuid
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -63,14 +64,18 @@ ORDER BY seq LIMIT :limit
 """
 _SELECT_NEWEST: Final = """
 SELECT seq, id, source, type, subject, time, data, attributes, received_at, token, path FROM events
-WHERE seq < :before AND received_at <= :until {} ORDER BY seq DESC LIMIT :limit
+WHERE seq < :below AND received_at <= :until {} ORDER BY seq DESC LIMIT :limit
 """
+_SECONDS: Final = "coalesce(CAST(strftime('%s', time) AS INTEGER), CAST(received_at AS INTEGER))"
 # What narrows the list down, each only if it is asked for, so that an index serves it.
 _NARROWED: Final = {
     "ids": "id IN (SELECT value FROM json_each(:ids))",
-    "id_part": "instr(id, :id_part) > 0",
+    "id_pattern": "id LIKE :id_pattern",
     "subjects": "subject IN (SELECT value FROM json_each(:subjects))",
     "types": "type IN (SELECT value FROM json_each(:types))",
+    "sources": "source IN (SELECT value FROM json_each(:sources))",
+    "since": f"{_SECONDS} >= :since",
+    "before": f"{_SECONDS} < :before",
 }
 _SELECT_CUSTOMERS: Final = """
 SELECT customers.id, key, name, (SELECT json_group_array(subject) FROM attributions WHERE customer = customers.id
@@ -89,6 +94,22 @@ FROM events WHERE :type IS NULL OR type = :type GROUP BY subject, type ORDER BY 
 _COLUMNS: Final = frozenset({"id", "source", "type", "subject", "time", "data"})
 
 
+@dataclass(frozen=True)
+class Narrowed:
+    """Which events are listed; None: whichever. Of times the seconds since 1970: `since`, and below `before`.
+
+    `id_pattern` is one of SQL's LIKE.
+    """
+
+    ids: list[str] | None = None
+    id_pattern: str | None = None
+    subjects: list[str] | None = None
+    types: list[str] | None = None
+    sources: list[str] | None = None
+    since: int | None = None
+    before: int | None = None
+
+
 class EventStore:
     """The database behind one collector.
 
@@ -100,7 +121,9 @@ class EventStore:
         self._connection = sqlite3.connect(database, isolation_level=None)
         self._connection.row_factory = sqlite3.Row
         # NORMAL loses nothing when the process is killed, and needs no fsync for each request.
-        self._connection.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}")
+        self._connection.executescript(
+            f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA case_sensitive_like=ON; {_SCHEMA}"
+        )
 
     def close(self) -> None:
         """Close the database; the store is of no use afterwards."""
@@ -139,26 +162,14 @@ class EventStore:
         wanted = {"subject": subject, "type": type, "source": source, "after": after, "limit": limit}
         return [_stored_event(row) for row in self._connection.execute(_SELECT_EVENTS, wanted)]
 
-    def newest(  # noqa: PLR0913 - the filters of a list
-        self,
-        limit: int,
-        before: int,
-        until: float,
-        *,
-        ids: Sequence[str] | None = None,
-        id_part: str | None = None,
-        subjects: Sequence[str] | None = None,
-        types: Sequence[str] | None = None,
-    ) -> list[StoredEvent]:
-        """Return events that came until then, the newest first, from below the sequence number ``before`` on."""
-        lists = {"ids": ids, "subjects": subjects, "types": types}
-        narrowed: dict[str, str | None] = {"id_part": id_part}
-        narrowed.update(
-            {name: None if values is None else orjson.dumps(values).decode() for name, values in lists.items()}
-        )
-        asked = {name: value for name, value in narrowed.items() if value is not None}
+    def newest(self, limit: int, below: int, until: float, narrowed: Narrowed) -> list[StoredEvent]:
+        """Return events that came until then, the newest first, from below the sequence number ``below`` on."""
+        asked = {name: value for name, value in vars(narrowed).items() if value is not None}
         select = _SELECT_NEWEST.format("".join(f"AND {_NARROWED[name]} " for name in asked))
-        wanted = {"limit": limit, "before": before, "until": until, **asked}
+        values = {
+            name: orjson.dumps(value).decode() if isinstance(value, list) else value for name, value in asked.items()
+        }
+        wanted = {"limit": limit, "below": below, "until": until, **values}
         return [_stored_event(row) for row in self._connection.execute(select, wanted)]
 
     def customers(self) -> list[Customer]:

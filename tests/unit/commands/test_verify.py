@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -170,13 +171,32 @@ def test_what_was_lost_after_a_2xx_is_missing_and_is_sent_again(
     assert collector.client.stats().unique == 60
 
 
-def test_nothing_is_sent_again_without_a_yes(collector: CollectorProcess, root: Path, at_once: AtOnce) -> None:
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_nothing_is_sent_again_without_a_yes_and_what_was_found_is_told(
+    collector: CollectorProcess, root: Path, at_once: AtOnce, answer: str
+) -> None:
     keep(root, collector.ingest_v3, event(1))
-    result = run(root, at_once, "verify", "--resend", stdin="n\n")
+    result = run(root, at_once, "verify", "--resend", stdin=answer)
     assert result.exit_code == 1
     assert "Send 1 event again" in result.output
     assert "OpenMeter may only be behind" in result.output
+    assert "1 event MISSING" in result.stdout
+    told = json.loads(run(root, at_once, "verify", "--resend", "--json", stdin=answer).stdout)
+    assert (told["missing_ids"], told["resent"]) == ([event_id(1)], 0)
     assert collector.client.stats().unique == 0
+
+
+def test_what_is_sent_again_and_still_not_there_is_told(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    collector.client.faults(FaultRule(lose=FaultMatch(subject="gone")))
+    keep(root, collector.ingest_v3, event(1), event(2, subject="gone"))
+    result = run(root, at_once, "verify", "--resend", "--yes")
+    assert result.exit_code == 1
+    assert "1 event confirmed" in result.stdout
+    assert "2 events sent again" in result.stdout
+    assert "1 event MISSING" in result.stdout
+    assert "still not there" in result.stdout
 
 
 def test_an_event_that_can_be_read_only_later_is_not_missing(
@@ -207,6 +227,23 @@ def test_what_is_no_customers_and_what_no_meter_counts_is_shown(
     assert "no meter found for event type: kong.other (1)" in words
 
 
+@pytest.mark.parametrize("version", ["v1", "v3"])
+def test_a_line_break_in_a_subject_does_not_make_an_event_invalid(
+    collector: CollectorProcess, root: Path, at_once: AtOnce, version: str
+) -> None:
+    """v1 and v2 give all errors as one text, a line each. Ours write line breaks legibly; an event need not be ours."""
+    url = collector.ingest_v1 if version == "v1" else collector.ingest_v3
+    collector.client.set_reading(meters=["kong.api_request"])
+    forged = "acme\nno customer found for event subject: acme"
+    events = [event(1, subject="a\nb"), event(2, subject=forged), event(3, subject="a\nb", type="kong.other")]
+    post(url, *events)
+    keep(root, url, *events)
+    _, told = verified(root, at_once)
+    assert (told["confirmed"], told["unassigned"], told["invalid"]) == (0, 2, 1)
+    assert told["unassigned_subjects"] == {"a\nb": 2, forged: 1}
+    assert told["reasons"] == {"no meter found for event type: kong.other": 1}
+
+
 def test_dead_letters_and_what_waits_are_left_out(collector: CollectorProcess, root: Path, at_once: AtOnce) -> None:
     url = collector.ingest_v3
     keep(root, url, event(1), event(2), event(3))
@@ -223,6 +260,29 @@ def test_the_settled_part_of_a_log_is_read_back_too(collector: CollectorProcess,
     post(url, event(1))
     code, told = verified(root, at_once)
     assert (code, told["confirmed"], told["missing_ids"]) == (1, 1, [event_id(2)])
+
+
+def test_what_an_idle_queues_earlier_logs_had_is_read_back_beside_its_new_log(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    """A queue that has nothing to do for a while has no log; its next one has the same name and counts from 1."""
+    url = collector.ingest_v3
+    times = itertools.count(time.time_ns() // 1_000_000)
+    spool = SpoolDirectory(root, delivered=Delivered(root, lambda: next(times)))
+    for events in ([event(1), event(2)], [event(3), event(4), event(5)]):
+        earlier = spool.log_for(queue(url))
+        earlier.log.append(events, 1)
+        earlier.log.done(len(events))
+        spool.retire(earlier)
+    living = spool.log_for(queue(url))
+    living.log.append([event(6), event(7)], 1)
+    living.log.done(2)
+    living.log.save_position()
+    post(url, event(2), event(4), event(6), event(7))
+    code, told = verified(root, at_once)
+    assert (code, told["confirmed"], told["missing_ids"]) == (1, 4, [event_id(1), event_id(3), event_id(5)])
+    spool.retire(living)
+    spool.close()
 
 
 def test_a_subject_that_makes_a_page_fail_costs_only_its_own_event(
@@ -248,9 +308,17 @@ def test_an_endpoint_that_answers_nothing_is_not_asked_for_ever(
 
 
 def test_an_endpoint_that_cannot_be_reached_is_said(root: Path, at_once: AtOnce) -> None:
-    keep(root, "http://127.0.0.1:9/api/v3/openmeter/events", event(1))
+    keep(root, "http://127.0.0.1:9/api/v3/openmeter/events", *map(event, range(50)))
     code, told = verified(root, at_once)
-    assert (code, told["missing"], told["unknown"]) == (3, 0, 1)
+    assert (code, told["missing"], told["unknown"]) == (3, 0, 50)
+    (reason,) = told["reasons"]
+    assert reason.startswith("http://127.0.0.1:9/api/v3/openmeter/events: ")
+    assert reason.endswith("Connection refused")
+    asked = run(root, at_once, "customers")
+    assert asked.exit_code == 3
+    assert "0 of 1 subjects are a customer's" in asked.stdout
+    assert "http://127.0.0.1:9/api/v3/openmeter/customers: " in asked.stderr
+    assert "Connection refused" in asked.stderr
 
 
 def test_a_token_that_may_not_read_is_said_and_not_shown(
