@@ -92,6 +92,9 @@ class EventQueue:
         self._is_closing = False
         self._has_ended = False
         self._is_done = threading.Event()
+        # Whoever looked before the last call has not seen all that there is to do.
+        self._calls = 0
+        self._ending = threading.Lock()
         backlog.on_ready(self.wake)
 
     @property
@@ -262,7 +265,9 @@ class EventQueue:
                 self._delivering.reconfigure(self._rules)
 
     def _call(self) -> None:
-        self._is_done.clear()
+        with self._ending:
+            self._calls += 1
+            self._is_done.clear()
         self._wants_more = True
         self._couriers.wake(self, self._clock.monotonic())
 
@@ -290,6 +295,7 @@ class EventQueue:
         self._move()
         while not self._has_ended and not self._gate.is_shut:
             self._heed_arrays()
+            calls = self._calls
             self._wants_more = True
             now = self._clock.monotonic()
             due_in = self._due_in(now)
@@ -302,10 +308,15 @@ class EventQueue:
             self._wants_more = ready == 0
             # The last one to have nothing to do: others may still settle what was answered.
             if self._is_closing and decision.until is None and self._gate.is_empty:
-                self._is_done.set()
+                self._note_end(calls)
             times = [decision.until, now + due_in if due_in else None]
             return min((time for time in times if time is not None), default=None)
         return None
+
+    def _note_end(self, calls: int) -> None:
+        with self._ending:
+            if calls == self._calls:
+                self._is_done.set()
 
     def _stepped(self, ready: int) -> Decision[Entry]:
         if not self._gate.enter():

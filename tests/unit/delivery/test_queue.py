@@ -17,8 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kong_metering.config import Queue
+from kong_metering.delivery.account import QueueAccount
+from kong_metering.delivery.backlog import MemoryBacklog
+from kong_metering.delivery.couriers import Couriers
+from kong_metering.delivery.queue import EventQueue
 from kong_metering.ingest.arrays import Arrays
-from kong_metering.stats import Snapshot
+from kong_metering.stats import Snapshot, Stats
 from kong_metering.trial.batching import MAX_EVENT_BYTES
 from kong_metering.trial.decisions import UNLIMITED_IN_FLIGHT
 from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
@@ -34,6 +38,7 @@ from tests.unit.delivery.fakes import (
     UNREACHABLE,
     Choking,
     FakeEndpoint,
+    FakeNetwork,
     Refusing,
     Rig,
     numbered,
@@ -42,6 +47,7 @@ from tests.unit.delivery.fakes import (
 
 if TYPE_CHECKING:
     from tests.unit.delivery.conftest import LiveRigMaker, RigMaker
+    from tests.unit.delivery.fakes import SteeredClock
 
 
 def failing_times(times: int, failure: Outcome) -> Callable[[list[bytes]], Outcome]:
@@ -333,6 +339,56 @@ def test_a_batch_that_is_not_full_is_sent_by_a_thread_when_it_is_due(live: LiveR
     it.let_pass(1)
     assert it.settle().delivered == 2
     assert it.endpoint.requests == [[b"one", b"two"]]
+
+
+class WatchedBacklog(MemoryBacklog):
+    """Lets a test wait until a courier has looked what there is, and keep it there."""
+
+    def __init__(self, settings: Queue, clock: SteeredClock, account: QueueAccount) -> None:
+        super().__init__(settings, clock, account)
+        self.has_looked = threading.Event()
+        self.may_go_on = threading.Event()
+
+    @property
+    def unread(self) -> int:
+        found = super().unread
+        if threading.current_thread().name == "metering courier" and not self.has_looked.is_set():
+            self.has_looked.set()
+            self.may_go_on.wait(60)
+        return found
+
+
+def test_who_looked_before_the_last_event_came_does_not_end_the_wait_for_it(steered: SteeredClock) -> None:
+    endpoint, network, couriers = FakeEndpoint(), FakeNetwork(steered), Couriers(steered)
+    account, settings = QueueAccount("metering", Stats()), Queue()
+    backlog = WatchedBacklog(settings, steered, account)
+    queue = EventQueue(
+        settings,
+        network.endpoint(endpoint),
+        backlog,
+        clock=steered,
+        account=account,
+        couriers=couriers,
+        connections=network.connections,
+        arrays=network.arrays,
+    )
+    endpoint.hold()
+    queue.begin_close()
+    assert backlog.has_looked.wait(60)
+    queue.put(b"late")
+    closing = threading.Thread(target=queue.close, args=(steered.monotonic() + 60,))
+    closing.start()
+    wait_until(lambda: queue._calls > 1, "it is closed")
+    backlog.may_go_on.set()
+    endpoint.wait_for_request()
+    closing.join(0.3)
+    has_waited = closing.is_alive()
+    endpoint.let_go()
+    closing.join(60)
+    queue.end()
+    couriers.close(60)
+    network.connections.close()
+    assert (has_waited, account.waiting, account.delivered) == (True, 0, 1)
 
 
 def test_a_queue_with_nothing_to_do_has_no_thread_and_no_connection(live: LiveRigMaker) -> None:
