@@ -92,7 +92,7 @@ class EventQueue:
         self._is_closing = False
         self._has_ended = False
         self._is_done = threading.Event()
-        # Whoever looked before the last call has not seen all that there is to do.
+        # Whoever looked before the last call, or another courier's last step, may not have seen all that there is to do.
         self._calls = 0
         self._ending = threading.Lock()
         backlog.on_ready(self.wake)
@@ -307,22 +307,29 @@ class EventQueue:
                 continue
             self._wants_more = ready == 0
             # The last one to have nothing to do: others may still settle what was answered.
-            if self._is_closing and decision.until is None and self._gate.is_empty:
-                self._note_end(calls)
+            is_over = self._is_closing and decision.until is None and self._gate.is_empty
+            if is_over and not self._note_end(calls):
+                continue
             times = [decision.until, now + due_in if due_in else None]
             return min((time for time in times if time is not None), default=None)
         return None
 
-    def _note_end(self, calls: int) -> None:
+    def _note_end(self, calls: int) -> bool:
         with self._ending:
             if calls == self._calls:
                 self._is_done.set()
+            return calls == self._calls
 
     def _stepped(self, ready: int) -> Decision[Entry]:
         if not self._gate.enter():
             return Pause(None)
         try:
-            return self._delivering.step(ready, self._post)
+            decision = self._delivering.step(ready, self._post)
+            if not isinstance(decision, Pause):
+                # What it did may have left more to do, as when a probe got through.
+                with self._ending:
+                    self._calls += 1
+            return decision
         finally:
             self._gate.leave()
             if self._gate.is_shut:
