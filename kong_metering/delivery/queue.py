@@ -92,7 +92,7 @@ class EventQueue:
         self._is_closing = False
         self._has_ended = False
         self._is_done = threading.Event()
-        # Whoever looked before the last call, or another courier's last step, may not have seen all that there is to do.
+        # Whoever looked before the last call, or another courier's last step, may not have seen all there is to do.
         self._calls = 0
         self._ending = threading.Lock()
         backlog.on_ready(self.wake)
