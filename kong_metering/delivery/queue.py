@@ -238,9 +238,14 @@ class EventQueue:
         ):
             self._is_done.wait(left)
 
-    def end(self, *, is_written: bool = True) -> None:
-        """Account for what is left; without `is_written` the disk hangs, and some of it is still in the inbox."""
+    def end(self, deadline: float, *, is_written: bool = True) -> None:
+        """Account for what is left; without `is_written` the disk hangs, and some of it is still in the inbox.
+
+        Begins no request, and waits until `deadline` (monotonic) for one that was begun since `close`, as for what came
+        from a dead process just then: if it gets through, the next process must not send it once more.
+        """
         self.dismiss()
+        self._gate.close(max(0.0, deadline - self._clock.monotonic()))
         self._backlog.end(is_written=is_written)
 
     def dismiss(self) -> None:

@@ -206,16 +206,16 @@ class Delivery:
             self._queues.forget(closing)
         for opened in closing:
             opened.queue.close(deadline)
-        if not within(disk_timeout, partial(self._end, closing), "metering end"):
+        if not within(disk_timeout, partial(self._end, closing, deadline), "metering end"):
             LOGGER.error("the disk hangs: what was not written down of the end is left to the next process")
         self._couriers.close(max(0.0, deadline - self._clock.monotonic()))
         self._connections.close()
 
-    def _end(self, closing: list[OpenQueue]) -> None:
+    def _end(self, closing: list[OpenQueue], deadline: float) -> None:
         """Account for what is left, and let go of all that is on disk."""
         is_written = self._spooler is None or self._spooler.end()
         for opened in closing:
-            opened.queue.end(is_written=is_written)
+            opened.queue.end(deadline, is_written=is_written)
             self._let_go(opened)
         if self._spooler is not None:
             self._spooler.close()

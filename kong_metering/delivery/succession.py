@@ -2,7 +2,7 @@
 
 Contract: couriers `enter` for each step and `leave` after it; the registry shuts the gate, or opens it again. While it
 is shut nobody enters; when the last step is over one courier finds the succession `due`, asks whether it was cancelled,
-and carries it out if `settle` says so. The lock is held for memory only.
+and carries it out if `settle` says so. At the end of the queue it is closed for good. The lock is held for memory only.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ class Succession(NamedTuple):
 
 
 class StepGate:
-    """Lets the steps of a queue begin, until it is to hand over."""
+    """Lets the steps of a queue begin, until it is to hand over, or ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._is_quiet = threading.Condition(self._lock)
+        self._is_closed = False
         self._steps = 0
         self._succession: Succession | None = None
         # The queue that has taken over, if one has.
@@ -70,7 +72,7 @@ class StepGate:
     def enter(self) -> bool:
         """Begin a step; False while none may."""
         with self._lock:
-            if self._succession is not None:
+            if self._is_closed or self._succession is not None:
                 return False
             self._steps += 1
         return True
@@ -79,6 +81,14 @@ class StepGate:
         """End a step."""
         with self._lock:
             self._steps -= 1
+            if self._is_closed and not self._steps:
+                self._is_quiet.notify_all()
+
+    def close(self, timeout: float) -> None:
+        """Let no step begin any more, and wait for those under way, `timeout` seconds at most."""
+        with self._lock:
+            self._is_closed = True
+            self._is_quiet.wait_for(lambda: not self._steps, timeout)
 
     def due(self) -> Succession | None:
         """Return what is to be done now that no step is under way, if that is so."""

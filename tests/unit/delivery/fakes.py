@@ -305,7 +305,7 @@ class Rig:
         self.queue.begin_close()
         self.courier.serve()
         self.queue.close(self.clock.monotonic())
-        self.queue.end()
+        self.queue.end(self.clock.monotonic())
         self.network.connections.close()
         return self.stats.snapshot()
 
@@ -356,7 +356,7 @@ class LiveRig:
         """End the queue as the registry does, and its couriers too."""
         deadline = self.clock.monotonic() + seconds
         self.queue.close(deadline)
-        self.queue.end()
+        self.queue.end(deadline)
         account = self.stats.snapshot()
         self.endpoint.let_go()
         self.couriers.close(20)
@@ -478,7 +478,7 @@ class Process:
             it.queue.close(deadline)
         has_ended = self.spooler.end()
         for it in self.queues:
-            it.end(is_written=has_ended)
+            it.end(deadline, is_written=has_ended)
         self.spooler.close()
         self.couriers.close(max(0.0, deadline - self.clock.monotonic()))
         self.network.connections.close()
@@ -526,10 +526,10 @@ class SpooledQueue:
         """Move the clock, and have those look at it who wait for it to move."""
         self.process.let_pass(seconds)
 
-    def end(self, *, is_written: bool = True) -> None:
+    def end(self, deadline: float, *, is_written: bool = True) -> None:
         if not self.is_ended:
             self.is_ended = True
-            self.queue.end(is_written=is_written)
+            self.queue.end(deadline, is_written=is_written)
             self.process.spooler.release(self.backlog)
 
     def close(self, seconds: float = 0.0) -> None:
@@ -537,8 +537,9 @@ class SpooledQueue:
         if not self.is_ended:
             self.queue.begin_close()
             self.process.spooler.flush(self.process.clock.monotonic() + 20)
-            self.queue.close(self.process.clock.monotonic() + seconds)
-            self.end()
+            deadline = self.process.clock.monotonic() + seconds
+            self.queue.close(deadline)
+            self.end(deadline)
 
 
 def numbered(count: int, first: int = 0) -> list[bytes]:

@@ -385,10 +385,26 @@ def test_who_looked_before_the_last_event_came_does_not_end_the_wait_for_it(stee
     has_waited = closing.is_alive()
     endpoint.let_go()
     closing.join(60)
-    queue.end()
+    queue.end(steered.monotonic())
     couriers.close(60)
     network.connections.close()
     assert (has_waited, account.waiting, account.delivered) == (True, 0, 1)
+
+
+def test_a_request_that_was_begun_between_the_close_and_the_end_is_waited_for(live: LiveRigMaker) -> None:
+    it = live()
+    it.endpoint.hold()
+    deadline = it.clock.monotonic() + 60
+    it.queue.close(deadline)
+    it.put(b"late")  # as what came from a dead process
+    it.endpoint.wait_for_request()
+    ending = threading.Thread(target=it.queue.end, args=(deadline,))
+    ending.start()
+    ending.join(0.3)
+    has_waited = ending.is_alive()
+    it.endpoint.let_go()
+    ending.join(60)
+    assert (has_waited, it.stats.snapshot()) == (True, Snapshot(accepted=1, delivered=1))
 
 
 def test_a_queue_with_nothing_to_do_has_no_thread_and_no_connection(live: LiveRigMaker) -> None:
