@@ -38,9 +38,7 @@ class QueueAccount:
 
     def accept(self) -> None:
         """Count an event that came in."""
-        with self._lock:
-            self.waiting += 1
-            self._counts["accepted"] += 1
+        self._count(1, "accepted")
         self._stats.accept()
 
     def adopt(self, events: int) -> None:

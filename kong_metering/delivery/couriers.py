@@ -98,11 +98,6 @@ class Couriers:
         """How many couriers there are."""
         return len(self._threads)
 
-    @property
-    def idle(self) -> int:
-        """How many of them wait for something to do."""
-        return self._spares + self._is_watched
-
     def wake(self, queue: Served, at: float) -> None:
         """Have the queue served at this moment (monotonic), or before if that was said already."""
         with self._lock:

@@ -167,12 +167,10 @@ class Instances:
     def finish(self, instance: Instance, phase: Phase, begun_at: float) -> None:
         """Count an event as over that came to its end, and began then (monotonic)."""
         phase.observe(self.clock.monotonic() - begun_at)
-        instance.events -= 1
-        if instance.is_closed:
-            self._close_when_over(instance)
+        self.leave(instance)
 
     def leave(self, instance: Instance) -> None:
-        """Count an event as over that did not come to its end."""
+        """Count an event as over."""
         instance.events -= 1
         if instance.is_closed:
             self._close_when_over(instance)

@@ -22,8 +22,20 @@ class Delivered:
     note: str = field(default="", compare=False)
 
 
+class _Explained:
+    """What is said of a failure: in short, and with the endpoint's own words where it said any."""
+
+    reason: str
+    words: str
+
+    @property
+    def explanation(self) -> str:
+        """What the endpoint said, as fully as it is kept with a dead letter."""
+        return self.words or self.reason
+
+
 @dataclass(frozen=True)
-class Failed:
+class Failed(_Explained):
     """The endpoint did not take the request, for now.
 
     `reason` is for people, and short; `words` is the same with the endpoint's own words up to 4,096 characters, to be
@@ -52,14 +64,9 @@ class Failed:
         """True if it says who asks, or how often; a firewall may say that of an event, too."""
         return self.kind in _ABOUT_THE_SENDER
 
-    @property
-    def explanation(self) -> str:
-        """What the endpoint said, as fully as it is kept with a dead letter."""
-        return self.words or self.reason
-
 
 @dataclass(frozen=True)
-class Rejected:
+class Rejected(_Explained):
     """The endpoint refused the request because of an event in it; `indexes` are the ones it named.
 
     `reason` and `words` as with `Failed`, and so is what is the same for all of these.
@@ -73,11 +80,6 @@ class Rejected:
     reason: str
     indexes: tuple[int, ...] = ()
     words: str = field(default="", compare=False)
-
-    @property
-    def explanation(self) -> str:
-        """What the endpoint said, as fully as it is kept with a dead letter."""
-        return self.words or self.reason
 
     def named(self, size: int) -> list[int]:
         """Return which of so many events it named; none if it named all."""

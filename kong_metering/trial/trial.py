@@ -85,7 +85,8 @@ class Trial(Generic[T]):
         """Let events (by identity) of a part that was to be sent go; False if none is left: it is not answered."""
         gone = {id(item) for item in items}
         kept = [index for index, item in enumerate(part.items) if id(item) not in gone]
-        self._hand.forget_places([part.places[index] for index in range(len(part.items)) if index not in set(kept)])
+        places = zip(part.places, part.items, strict=True)
+        self._hand.forget_places([place for place, item in places if id(item) in gone])
         part.items, part.places = [part.items[index] for index in kept], [part.places[index] for index in kept]
         if not kept:
             self._hand.out.remove(part)

@@ -1094,10 +1094,11 @@ def test_unlimited_concurrency_has_a_bound_and_keeps_the_limits_of_the_queue(liv
 
 def test_unlimited_concurrency_starts_no_more_threads_than_there_are_events_at_once(live: LiveRigMaker) -> None:
     it = live(concurrency_limit=-1)
+    couriers = it.couriers
     for number in range(50):
         it.put(b"%d" % number)
         it.settle()
-        wait_until(lambda: it.couriers.idle == it.couriers.threads, "who delivered it waits for more")
+        wait_until(lambda: couriers._spares + couriers._is_watched == couriers.threads, "who delivered it waits")
     assert it.couriers.threads <= 2
     assert len(it.endpoint.senders) <= 2
 
