@@ -257,7 +257,8 @@ class SpooledBacklog:
         """Try again to read, to save positions, and to write dead letters."""
         self._burials.try_again()
         for log in self._sources.logs():
-            if log.is_unsaved:
+            # Held back, and saved nevertheless: what was answered meanwhile has found the disk in order.
+            if log.is_unsaved or log.is_unnotable:
                 self._save_again(log)
             if log.is_unsure:
                 self._ask_clock_again(log)

@@ -461,9 +461,9 @@ class Process:
         begun = janitor.rounds
         wait_until(lambda: janitor.rounds > begun + 1, "a round of the janitor")
 
-    def wait_for_rest(self) -> None:
-        """Wait until no courier is at work."""
-        wait_until(lambda: not self.couriers._at_work, "the couriers rest")
+    def wait_for_rest(self, at_work: int = 0) -> None:
+        """Wait until no courier is at work, but for so many."""
+        wait_until(lambda: self.couriers._at_work.total() == at_work, "the couriers rest")
 
     def close(self, seconds: float = 0.0) -> Snapshot:
         """End it as the registry does."""

@@ -114,6 +114,24 @@ def test_what_was_noted_before_is_tried_again_meanwhile(process: ProcessMaker) -
     assert it.process.settle() == Snapshot(accepted=7, delivered=7)
 
 
+def test_what_is_held_back_goes_out_though_an_answer_was_noted_before_anybody_looked_at_the_disk(
+    process: ProcessMaker,
+) -> None:
+    it = process(round_seconds=3600).open(concurrency_limit=-1)
+    it.endpoint.hold()
+    it.put_on_disk(b"on its way")
+    it.endpoint.wait_for_request()
+    with unsaved(errno.EIO):
+        it.put_on_disk(b"new")
+        wait_until(lambda: it.backlog.held_back == 2, "the new one is held back, behind that")
+        it.process.wait_for_rest(at_work=1)
+    it.endpoint.let_go()
+    wait_until(lambda: it.endpoint.delivered == [b"on its way"], "what was on its way is answered")
+    it.process.wait_for_rest()
+    it.queue.try_now()
+    assert it.process.settle() == Snapshot(accepted=2, delivered=2)
+
+
 def test_a_full_disk_has_half_of_the_window_to_get_room(process: ProcessMaker, log: LogLines) -> None:
     it = process(dedupe_window=1000.0).open()
     it.put_on_disk(b"first")
