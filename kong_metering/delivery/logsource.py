@@ -155,6 +155,14 @@ class LogSource:
         # In this order: who reads notes what is unsettled before it is no longer unread.
         return not self.unread_on_disk and not self._unsettled
 
+    @property
+    def may_go(self) -> bool:
+        """Whether nothing waits in it any more, and whoever finds it will know that, if it is still there to be found.
+
+        A disk that takes no position may take no removal either: all would be delivered again.
+        """
+        return self.is_settled and not (self.is_unsaved and self.held.directory.is_dir())
+
     def oldest_at(self) -> float | None:
         """Tell when the first unread event came (monotonic), minus infinity if not known, None when there is none."""
         if not self.unread:

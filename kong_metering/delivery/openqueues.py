@@ -45,6 +45,11 @@ class OpenQueue:
         return self.queue.has_moved and self.queue.waiting > 0
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits in it, and nothing is left to be written down of what did."""
+        return self.queue.waiting == 0 and not (self.on_disk is not None and self.on_disk.is_unsaved)
+
+    @property
     def on_disk(self) -> SpooledBacklog | None:
         """The backlog, if that is on disk."""
         return self.backlog if isinstance(self.backlog, SpooledBacklog) else None
@@ -108,10 +113,10 @@ class OpenQueues:
         return now is not None and now.precedence is opened.precedence and now.precedence.is_refused
 
     def unneeded(self) -> list[OpenQueue]:
-        """Return those that nobody uses and in which nothing waits."""
+        """Return those that nobody uses and in which nothing waits, on disk either."""
         # What still comes to one that has handed over goes to the other.
         heirs = [opened.heir for opened in self.all() if opened.heir is not None]
-        idle = [opened for opened in self.all() if opened.users <= 0 and opened.queue.waiting == 0]
+        idle = [opened for opened in self.all() if opened.users <= 0 and opened.is_idle]
         return [opened for opened in idle if not any(opened is heir for heir in heirs)]
 
     def forget(self, closing: list[OpenQueue]) -> None:

@@ -92,6 +92,11 @@ class SourceList:
         return sum(log.waiting for log in self.logs() if log.is_unnotable)
 
     @property
+    def is_unsaved(self) -> bool:
+        """Whether it is still to be written down, in one of the logs, how far that is settled."""
+        return any(log.is_unsaved for log in self.logs())
+
+    @property
     def unsure(self) -> int:
         """How many events on disk may not be sent now, because it is not known how long ago some of them went out."""
         return sum(log.waiting for log in self.logs() if log.is_unsure)
@@ -125,9 +130,9 @@ class SourceList:
         return logs
 
     def take_settled(self) -> list[LogSource]:
-        """Take the logs out in which nothing waits any more, and which nobody appends to."""
+        """Take the logs out in which nothing waits any more, by the disk too, and which nobody appends to."""
         with self._lock:
-            settled = [log for log in self._adopted if log.is_settled]
+            settled = [log for log in self._adopted if log.may_go]
             self._adopted = tuple(log for log in self._adopted if log not in settled)
         return settled
 

@@ -249,6 +249,11 @@ class SpooledBacklog:
         return self._account.waiting > 0
 
     @property
+    def is_unsaved(self) -> bool:
+        """Whether it is still to be written down what is settled; waits for no disk."""
+        return self._sources.is_unsaved
+
+    @property
     def is_refused(self) -> bool:
         """Whether the disk refused the last write."""
         return self._sources.disk is Disk.REFUSES

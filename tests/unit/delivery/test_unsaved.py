@@ -13,14 +13,18 @@ from unittest import mock
 
 import pytest
 
+from kong_metering.config import parse_config, parse_entity
 from kong_metering.delivery.burials import MAX_PENDING
+from kong_metering.delivery.registry import Delivery
 from kong_metering.eventlog.position import PositionFile
 from kong_metering.spool.deadletters import DEAD_LETTERS
+from kong_metering.spool.identity import QueueIdentity
 from kong_metering.stats import Snapshot
 from kong_metering.trial.outcome import Delivered
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
     DOWN,
+    FakeEndpoint,
     broken_disk,
     crashed,
     down,
@@ -218,6 +222,57 @@ def test_what_is_held_back_is_neither_lost_nor_doubled_when_memory_is_written_be
         it.endpoint.let_go()
     assert it.process.settle() == Snapshot(accepted=41, delivered=41)
     assert sorted(it.endpoint.delivered) == sorted([b"first", *numbered(40)])
+
+
+def test_what_is_answered_while_the_disk_is_read_only_does_not_go_out_again_once_that_is_over(
+    process: ProcessMaker,
+) -> None:
+    before = process().open(down())
+    before.put_on_disk(b"event")
+    before.process.close()
+    it = process().open()
+    it.endpoint.hold()
+    it.endpoint.wait_for_request()
+    with broken_disk(errno.EROFS):
+        it.endpoint.let_go()
+        assert it.process.settle(adopted=1).delivered == 1
+        # Nothing waits in the log any more, which can neither be written to nor be removed.
+        it.process.wait_for_a_round()
+        it.process.wait_for_a_round()
+    it.process.wait_for_a_round()
+    it.process.close()
+    following = process().open()
+    following.process.wait_for_a_round()
+    assert following.process.close() == Snapshot()
+
+
+def test_a_queue_that_nobody_uses_ends_when_it_is_written_down_what_was_delivered(process: ProcessMaker) -> None:
+    it = process()
+    delivery = Delivery(
+        clock=it.clock, stats=it.stats, couriers=it.couriers, connections=it.network.connections, spooler=it.spooler
+    )
+    endpoint = FakeEndpoint()
+    url = it.network.endpoint(endpoint).url
+    config = {"ingest_endpoint": url, "api_token": "token", "queue": {"max_coalescing_delay": 0}}
+    queue = delivery.open(parse_entity({"__plugin_id": "one"}), parse_config(config))
+    endpoint.hold()
+    queue.put(b"event")
+    endpoint.wait_for_request()
+    with broken_disk(errno.EROFS):
+        endpoint.let_go()
+        it.settle()
+        it.wait_for_rest()
+        delivery.release(queue)
+        it.wait_for_a_round()
+    it.wait_for_a_round()
+    delivery.sweep()
+    assert delivery.waiting() == {}
+    it.wait_for_a_round()
+    it.close()
+    other = process()
+    following = other.open(identity=QueueIdentity("one", "one", url))
+    other.wait_for_a_round()
+    assert (other.close(), following.endpoint.requests) == (Snapshot(), [])
 
 
 def test_what_is_held_back_at_the_end_is_left_for_the_next_process(process: ProcessMaker) -> None:
