@@ -101,6 +101,13 @@ class SpooledBacklog:
         # Whether what dead processes left was looked for: it goes before what is accepted here.
         self.has_begun = False
         self._cannot_be_read = False
+        # Whose its logs are, or will be in a moment, once it has handed over.
+        self.heir: SpooledBacklog | None = None
+
+    @property
+    def last_heir(self) -> SpooledBacklog:
+        """The one that has what comes to this one now: itself, or the last one of those that took over."""
+        return self if self.heir is None else self.heir.last_heir
 
     @property
     def disk_state(self) -> str:

@@ -50,6 +50,8 @@ class LogMoves:
 
     def begin(self, old: SpooledBacklog, heir: SpooledBacklog) -> None:
         """Have all logs of a queue given to its heir."""
+        # In this order: a log that comes for it from yet another one is among its own, or goes to the heir.
+        old.heir = heir
         self._begun.append((old, heir))
 
     def carry_on(self) -> None:
@@ -79,12 +81,13 @@ class LogMoves:
         self._moving = []
 
     def _move(self, moving: _Moving) -> bool:
+        heir = moving.heir.last_heir
         try:
-            log = self.given(moving.held, moving.heir)
+            log = self.given(moving.held, heir)
         except DISK_ERRORS as error:
             message = f"events in {moving.held.directory} cannot be given to another endpoint, for now"
             LOGGER.error("%s: %s", message, cause_of(error), extra=trouble("takeover"))
             return False
-        if not moving.heir.chores.take_over(log, moving.waiting, moving.old.chores):
+        if not heir.chores.take_over(log, moving.waiting, moving.old.chores):
             self._holdings.retire(log.held)
         return True

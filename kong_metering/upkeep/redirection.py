@@ -102,7 +102,7 @@ class Redirection:
         # If not now, that is tried again by the queue.
         with contextlib.suppress(OSError):
             log.save_again()
-        if not self._new.chores.take_over(log, waiting, self._old.chores):
+        if not self._new.last_heir.chores.take_over(log, waiting, self._old.chores):
             self._holdings.retire(held)
 
     def _set_free(self, held: HeldLog, waiting: int) -> None:

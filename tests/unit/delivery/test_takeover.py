@@ -417,6 +417,23 @@ def test_a_disk_that_is_read_only_delays_it(
     assert sorted(set(events(right))) == list(range(50))
 
 
+def test_what_is_still_on_its_way_to_a_url_that_is_corrected_again_goes_on_to_the_next(
+    serve: Serve, wrong: IngestServer, right: IngestServer, log: LogLines
+) -> None:
+    served = serve()
+    put(served.open(wrong), 0, 10)
+    wait_until(lambda: wrong.requests, "it is tried")
+    with running(IngestServer()) as second:
+        with broken_disk(errno.EROFS):
+            middle = served.open(second)
+            wait_until(lambda: log.with_text("cannot be given to another endpoint, for now"), "it is to be given away")
+            served.open(right)
+            wait_until(lambda: middle.has_moved, "the second one has handed over, too")
+        served.settle()
+        assert second.requests == []
+    assert sorted(events(right)) == list(range(10))
+
+
 def test_what_was_to_be_taken_over_when_the_process_ends_is_left_for_the_next_one(
     serve: Serve, wrong: IngestServer, right: IngestServer
 ) -> None:
