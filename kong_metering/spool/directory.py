@@ -198,8 +198,10 @@ class SpoolDirectory:
         save_identity(held.directory, identity)
         held.log.keep_with(self._keeper(held.directory, identity))
         reassigned = HeldLog(held.log, identity, self)
+        # Not `held` alone: who asks again, because something else has failed, does so with what was before.
+        before = [each for each in tuple(self._open) if each.log is held.log]
         self._open.add(reassigned)
-        self._open.discard(held)
+        self._open.difference_update(before)
         return reassigned
 
     def retire(self, held: HeldLog) -> None:

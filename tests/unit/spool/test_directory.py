@@ -290,6 +290,25 @@ def test_a_log_that_is_set_free_can_be_had_by_others_at_once(tmp_path: Path, kin
     assert {log.identity for log in SpoolDirectory(tmp_path).adopt().logs} == {QUEUE, OTHER}
 
 
+def test_a_log_that_was_made_another_queues_twice_is_let_go_of_once(tmp_path: Path) -> None:
+    """Another log of the first queue may be in its place by the end."""
+    spool = SpoolDirectory(tmp_path)
+    held = spool.log_for(QUEUE)
+    held.log.append(payloads(1, 3), NOW)
+    spool.reassign(held, OTHER)
+    # Something else failed, and it is tried again.
+    reassigned = spool.reassign(held, OTHER)
+    reassigned.log.done(3)
+    spool.retire(reassigned)
+    later = spool.log_for(QUEUE)
+    assert later.directory == held.directory
+    later.log.append(payloads(1, 5), NOW)
+    spool.close()
+    (left,) = SpoolDirectory(tmp_path).adopt().logs
+    assert left.identity == QUEUE
+    assert not left.log.was_position_lost
+
+
 def test_looking_does_not_keep_a_process_from_taking(tmp_path: Path) -> None:
     """Nor does it change anything."""
     directory = dead_part(tmp_path, "proc-1-dead")
