@@ -168,7 +168,7 @@ class Couriers:
         thread = threading.Thread(target=self._work, name="metering courier", daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # no more threads, or the interpreter is exiting; the next event tries again
+        except RuntimeError as error:  # no more threads, or the interpreter is exiting; it is tried again in a second
             self._is_short = True
             LOGGER.error("no thread can be started to deliver: %s", cause_of(error), extra=trouble("courier"))
             return

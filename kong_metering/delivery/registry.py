@@ -173,7 +173,11 @@ class Delivery:
         self.sweep()
 
     def sweep(self) -> None:
-        """End the queues that nobody uses and that are empty; to be called about once a second."""
+        """End the queues that nobody uses and that are empty; to be called about once a second.
+
+        Starts a courier that could not be started, too, though no event comes.
+        """
+        self._couriers.try_again()
         if self._spooler is None:
             # With a spool the janitor does it.
             self._connections.sweep(self._clock.monotonic())

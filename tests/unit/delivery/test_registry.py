@@ -78,6 +78,21 @@ def numbered(sequence: object) -> Entity:
     return parse_entity({"__plugin_id": ONE.id, "__seq__": sequence})
 
 
+def test_a_courier_that_cannot_be_started_is_started_though_no_event_comes(
+    delivery: Delivery, server: IngestServer, stats: Stats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = delivery.open(ONE, config(server))
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        queue.put(b"{}")
+    delivery.sweep()
+    settle(stats)
+
+
 def ruling(delivery: Delivery, server: IngestServer, stats: Stats, *opened: tuple[str, object]) -> str:
     """Open configurations, by their tokens and numbers, and give the token with which an event leaves then."""
     queues = [delivery.open(numbered(sequence), config(server, token)) for token, sequence in opened]
