@@ -45,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="what the gateway of the end-to-end tests speaks with the plugin server",
     )
 
+    parser.addoption(
+        "--schedules",
+        default="0:6",
+        help="the seeds of the random schedules of faults that the tests of delivery run: FIRST:END",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "e2e: goes through a whole gateway; runs on a real Kong too")
