@@ -123,13 +123,13 @@ class MemoryBacklog:
         if len(event) > self._thresholds.largest:
             self._account.drop(Dropped.EVENT_TOO_LARGE, 1, f"an event of {len(event)} bytes is too large")
             return
-        waiting = self._source.unread
-        if waiting >= self._thresholds.roomy:
+        if self._source.unread >= self._thresholds.roomy:
             self._make_room(len(event))
-        self._source.add([event], self._clock.monotonic())
+        # Counted when it is there: those before it may have been read, and delivered, in this moment.
+        waiting = self._source.add([event], self._clock.monotonic())
         if self._heir is not None:
             self._pass_on(self._heir)  # it has come in between
-        elif waiting == 0 or waiting + 1 >= self._thresholds.wakes_at:
+        elif waiting == 1 or waiting >= self._thresholds.wakes_at:
             self._on_ready()
 
     def oldest_at(self) -> float | None:

@@ -130,11 +130,14 @@ class Burials:
         if damage.events:
             self.bury([], Buried.UNREADABLE, where)
 
-    def try_again(self) -> None:
-        """Write what could not be written before."""
+    def try_again(self) -> bool:
+        """Write what could not be written before; True if something was, so that the queue may read again."""
+        has_written = False
         with self._burying:
             while self._pending and not self._has_ended and self._bury_now(self._pending[0]):
                 self._pending.popleft()
+                has_written = True
+        return has_written
 
     def end(self) -> None:
         """Write what is left, if it can be, and nothing after it: the events stay where they wait."""

@@ -52,11 +52,12 @@ class Served(Protocol):
 
 @dataclass(eq=False)
 class _Turn:
-    """When a queue is due next (monotonic), and how many couriers serve it now."""
+    """When a queue is due next (monotonic), how many couriers serve it now, and whether it stands in line for one."""
 
     queue: Served
     at: float | None = None
     running: int = 0
+    is_in_line: bool = False
 
 
 class Couriers:
@@ -142,10 +143,13 @@ class Couriers:
     # -- with the lock held -------------------------------------------------------------------------------------------
 
     def _line_up(self, turn: _Turn, at: float) -> None:
+        has_room = turn.running < turn.queue.width
         if turn.at is not None and turn.at <= at + _NO_SOONER_SECONDS:
-            return
-        turn.at = at
-        if turn.running >= turn.queue.width:
+            if turn.is_in_line or not has_room:
+                return
+            at = turn.at  # it may be served by more than when that was said
+        turn.at, turn.is_in_line = at, has_room
+        if not has_room:
             return  # who serves it lines it up again
         heapq.heappush(self._due, (at, next(self._order), turn))
         if self._due[0][2] is turn:
@@ -172,23 +176,26 @@ class Couriers:
         self._newcomers += 1
         self._threads.add(thread)
 
-    def _take(self) -> _Turn | None:
-        """Take the queue whose turn it is; None when none is due."""
+    def _take(self) -> tuple[_Turn, str] | None:
+        """Take the queue whose turn it is, in its endpoint's share; None when none is due."""
         now = self._clock.monotonic()
         while self._due and self._due[0][0] <= now:
             at, _, turn = heapq.heappop(self._due)
-            if turn.at != at or turn.running >= turn.queue.width:
+            if turn.at != at:
+                continue
+            turn.is_in_line = turn.running < turn.queue.width
+            if not turn.is_in_line:
                 continue
             origin = turn.queue.origin
             if self._at_work[origin] >= self._share_of(origin):
                 self._held_back.setdefault(origin, []).append(turn)
                 continue
-            turn.at = None
+            turn.at, turn.is_in_line = None, False
             turn.running += 1
             self._at_work[origin] += 1
             if self._due:
                 self._call()
-            return turn
+            return turn, origin
         return None
 
     def _share_of(self, origin: str) -> int:
@@ -206,26 +213,27 @@ class Couriers:
                 heapq.heappush(self._due, (held.at, next(self._order), held))
         if self._turns.get(turn.queue) is not turn:
             return
-        asked, turn.at = turn.at, None
+        asked, turn.at, turn.is_in_line = turn.at, None, False
         times = [time for time in (asked, at) if time is not None]
         if times:
             self._line_up(turn, min(times))
         elif not turn.running:
             del self._turns[turn.queue]
 
-    def _wait_for_turn(self) -> _Turn | None:
+    def _wait_for_turn(self) -> tuple[_Turn, str] | None:
         """Wait for a queue to serve; None when this courier is not needed any more."""
         leaves_at = self._clock.monotonic() + self._idle_seconds
         while not self._is_closed:
-            turn = self._take()
-            if turn is not None:
-                return turn
+            taken = self._take()
+            if taken is not None:
+                return taken
             now = self._clock.monotonic()
             if self._is_watched:
                 is_needed = self._wait_as_spare(leaves_at - now)
             else:
                 is_needed = self._wait_as_watcher(self._due[0][0] - now if self._due else leaves_at - now)
-                is_needed |= bool(self._due)
+            # One whose time was over before it was called does not know that it was.
+            is_needed |= bool(self._due) and not self._is_watched
             if not is_needed and self._clock.monotonic() >= leaves_at:
                 return None
         return None
@@ -249,11 +257,11 @@ class Couriers:
             self._newcomers -= 1
         while True:
             with self._lock:
-                turn = self._wait_for_turn()
-                if turn is None:
+                taken = self._wait_for_turn()
+                if taken is None:
                     self._threads.discard(threading.current_thread())
                     return
-                origin = turn.queue.origin
+            turn, origin = taken
             at = self._serve(turn.queue)
             with self._lock:
                 self._give_back(turn, origin, at)

@@ -390,12 +390,18 @@ class LogSource:
             self._log.unmark(self._log.marks)
             self._save()
 
-    def save_again(self) -> None:
-        """Save the position and the marks, after the disk refused that: what is held may go then. Raises `OSError`."""
+    def save_again(self) -> bool:
+        """Save the position and the marks, after the disk refused that; True if events were held, and may go now.
+
+        Raises the system's `OSError`.
+        """
         with self._lock:
-            if not self._is_closed:
-                self._save()
-                self.is_unnotable = False
+            if self._is_closed:
+                return False
+            self._save()
+            # Asked with the lock held: a courier may have come to be refused while this waited for it.
+            was_held, self.is_unnotable = self.is_unnotable, False
+        return was_held
 
     def close_ranks(self) -> None:
         """Write what is not settled once more, behind the last event, if others overtook it or it is gone from disk.

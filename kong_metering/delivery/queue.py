@@ -311,6 +311,9 @@ class EventQueue:
             if not isinstance(decision, Pause):
                 continue
             self._wants_more = ready == 0
+            if ready and calls != self._calls:
+                # Another courier may have found nothing left since, and wants to be woken.
+                continue
             # The last one to have nothing to do: others may still settle what was answered.
             is_over = self._is_closing and decision.until is None and self._gate.is_empty
             if is_over and not self._note_end(calls):

@@ -124,13 +124,14 @@ class MemorySource:
         with self._lock:
             return self._waiting[0][1].queued_at if self._waiting else None
 
-    def add(self, events: Sequence[bytes], now: float) -> None:
-        """Take events in; `now` is monotonic."""
+    def add(self, events: Sequence[bytes], now: float) -> int:
+        """Take events in, and return how many were not read yet at that moment; `now` is monotonic."""
         with self._lock:
             for event in events:
                 self._waiting.append((self._next, _Held(event, now)))
                 self._waiting_bytes += len(event)
                 self._next += 1
+            return len(self._waiting)
 
     def forget_oldest(self, max_entries: float, max_bytes: float) -> int:
         """Forget the oldest unread events beyond the bounds; tell how many."""

@@ -255,7 +255,9 @@ class SpooledBacklog:
 
     def try_again(self) -> None:
         """Try again to read, to save positions, and to write dead letters."""
-        self._burials.try_again()
+        if self._burials.try_again():
+            # While there were too many of them nothing was read.
+            self._sources.on_ready()
         for log in self._sources.logs():
             # Held back, and saved nevertheless: what was answered meanwhile has found the disk in order.
             if log.is_unsaved or log.is_unnotable:
@@ -272,11 +274,11 @@ class SpooledBacklog:
             self._sources.on_ready()
 
     def _save_again(self, log: LogSource) -> None:
-        was_held, waiting = log.is_unnotable, log.waiting
+        waiting = log.waiting
         try:
-            log.save_again()
+            was_held = log.save_again()
         except OSError as error:
-            self._say_held(error) if was_held else self._account.say_position_is_lost(error)
+            self._say_held(error) if log.is_unnotable else self._account.say_position_is_lost(error)
             return
         if was_held:
             lasted = self._unnotable.works(self._clock.monotonic())

@@ -148,6 +148,51 @@ def test_being_woken_while_it_is_served_is_not_lost(couriers: Couriers) -> None:
     wait_until(lambda: len(queue.served) == 2, "and the second")
 
 
+def test_a_courier_that_is_called_in_the_moment_in_which_it_would_leave_stays(couriers: Couriers) -> None:
+    is_over = threading.Event()
+
+    class Slow(Served):
+        """Woken for so long that meanwhile the time of an idle courier is over."""
+
+        @property
+        def width(self) -> int:  # type: ignore[override]
+            is_over.wait(2 * couriers._idle_seconds)
+            is_over.set()
+            return 1
+
+        @width.setter
+        def width(self, width: int) -> None:
+            assert width == 1
+
+    first, second, busy = (Served(couriers, f"https://{name}.test", todo=1) for name in ("one", "two", "busy"))
+    for queue in (first, second, busy):
+        queue.gate.clear()
+    for queue in (first, second):
+        couriers.wake(queue, 0.0)
+    wait_until(lambda: first.at_work + second.at_work == 2, "there are two couriers")
+    for queue in (first, second):
+        queue.gate.set()
+    wait_until(lambda: first.served and second.served, "both have nothing to do")
+    couriers.wake(busy, 0.0)
+    wait_until(lambda: busy.at_work == 1, "one of them is busy, the other one is idle")
+    called = Slow(couriers, "https://called.test", todo=1)
+    couriers.wake(called, 0.0)
+    wait_until(lambda: called.served, "it is served all the same")
+    busy.gate.set()
+
+
+def test_a_queue_that_becomes_wider_is_served_by_more_at_once(couriers: Couriers) -> None:
+    queue = Served(couriers, todo=3)
+    queue.gate.clear()
+    couriers.wake(queue, 0.0)
+    wait_until(lambda: queue.at_work == 1, "it is served by one")
+    couriers.wake(queue, 0.0)
+    queue.width = 3
+    couriers.wake(queue, 0.0)
+    wait_until(lambda: queue.at_work == 3, "it is served by three")
+    queue.gate.set()
+
+
 def test_an_endpoint_that_hangs_takes_no_more_than_its_share(couriers: Couriers) -> None:
     hanging = [Served(couriers, todo=1) for _ in range(20)]
     for queue in hanging:

@@ -24,7 +24,7 @@ from kong_metering.delivery.queue import EventQueue
 from kong_metering.ingest.arrays import Arrays
 from kong_metering.stats import Snapshot, Stats
 from kong_metering.trial.batching import MAX_EVENT_BYTES
-from kong_metering.trial.decisions import UNLIMITED_IN_FLIGHT
+from kong_metering.trial.decisions import UNLIMITED_IN_FLIGHT, Pause
 from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected
 from kong_metering.trial.trial import REACH
 from tests.support.clock import FakeClock
@@ -39,15 +39,18 @@ from tests.unit.delivery.fakes import (
     Choking,
     FakeEndpoint,
     FakeNetwork,
+    LiveRig,
     Refusing,
     Rig,
+    SteeredClock,
     numbered,
     take_all,
 )
 
 if TYPE_CHECKING:
+    from kong_metering.delivery.source import Entry
+    from kong_metering.trial.decisions import Decision
     from tests.unit.delivery.conftest import LiveRigMaker, RigMaker
-    from tests.unit.delivery.fakes import SteeredClock
 
 
 def failing_times(times: int, failure: Outcome) -> Callable[[list[bytes]], Outcome]:
@@ -389,6 +392,72 @@ def test_who_looked_before_the_last_event_came_does_not_end_the_wait_for_it(stee
     couriers.close(60)
     network.connections.close()
     assert (has_waited, account.waiting, account.delivered) == (True, 0, 1)
+
+
+class InterruptedClock(SteeredClock):
+    """Does something, once, when a thread asks it for the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: Callable[[], None] | None = None
+        self._thread = threading.current_thread()
+
+    def monotonic(self) -> float:
+        if self.meanwhile is not None and threading.current_thread() is self._thread:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+        return super().monotonic()
+
+
+def test_an_event_that_is_put_while_those_before_it_leave_is_not_forgotten() -> None:
+    clock = InterruptedClock()
+    it = LiveRig(Queue(max_batch_size=10, max_coalescing_delay=5), clock)
+    it.put(b"before")
+
+    def leaves() -> None:
+        it.let_pass(5)
+        wait_until(lambda: it.endpoint.delivered == [b"before"], "the one before is delivered")
+        wait_until(lambda: not it.couriers._at_work, "nobody is at work")
+
+    clock.meanwhile = leaves
+    it.put(b"event")
+    it.let_pass(5)
+    assert it.settle().delivered == 2
+    it.close()
+
+
+def test_two_couriers_that_look_in_turn_leave_the_queue_to_be_woken(
+    live: LiveRigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them is slow to note that others were at it, and all of it is delivered meanwhile."""
+    it = live(concurrency_limit=-1, initial_retry_delay=60, max_retry_delay=60, max_retry_time=3600)
+    stepped, is_slow, goes_on = EventQueue._stepped, threading.Event(), threading.Event()
+
+    def slowly(queue: EventQueue, ready: int) -> Decision[Entry]:
+        decision = stepped(queue, ready)
+        if ready and isinstance(decision, Pause) and not is_slow.is_set():
+            is_slow.set()
+            goes_on.wait(20)
+        return decision
+
+    it.endpoint.script.append(REFUSED)
+    it.put(b"first")
+    it.endpoint.wait_for_request()
+    wait_until(lambda: not it.couriers._at_work, "there is a pause")
+    it.endpoint.hold()
+    it.let_pass(60)
+    it.endpoint.wait_for_request()
+    monkeypatch.setattr(EventQueue, "_stepped", slowly)
+    # While it is tried whether anything gets through, all else waits.
+    it.put(*numbered(2 * UNLIMITED_IN_FLIGHT))
+    assert is_slow.wait(20)
+    it.endpoint.let_go()
+    it.settle()
+    wait_until(lambda: it.couriers._at_work.total() <= 1, "the others have nothing to do")
+    goes_on.set()
+    wait_until(lambda: not it.couriers._at_work, "nor has that one")
+    it.put(b"later")
+    it.settle()
 
 
 def test_a_request_that_was_begun_between_the_close_and_the_end_is_waited_for(live: LiveRigMaker) -> None:

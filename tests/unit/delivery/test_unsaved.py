@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from unittest import mock
 
 import pytest
 
+from kong_metering.delivery.burials import MAX_PENDING
+from kong_metering.eventlog.position import PositionFile
+from kong_metering.spool.deadletters import DEAD_LETTERS
 from kong_metering.stats import Snapshot
 from kong_metering.trial.outcome import Delivered
 from tests.support.waiting import wait_until
@@ -27,6 +31,7 @@ from tests.unit.delivery.fakes import (
 )
 
 if TYPE_CHECKING:
+    from kong_metering.eventlog.format import Position
     from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
 
@@ -130,6 +135,51 @@ def test_what_is_held_back_goes_out_though_an_answer_was_noted_before_anybody_lo
     it.process.wait_for_rest()
     it.queue.try_now()
     assert it.process.settle() == Snapshot(accepted=2, delivered=2)
+
+
+def test_what_is_held_back_while_the_disk_is_asked_again_goes_out(process: ProcessMaker) -> None:
+    it = process(round_seconds=3600).open()
+    it.put_on_disk(b"first")
+    it.process.settle()
+    it.process.wait_for_rest()
+    save, saving, goes_on = PositionFile.save, threading.Event(), threading.Event()
+
+    def refuse_one(file: PositionFile, position: Position) -> None:
+        if not saving.is_set():
+            saving.set()
+            goes_on.wait(20)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        save(file, position)
+
+    with mock.patch.object(PositionFile, "save", refuse_one):
+        it.put(b"second")
+        assert saving.wait(20)
+        asking = threading.Thread(target=it.backlog.try_again)
+        asking.start()
+        asking.join(0.2)  # it waits for the one who is being refused
+        goes_on.set()
+        asking.join()
+    it.process.wait_for_rest()
+    it.backlog.try_again()
+    assert it.process.settle() == Snapshot(accepted=2, delivered=2)
+
+
+def test_events_are_read_again_once_there_are_no_longer_too_many_dead_letters_to_write(
+    process: ProcessMaker, root: Path
+) -> None:
+    before = process().open(down())
+    before.put_on_disk(*numbered(MAX_PENDING + 100))
+    before.process.close()
+    for position in root.glob("proc-*/*/position"):
+        position.unlink()  # nobody knows any more what was sent, and when
+    before.process.clock.advance(200)
+    (root / DEAD_LETTERS).touch()
+    it = process(dedupe_window=100.0).open(max_batch_size=100)
+    wait_until(lambda: it.backlog.letters_pending >= MAX_PENDING, "as many wait as may")
+    it.process.wait_for_rest()
+    (root / DEAD_LETTERS).unlink()
+    account = it.process.settle(adopted=MAX_PENDING + 100)
+    assert account.dead_letters == {"ambiguous": MAX_PENDING + 100}
 
 
 def test_a_full_disk_has_half_of_the_window_to_get_room(process: ProcessMaker, log: LogLines) -> None:
