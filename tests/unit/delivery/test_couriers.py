@@ -155,7 +155,7 @@ def test_a_courier_that_is_called_in_the_moment_in_which_it_would_leave_stays(co
         """Woken for so long that meanwhile the time of an idle courier is over."""
 
         @property
-        def width(self) -> int:  # type: ignore[override]
+        def width(self) -> int:
             is_over.wait(2 * couriers._idle_seconds)
             is_over.set()
             return 1
