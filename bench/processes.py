@@ -66,7 +66,7 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """Tell the CPU time that the process has used, user and system."""
-        return time.clock_gettime((~self.pid << 3) | _CPUCLOCK_SCHED)
+        return cpu_seconds(self.pid)
 
     def rss_bytes(self) -> int:
         """Tell how much memory the process holds."""
@@ -102,6 +102,10 @@ class Server(Process):
     def pid(self) -> int:
         """The process that serves: the only one that ours has forked, or the one that was started."""
         return next(iter(_children_of(super().pid)), super().pid)
+
+    def serving(self) -> list[int]:
+        """List the processes that serve, where it was told to have several."""
+        return _children_of(super().pid)
 
 
 class Collector(Process):
@@ -140,6 +144,11 @@ class Collector(Process):
         before = self.ask()["refused"]
         _wait_until(lambda: self.ask()["refused"] > before + 1, "no batch came to the gate", _STARTING_SECONDS)
         return self.ask()["refused"]
+
+
+def cpu_seconds(pid: int) -> float:
+    """Tell the CPU time that a process has used, user and system."""
+    return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
 
 
 def rss_bytes(pid: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from kong_metering import __version__
 from kong_metering.host.absence import Absence
@@ -14,44 +14,28 @@ from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.load import Load
 from kong_metering.host.server import Hooks, serve
 from kong_metering.host.supervisor import Supervisor, SupervisorOptions
+from kong_metering.information import PHASES, plugin_information
 from kong_metering.log import LOGGER, ProcessLog, Reminder
 from kong_metering.plugin import Plugin
-from kong_metering.plugin_identity import PluginIdentity
 from kong_metering.runtime import Runtime, make_runtime
-from kong_metering.schema import plugin_info
-from kong_metering.watching.watcher import watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from kong_metering.host.board import Slot
     from kong_metering.host.opening import Opening
     from kong_metering.host.station import Station
+    from kong_metering.plugin_identity import PluginIdentity
     from kong_metering.quantities import Listen
     from kong_metering.spool.options import SpoolOptions
 
 # How long reading back may take to end: nothing is lost with it.
 _VERIFIER_SECONDS = 0.2
-PHASES = ("access", "log")
 # How long the disk may take over the end of a server: the supervisor kills it three seconds after `stop_timeout`.
 _DISK_TIMEOUT_SECONDS = 2.5
 # Each server counts what waits on disk in the one spool.
 _ALIKE = ("waiting_for_instances",)
-_OURS = PluginIdentity()
-
-
-def plugin_information(identity: PluginIdentity = _OURS) -> dict[str, Any]:
-    """Give what Kong wants to know of the plugin."""
-    return plugin_info(PHASES, identity)
-
-
-def dump(protocol: Literal["protobuf", "msgpack"], identity: PluginIdentity = _OURS) -> object:
-    """Give what Kong's query command is to print; Kong speaks the protocol that it names, MessagePack if it names none.
-
-    The plugin server understands both, on the same socket.
-    """
-    plugins = [plugin_information(identity)]
-    return plugins if protocol == "msgpack" else {"Protocol": "ProtoBuf:1", "Plugins": plugins}
 
 
 @dataclass(frozen=True)
@@ -93,11 +77,17 @@ def run(
     def run_server(station: Station) -> None:
         _run_server(station, options, log)
 
-    def run_watcher(slots: Sequence[Slot], supervisor: int) -> None:
-        if options.metrics is not None:
-            watch(slots, opening.place.path, options.metrics, supervisor)
+    Supervisor(opening, supervisor, log, run_server, _watcher(opening.place.path, options.metrics)).run()
 
-    Supervisor(opening, supervisor, log, run_server, run_watcher if options.metrics else None).run()
+
+def _watcher(path: Path, listen: Listen | None) -> Callable[[Sequence[Slot], int], None] | None:
+    """Return what the process beside the servers runs; None if there is to be none."""
+    if listen is None:
+        return None
+    # Takes long, and memory. Not as late as in that process: one that is started anew is of the same version.
+    from kong_metering.watching.watcher import watch  # noqa: PLC0415
+
+    return lambda slots, supervisor: watch(slots, path, listen, supervisor)
 
 
 def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> None:

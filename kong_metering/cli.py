@@ -408,9 +408,9 @@ def _complaints_for_workers(options: Options) -> list[str]:
 
 
 def _dumped(options: Options) -> str:
-    from kong_metering import app  # noqa: PLC0415 - takes long
+    from kong_metering import information  # noqa: PLC0415 - takes long
 
-    return json.dumps(app.dump(options.protocol, options.identity)) + "\n"
+    return json.dumps(information.dump(options.protocol, options.identity)) + "\n"
 
 
 def _serve(opening: Opening, options: Options, log: ProcessLog) -> None:

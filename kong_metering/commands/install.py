@@ -233,9 +233,9 @@ def _server_options(flags: str) -> Mapping[str, Any]:
 
 
 def _dump(identity: PluginIdentity) -> str:
-    from kong_metering import app  # noqa: PLC0415 - takes long
+    from kong_metering import information  # noqa: PLC0415 - takes long
 
-    return json.dumps(app.dump("protobuf", identity)) + "\n"
+    return json.dumps(information.dump("protobuf", identity)) + "\n"
 
 
 def _command(wish: Wish) -> list[str]:

@@ -7,7 +7,6 @@ anything that the disk, the network or the user does.
 
 from __future__ import annotations
 
-import importlib
 import signal
 import sys
 from io import TextIOWrapper
@@ -16,6 +15,7 @@ from typing import Any
 import click
 
 from kong_metering import __version__
+from kong_metering.commands.lazygroup import LazyGroup
 from kong_metering.errors import KongMeteringError
 from kong_metering.log import printable
 
@@ -23,35 +23,22 @@ _LONGEST_MESSAGE = 4000
 _INTERRUPTED = 128 + signal.SIGINT
 
 
-# The module of each command. They are imported when they are called: a probe is not to wait for what others need.
-_MODULES = {
-    "check": "check.command",
-    "customers": "customers",
-    "health": "health",
-    "install": "install",
-    "schema": "schema",
-    "send-test-event": "testevent.command",
-    "spool": "spool",
-    "status": "serverstatus",
-    "uninstall": "install",
-    "verify": "verify",
+_PLACES = {
+    "check": "check.command:check",
+    "customers": "customers:customers",
+    "health": "health:health",
+    "install": "install:install",
+    "schema": "schema:schema",
+    "send-test-event": "testevent.command:send_test_event",
+    "spool": "spool:spool",
+    "status": "serverstatus:status",
+    "uninstall": "install:uninstall",
+    "verify": "verify:verify",
 }
 
 
-class Program(click.Group):
+class Program(LazyGroup):
     """A group that tells the errors of its commands as click tells its own."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as in click
-        """Name the commands."""
-        return list(_MODULES)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as in click
-        """Return a command; None if there is none of that name."""
-        if cmd_name not in _MODULES:
-            return None
-        module = importlib.import_module(f"kong_metering.commands.{_MODULES[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
-        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -81,6 +68,7 @@ def _told(error: OSError) -> str:
 
 @click.group(
     cls=Program,
+    places=_PLACES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 done, 1 not all of it is, 2 wrong call, 130 interrupted; others are in a command's help.",
 )

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import click
 
-from kong_metering.commands.deliver import deliver
-from kong_metering.commands.export import export
-from kong_metering.commands.listing import list_events, show
-from kong_metering.commands.purge import purge
-from kong_metering.commands.redirect import redirect
-from kong_metering.commands.replay import replay
-from kong_metering.commands.restore import restore
-from kong_metering.commands.status import status
+from kong_metering.commands.lazygroup import LazyGroup
+
+_PLACES = {
+    "deliver": "deliver:deliver",
+    "export": "export:export",
+    "list": "listing:list_events",
+    "purge": "purge:purge",
+    "redirect": "redirect:redirect",
+    "replay": "replay:replay",
+    "restore": "restore:restore",
+    "show": "listing:show",
+    "status": "status:status",
+}
 
 
-@click.group()
+@click.group(cls=LazyGroup, places=_PLACES)
 def spool() -> None:
     """Look after the events that are kept on disk.
 
@@ -25,7 +30,3 @@ def spool() -> None:
 
     All commands work beside running servers. Run them as the user that Kong runs as.
     """
-
-
-for command in (status, list_events, show, export, replay, restore, deliver, redirect, purge):
-    spool.add_command(command)

@@ -84,6 +84,11 @@ class Inbox:
         return self._file.stem if self._file else None
 
     @property
+    def is_kept(self) -> bool:
+        """Whether what is in it outlives this process."""
+        return self._file is not None
+
+    @property
     def waiting(self) -> int:
         """How many events are in it: appended and not advanced past."""
         return self._ring.waiting + self._overflow.waiting

@@ -85,6 +85,18 @@ class Suspicion:
         """Return whether its next try is due, now that so many requests have got through."""
         return passes > self.passes and self.wait <= 0 and self.until <= now
 
+    def tried(self, passes: int) -> None:
+        """Note that it has failed alone; `passes`: how many requests of others have got through by now."""
+        self.alone = 1 if passes > self.passes else self.alone + 1
+
+    def other_went(self) -> None:
+        """Note that a request of others was answered."""
+        self.wait -= 1
+
+    def pause(self, requests: int, until: float) -> None:
+        """Have so many requests of others go before its next one, and that not before a moment (monotonic)."""
+        self.wait, self.until = requests, until
+
     def count(self, *, is_refusal: bool, passes: int, words: str) -> None:
         """Count a failure of the event alone."""
         self.failures += 1
@@ -97,6 +109,10 @@ class Suspicion:
         self.unconfirmed = True
         self.passes = passes
         self.words = words
+
+    def drop_unconfirmed(self) -> None:
+        """Forget the failure that awaits it: a request of others failed, too."""
+        self.unconfirmed = False
 
     def confirm(self, *, passes: int) -> None:
         """Count the failure that awaits it: a request of others got through."""

@@ -26,15 +26,11 @@ _WHY_LOST = {
 
 
 class Endings(Generic[T]):
-    """Writes it into what is answered; with a spool only what is refused ends so.
-
-    `is_over`: a part has failed while the trial was closing, so that all else is left.
-    """
+    """Writes it into what is answered; with a spool only what is refused ends so."""
 
     def __init__(self, hand: Hand[T], standing: Standing) -> None:
         self._hand = hand
         self._standing = standing
-        self.is_over = False
 
     def refuse(self, part: Part[T], words: str, answered: Answered[T]) -> None:
         """Refuse events for themselves, with the endpoint's words."""
@@ -66,7 +62,7 @@ class Endings(Generic[T]):
             answered.notes.append(BREAKER_OPENED)
         if standing.rules.keeps:
             if exceeded:
-                standing.works_since = now
+                standing.measure_anew(now)
                 answered.notes.append(Note.kept(failure))
             return False
         standing.silence.end()
@@ -80,19 +76,20 @@ class Endings(Generic[T]):
     def _others_got_through_since(self, part: Part[T]) -> bool:
         return part.seen is not None and self._hand.evidence.passes > part.seen.passes
 
-    def at_the_end(self, part: Part[T], failure: Failure, answered: Answered[T]) -> None:
-        """Decide about a part that failed while the trial was closing."""
+    def at_the_end(self, part: Part[T], failure: Failure, answered: Answered[T]) -> bool:
+        """Decide about a part that failed while the trial was closing; True if all else is left as it is."""
         part.is_last_try = True
         if isinstance(failure, Rejected) and len(part.items) > 1:
             part.is_last_try = False  # each piece is another part
             self._hand.cut(part, *thirds(len(part.items)))
         elif self._standing.rules.keeps:
-            self.is_over = self.is_over or isinstance(failure, Failed)
             self._hand.line.add(part)
+            return isinstance(failure, Failed)
         elif isinstance(failure, Rejected) and self._hand.evidence.passes:
             self.refuse(part, failure.explanation, answered)
         else:
             self.lose([part], Dropped.PROCESS_ENDED, failure, answered)
+        return False
 
     def lose(self, parts: Sequence[Part[T]], reason: Dropped, failure: Failure, answered: Answered[T]) -> None:
         """Give events up for a reason."""

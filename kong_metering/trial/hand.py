@@ -56,6 +56,11 @@ class Hand(Generic[T]):
             self.line.add(Part(piece, range(self._places, self._places + len(piece)), self._batches))
             self._places += len(piece)
 
+    def end_pauses(self, now: float) -> None:
+        """Have each part be sent from now on."""
+        for part in (*self.line, *self.suspects):
+            part.end_pause(now)
+
     # -- cutting and joining ------------------------------------------------------------------------------------------
 
     def cut(self, part: Part[T], *bounds: int) -> None:

@@ -42,6 +42,33 @@ class Part(Generic[T]):
     passes_then: int | None = None
     suspicion: Suspicion | None = field(default=None, repr=False)
 
+    def sent(self, now: float, *, generation: int, round: int, is_last_try: bool) -> None:  # noqa: A002 - the field's name
+        """Note that it goes out."""
+        if self.since is None:
+            self.since = now
+        self.generation = generation
+        self.round = round
+        self.is_last_try = is_last_try
+
+    def failed(self, *, is_refusal: bool, may_have_arrived: bool, seen: Seen) -> None:
+        """Count a failure; `seen`: what the trial has seen of the endpoint by now."""
+        self.failures += 1
+        self.refusals += is_refusal
+        self.may_have_arrived |= may_have_arrived
+        self.seen = self.seen or seen
+
+    def let_go(self, items: Sequence[T]) -> list[int]:
+        """Let events go (by identity); return where they stood."""
+        gone = {id(item) for item in items}
+        pairs = list(zip(self.places, self.items, strict=True))
+        self.places = [place for place, item in pairs if id(item) not in gone]
+        self.items = [item for _, item in pairs if id(item) not in gone]
+        return [place for place, item in pairs if id(item) in gone]
+
+    def end_pause(self, now: float) -> None:
+        """Have it be sent from now on."""
+        self.not_before = min(self.not_before, now)
+
     def acquit(self) -> None:
         """Forget how it fared, but for whether it may have arrived."""
         self.suspicion = self.seen = self.passes_then = None

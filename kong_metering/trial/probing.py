@@ -59,6 +59,43 @@ class Silence:
         self.leaves_doubt = self.leaves_doubt or leaves_doubt
         self.is_about_the_sender = is_about_the_sender
 
+    def failed(self) -> None:
+        """Count a failure that is nobody's so far."""
+        self.failures += 1
+
+    def search(self) -> None:
+        """Probe no more: what fails is cut up."""
+        self.is_probing = False
+
+    def other_failed(self) -> None:
+        """Note that the other one of this round has failed."""
+        self.others += 1
+
+    def let_other_try(self, retry_after: float | None) -> None:
+        """Have the other one of this round tried, now that the oldest has failed; the pause it was told comes after."""
+        self.is_others_turn = True
+        self.retry_after = retry_after
+
+    def other_is_sent(self, *, joins: bool) -> None:
+        """Note that the other one goes out; `joins`: it was not in doubt before."""
+        self.joined += joins
+
+    def joined_of(self, in_doubt: int, *, reaches_far: bool) -> None:
+        """Note how many are in doubt now: some may have been settled since."""
+        self.joined = min(in_doubt, max(int(reaches_far), self.joined))
+
+    def lengthen(self) -> None:
+        """Have the pauses grow: this is more than failing at random."""
+        self.pauses += 1
+
+    def wait(self, until: float) -> None:
+        """Send nothing before a moment."""
+        self.until = until
+
+    def end_pause(self, now: float) -> None:
+        """Have what is next be tried from now on."""
+        self.until = min(self.until, now)
+
     def pause(self, until: float) -> None:
         """End a round."""
         self.rounds += 1

@@ -96,6 +96,32 @@ class Standing:
         self.breaker = Breaker()
         self.works_since = now
 
+    def reconfigure(self, rules: Rules, now: float) -> None:
+        """Go by a newer configuration: what failed before counts for nothing."""
+        self.rules, self.works_since, self.breaker = rules, now, Breaker()
+        self.silence.end()
+        self.ask_first()
+
+    def ask_first(self) -> None:
+        """Begin with one event, if the rules say so."""
+        if self.rules.asks_first:
+            self.silence.ask()
+
+    def works(self, now: float) -> bool:
+        """Note that something got through; True when that closed the breaker."""
+        self.silence.end()
+        self.works_since = now
+        return self.breaker.succeeded()
+
+    def measure_anew(self, now: float) -> None:
+        """Measure from now on how long it has failed: that it had its time was noted."""
+        self.works_since = now
+
+    def end_pauses(self, now: float) -> None:
+        """Have what is next be tried from now on."""
+        self.silence.end_pause(now)
+        self.breaker.end_cooldown()
+
     @property
     def condition(self) -> Condition:
         """How it stands now."""
@@ -123,6 +149,6 @@ class Standing:
         """Pause before something is tried again; longer each time once this is more than failing at random."""
         silence = self.silence
         if not evidence.is_plausible(silence.failures, OUTAGE_CHANCE):
-            silence.pauses += 1
+            silence.lengthen()
         asked = max(retry_after or 0.0, silence.retry_after or 0.0)
         silence.pause(now + retry_delay(self.rules, max(1, silence.pauses), asked))

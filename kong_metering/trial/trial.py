@@ -27,7 +27,7 @@ from kong_metering.trial.hand import Hand
 from kong_metering.trial.outcome import Delivered, Failure, Outcome, Rejected, is_about_no_event
 from kong_metering.trial.parts import Part, thirds
 from kong_metering.trial.probing import IN_A_ROW
-from kong_metering.trial.retrying import Breaker, Condition, Standing, retry_delay
+from kong_metering.trial.retrying import Condition, Standing, retry_delay
 from kong_metering.trial.turns import REACH, Turns
 
 __all__ = ["REACH", "Answered", "Decision", "Note", "Part", "Pause", "Rules", "Send", "Take", "Trial"]
@@ -43,8 +43,7 @@ class Trial(Generic[T]):
         self._standing = Standing(rules, now)
         self._turns = Turns(self._hand, self._standing)
         self._endings = Endings(self._hand, self._standing)
-        if rules.asks_first:
-            self._standing.silence.ask()
+        self._standing.ask_first()
 
     def next(self, now: float, ready: int) -> Decision[T]:
         """Return what to do now; `ready`: how many events may leave the queue by the batching rule.
@@ -83,36 +82,25 @@ class Trial(Generic[T]):
 
     def withdraw(self, part: Part[T], items: Sequence[T]) -> bool:
         """Let events (by identity) of a part that was to be sent go; False if none is left: it is not answered."""
-        gone = {id(item) for item in items}
-        kept = [index for index, item in enumerate(part.items) if id(item) not in gone]
-        places = zip(part.places, part.items, strict=True)
-        self._hand.forget_places([place for place, item in places if id(item) in gone])
-        part.items, part.places = [part.items[index] for index in kept], [part.places[index] for index in kept]
-        if not kept:
+        self._hand.forget_places(part.let_go(items))
+        if not part.items:
             self._hand.out.remove(part)
-        return bool(kept)
+        return bool(part.items)
 
     def reconfigure(self, rules: Rules, now: float) -> None:
         """Go by a newer configuration: what failed before counts for nothing, all stands in order again, at once."""
-        standing = self._standing
-        standing.rules, standing.works_since, standing.breaker = rules, now, Breaker()
-        standing.silence.end()
-        self._turns.generation += 1
+        self._standing.reconfigure(rules, now)
+        self._turns.begin_generation()
         self._hand.acquit_all(rules.batch_size)
-        if rules.asks_first:
-            standing.silence.ask()
 
     def try_now(self, now: float) -> None:
         """End all pauses: what would have been tried after them is tried at once."""
-        standing = self._standing
-        standing.silence.until = min(standing.silence.until, now)
-        standing.breaker.end_cooldown()
-        for part in (*self._hand.line, *self._hand.suspects):
-            part.not_before = min(part.not_before, now)
+        self._standing.end_pauses(now)
+        self._hand.end_pauses(now)
 
     def close(self) -> None:
         """Send each part once more at most; with `keeps`, what fails is left, and so is all behind it."""
-        self._turns.is_closing = True
+        self._turns.close()
         self._hand.recall_named()
         if not self._standing.rules.keeps:
             self._hand.recall_suspects()
@@ -124,7 +112,7 @@ class Trial(Generic[T]):
         answered: Answered[T] = Answered()
         if isinstance(answer, Delivered):
             self._delivered(part, now, answered)
-        elif part.generation != self._turns.generation:
+        elif not self._turns.is_of_now(part):
             part.may_have_arrived |= answer.may_have_arrived
             # What was seen of others before the configuration changed is no measure any more.
             part.acquit()
@@ -135,16 +123,14 @@ class Trial(Generic[T]):
 
     def _delivered(self, part: Part[T], now: float, answered: Answered[T]) -> None:
         answered.settled = part.items
-        if part.generation != self._turns.generation:
+        if not self._turns.is_of_now(part):
             return
         hand, standing = self._hand, self._standing
         hand.evidence.passed(part.places, part.failures, part.refusals)
         self._suspect_named(part)
         if standing.silence.is_probing and hand.line:
             hand.join(standing.rules.batch_size, keep_front=hand.line.front.places[0] < part.places[0])
-        standing.silence.end()
-        standing.works_since = now
-        if standing.breaker.succeeded():
+        if standing.works(now):
             answered.notes.append(BREAKER_CLOSED)
         if part.suspicion is None:
             self._count_other()
@@ -154,7 +140,7 @@ class Trial(Generic[T]):
     def _count_other(self) -> None:
         for suspect in self._hand.suspects:
             if suspect.suspicion is not None:
-                suspect.suspicion.wait -= 1
+                suspect.suspicion.other_went()
 
     def _confirm(self, answered: Answered[T]) -> None:
         """Count failures that say that there are too many requests: others go on getting through, and it does not."""
@@ -169,30 +155,28 @@ class Trial(Generic[T]):
     def _confirm_nothing(self) -> None:
         for part in self._hand.suspects:
             if part.suspicion is not None:
-                part.suspicion.unconfirmed = False
+                part.suspicion.drop_unconfirmed()
 
     # -- a part failed ------------------------------------------------------------------------------------------------
 
     def _failed(self, part: Part[T], failure: Failure, now: float, answered: Answered[T]) -> None:
         is_refusal = isinstance(failure, Rejected)
-        part.failures += 1
-        part.refusals += is_refusal
-        part.may_have_arrived |= failure.may_have_arrived
-        part.seen = part.seen or self._hand.evidence.seen
+        seen = self._hand.evidence.seen
+        part.failed(is_refusal=is_refusal, may_have_arrived=failure.may_have_arrived, seen=seen)
         answered.notes.append(Note.failed(len(part.items), failure))
         if is_refusal and not self._standing.rules.keeps and self._standing.breaker.succeeded():
             answered.notes.append(BREAKER_CLOSED)
         if part.is_last_try or self._turns.is_closing:
-            self._endings.at_the_end(part, failure, answered)
-            self._turns.is_over = self._endings.is_over
-        elif not self._turns.ready and self._endings.is_last_to_blame(part, failure):
+            if self._endings.at_the_end(part, failure, answered):
+                self._turns.end()
+        elif self._turns.is_at_the_last and self._endings.is_last_to_blame(part, failure):
             self._endings.refuse(part, failure.explanation, answered)
         elif part.suspicion is not None:
             self._suspect_failed(part, part.suspicion, failure, now, answered)
         else:
             self._count_other()
             self._confirm_nothing()
-            self._standing.silence.failures += 1
+            self._standing.silence.failed()
             if not self._endings.gives_up(part, failure, now, answered):
                 self._tries_again(part, failure, now, answered)
 
@@ -219,7 +203,7 @@ class Trial(Generic[T]):
         asked = failure.retry_after
         part.not_before = now + retry_delay(self._standing.rules, 1, asked)
         if asked is not None:
-            self._standing.silence.until = part.not_before
+            self._standing.silence.wait(part.not_before)
         self._hand.line.add(part)
 
     def _search(self, part: Part[T], failure: Failure, now: float) -> None:
@@ -233,7 +217,7 @@ class Trial(Generic[T]):
         is_cut = is_clear or part.is_searched
         part.is_searched = True
         if is_cut:
-            silence.is_probing = False
+            silence.search()
             hand.cut(part, *thirds(len(part.items)))
         else:
             hand.line.add(part)
@@ -254,13 +238,13 @@ class Trial(Generic[T]):
         part.is_searched = False
         self._hand.line.add(part)
         was_other = silence.is_others_turn
-        silence.others += was_other
+        if was_other:
+            silence.other_failed()
         self._begin_probing(failure, now)
         if was_other or is_about_no_event(failure):
             self._standing.end_round(now, failure.retry_after, self._hand.evidence)
         else:
-            silence.is_others_turn = True
-            silence.retry_after = failure.retry_after
+            silence.let_other_try(failure.retry_after)
 
     # -- an event under suspicion -------------------------------------------------------------------------------------
 
@@ -290,7 +274,7 @@ class Trial(Generic[T]):
         self, part: Part[T], suspicion: Suspicion, failure: Failure, now: float, answered: Answered[T]
     ) -> None:
         passes = self._hand.evidence.passes
-        suspicion.alone = 1 if passes > suspicion.passes else suspicion.alone + 1
+        suspicion.tried(passes)
         if passes > suspicion.passes and failure.was_seen:
             self._count_failure(suspicion, failure, is_refusal=isinstance(failure, Rejected))
         self._judge(part, suspicion, failure, now, answered)
@@ -309,8 +293,8 @@ class Trial(Generic[T]):
         elif not rules.keeps and self._standing.had_its_time(part.since, now):
             self._endings.lose([part], Dropped.RETRY_TIME_EXCEEDED, failure, answered)
         else:
-            suspicion.wait = self._hand.evidence.next_wait(suspicion)
             asked = failure.retry_after
             part.not_before = now + retry_delay(rules, suspicion.alone, asked)
-            suspicion.until = now if asked is None else part.not_before
+            until = now if asked is None else part.not_before
+            suspicion.pause(self._hand.evidence.next_wait(suspicion), until)
             self._hand.suspects.append(part)

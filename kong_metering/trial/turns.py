@@ -35,18 +35,44 @@ class Turns(Generic[T]):
         self._hand = hand
         self._standing = standing
         self._of_suspects = 0
-        self.generation = 0
-        self.is_closing = False
-        self.is_over = False
+        self._generation = 0
+        self._is_closing = False
+        self._is_over = False
         # How many events could still be taken when it was asked last.
-        self.ready = 0
+        self._ready = 0
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether each part is sent once more at most."""
+        return self._is_closing
+
+    @property
+    def is_at_the_last(self) -> bool:
+        """Whether no more events could be taken when it was asked last."""
+        return not self._ready
+
+    def is_of_now(self, part: Part[T]) -> bool:
+        """Return whether a part was sent under the configuration of now."""
+        return part.generation == self._generation
+
+    def begin_generation(self) -> None:
+        """Take what is out for sent under a configuration that holds no more."""
+        self._generation += 1
+
+    def close(self) -> None:
+        """Send each part once more at most."""
+        self._is_closing = True
+
+    def end(self) -> None:
+        """Send nothing more."""
+        self._is_over = True
 
     def next(self, now: float, ready: int) -> Decision[T]:
         """Return what to do now; `ready`: how many events may leave the queue by the batching rule."""
-        hand, standing, self.ready = self._hand, self._standing, ready
-        if len(hand.out) >= standing.rules.in_flight or self.is_over:
+        hand, standing, self._ready = self._hand, self._standing, ready
+        if len(hand.out) >= standing.rules.in_flight or self._is_over:
             return Pause(None)
-        if self.is_closing:
+        if self._is_closing:
             return self._at_the_end(now, ready)
         if standing.sheds:
             return self._behind_breaker(now, ready)
@@ -61,11 +87,8 @@ class Turns(Generic[T]):
         self._of_suspects = max(1, len(self._hand.suspects) // _SUSPECTS_A_TURN)
 
     def _send(self, part: Part[T], now: float) -> Send[T]:
-        if part.since is None:
-            part.since = now
-        part.generation = self.generation
-        part.round = self._standing.silence.rounds
-        part.is_last_try = self.is_closing
+        rounds = self._standing.silence.rounds
+        part.sent(now, generation=self._generation, round=rounds, is_last_try=self._is_closing)
         self._standing.breaker.probe(now)
         self._hand.out.append(part)
         return Send(part)
@@ -145,7 +168,7 @@ class Turns(Generic[T]):
             self._standing.end_round(now, None, hand.evidence)
             return Pause(silence.until)
         other = hand.alone(depth)
-        silence.joined += silence.leaves_doubt and not other.may_have_arrived
+        silence.other_is_sent(joins=silence.leaves_doubt and not other.may_have_arrived)
         return self._from_line(other, now)
 
     def _depth_of_other(self, now: float) -> int:
@@ -158,7 +181,7 @@ class Turns(Generic[T]):
         in_doubt = [depth for depth in self._hand.line.depths_in_doubt() if depth > 0]
         # Those of a small batch may all be bad: they count only where they reach behind bad ones in a row.
         reaches_far = bool(in_doubt) and in_doubt[-1] >= IN_A_ROW
-        silence.joined = min(len(in_doubt), max(int(reaches_far), silence.joined))
+        silence.joined_of(len(in_doubt), reaches_far=reaches_far)
         if silence.lets_join(now):
             return in_doubt[-1] + _FURTHER if reaches_far else IN_A_ROW
         return in_doubt[silence.choice(len(in_doubt))] if in_doubt else 0

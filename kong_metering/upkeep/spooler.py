@@ -132,7 +132,7 @@ class Spooler:
         backlog = SpooledBacklog(identity, settings, self._shared, account, _Intake(self._inbox, number))
         self._number_of[backlog] = number
         self._writer.register(number, backlog.writing)
-        if self._inbox.name is None:
+        if not self._inbox.is_kept:
             # Nothing outlives a kill but what is in the log: its first event must not wait for it.
             self._writer.order(backlog.writing.prepare)
         return backlog
@@ -229,7 +229,7 @@ class _Intake:
 
     @property
     def is_kept(self) -> bool:
-        return self._inbox.name is not None
+        return self._inbox.is_kept
 
     def log_opened(self, directory: Path) -> None:
         self._inbox.log_opened(self._number, directory)

@@ -17,13 +17,13 @@ import msgpack
 from hypothesis import strategies as st
 
 from kong_metering import PLUGIN_NAME
-from kong_metering.app import PHASES, plugin_information
 from kong_metering.host.conversation import FIRST_BYTES, Conversation, Conversations
 from kong_metering.host.dispatch import Dispatcher
 from kong_metering.host.errors import ConnectionEnd, ProtocolError
 from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.mp_codec import FrameReader
 from kong_metering.host.mp_rpc import Answers
+from kong_metering.information import PHASES, plugin_information
 from kong_metering.log import LOGGER
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kong_metering import app
+from kong_metering import information
 from tests.support.image import command_of_the_image, make_directories, variables_of_the_image
 from tests.support.plugin_server import BIN, ROOT, ServerProcess, short_directory
 
@@ -85,7 +85,7 @@ def test_the_image_serves_is_well_and_writes_what_kong_reads(root: Path) -> None
     with ServerProcess(entry_point, Path(environment["KONG_METERING_SOCKET"]), environment=environment) as server:
         assert server.complaints() == []
         dump = root / "run/kong-metering/dump.json"
-        assert json.loads(dump.read_text("utf-8")) == json.loads(json.dumps(app.dump("protobuf")))
+        assert json.loads(dump.read_text("utf-8")) == json.loads(json.dumps(information.dump("protobuf")))
         probe = subprocess.run(
             command_of_the_image("HEALTHCHECK"),
             env=environment,

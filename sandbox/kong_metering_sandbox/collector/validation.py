@@ -8,11 +8,9 @@ a valid event but never yes to an invalid one.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import resources
 from typing import TYPE_CHECKING, Final
-
-import yaml
-from openapi_schema_validator import OAS30Validator
 
 from kong_metering_sandbox.collector.formats import format_checker, is_date_time, is_uri_reference
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jsonschema import ValidationError
+    from openapi_schema_validator import OAS30Validator
 
 SPEC_VERSION: Final = "1.0"
 _SPEC_VERSIONS: Final = ("0.3", SPEC_VERSION)
@@ -52,10 +51,19 @@ class EventValidator:
     """Checks events against one schema of one of the package's OpenAPI descriptions, compiled once."""
 
     def __init__(self, description: str, schema: str) -> None:
-        text = resources.files(__package__).joinpath("openapi", description).read_text("utf-8")
+        self._description = description
+        self._schema = schema
+
+    @cached_property
+    def _validator(self) -> OAS30Validator:
+        """Make it for the first event that needs it: it takes as long as all else of the collector's start."""
+        import yaml  # noqa: PLC0415
+        from openapi_schema_validator import OAS30Validator  # noqa: PLC0415
+
+        text = resources.files(__package__).joinpath("openapi", self._description).read_text("utf-8")
         components = yaml.safe_load(text)["components"]
-        self._validator = OAS30Validator(
-            {"$ref": f"#/components/schemas/{schema}", "components": components},
+        return OAS30Validator(
+            {"$ref": f"#/components/schemas/{self._schema}", "components": components},
             format_checker=format_checker(),
         )
 

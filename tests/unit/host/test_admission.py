@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering import app
+from kong_metering import information
 from kong_metering.host.admission import Party, obstacle
 from kong_metering.plugin_identity import PluginIdentity
 from tests.support.plugin_server import PluginServerProcess
@@ -155,7 +155,7 @@ def test_the_dump_is_written_at_the_start_for_every_user_to_read(launch: Launch,
     path = prefix / "dump.json"
     with launch("--dump-file", str(path)):
         assert mode_of(path) == 0o644
-        assert dumped(path) == json.loads(json.dumps(app.dump("protobuf")))
+        assert dumped(path) == json.loads(json.dumps(information.dump("protobuf")))
         assert [one.name for one in prefix.iterdir() if one.name.startswith(".")] == []
 
 
@@ -163,7 +163,7 @@ def test_a_dump_of_another_version_is_replaced(launch: Launch, prefix: Path) -> 
     path = prefix / "dump.json"
     path.write_text("[]", encoding="utf-8")
     with launch("--dump-file", str(path), "--protocol", "msgpack", "--priority", "16"):
-        assert dumped(path) == json.loads(json.dumps(app.dump("msgpack", PluginIdentity(priority=16))))
+        assert dumped(path) == json.loads(json.dumps(information.dump("msgpack", PluginIdentity(priority=16))))
 
 
 def test_a_dump_that_cannot_be_written_is_said_and_the_server_serves(launch: Launch, prefix: Path) -> None:

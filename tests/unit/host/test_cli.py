@@ -16,7 +16,7 @@ from typing import Any
 import click
 import pytest
 
-from kong_metering import __version__, app, cli
+from kong_metering import __version__, cli, information
 from kong_metering.quantities import Listen
 from kong_metering.spool.options import INBOX_DIRECTORY, Sync
 from tests.support.ingest import IngestServer
@@ -107,7 +107,7 @@ def test_the_dump_is_json_and_nothing_else(command: list[str]) -> None:
     dump = json.loads(answer.stdout)
     assert dump["Protocol"] == "ProtoBuf:1"
     (information,) = dump["Plugins"]
-    assert information == json.loads(json.dumps(app.plugin_information()))
+    assert information == json.loads(json.dumps(information.plugin_information()))
     assert sorted(information) == ["Name", "Phases", "Priority", "Schema", "Version"]
     assert (information["Name"], information["Priority"]) == (PLUGIN, 850)
     assert (information["Phases"], information["Version"]) == (["access", "log"], __version__)
@@ -115,7 +115,7 @@ def test_the_dump_is_json_and_nothing_else(command: list[str]) -> None:
 
 def test_the_dump_names_no_protocol_where_kong_is_to_speak_messagepack(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--dump", "--protocol", "msgpack"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps([app.plugin_information()]))
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps([information.plugin_information()]))
 
 
 def test_the_dump_is_the_same_whatever_else_is_asked_for_or_set(capsys: pytest.CaptureFixture[str]) -> None:

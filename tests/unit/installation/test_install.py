@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kong_metering import app
+from kong_metering import information
 from kong_metering.installation.unit import Service, unit_text
 from kong_metering.plugin_identity import PluginIdentity
 from tests.support.kongs import kong_in
@@ -99,7 +99,7 @@ def test_directories_are_the_users_and_the_dump_is_for_everybody(host: Host) -> 
     dump = host.root / DUMP[1:]
     assert stat.S_IMODE(dump.stat().st_mode) == 0o644
     assert json.loads(dump.read_text("utf-8")) == json.loads(
-        json.dumps(app.dump("protobuf", PluginIdentity("api-usage", 16)))
+        json.dumps(information.dump("protobuf", PluginIdentity("api-usage", 16)))
     )
     assert {"--plugin-name", "api-usage", "--priority", "16"} <= set(host.exec_start())
 
