@@ -2,7 +2,7 @@
 
 For each ring whose process is dead, and each queue in it: the queue's unread events, but for those that its log has
 already, which are the longest run at their start that is the end of the log, byte for byte, with what was delivered of
-it and is kept (`delivered.py`): a disk that hangs may let that happen before they leave the ring. They go into the log that
+it and is kept (`delivered.py`): if the disk hangs, that may be before they leave the ring. They go into the log that
 the process wrote; where that is gone, was never made or is somebody else's, into one in a part of the spool that is
 named after the ring, with the queue's identity, for anybody to adopt. Then the ring's file is removed.
 
