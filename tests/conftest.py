@@ -16,6 +16,18 @@ from kong_metering_sandbox.contained import short_base
 from tests.support.clock import FakeClock
 from tests.support.postgres import Cluster, find_postgres, running_postgres
 
+TESTS = Path(__file__).parent
+# Half a minute and more each, or few tests that are long.
+LONGEST_FIRST = (
+    "e2e/test_nothing_lost.py",
+    "e2e/test_hostile_load.py",
+    "e2e/test_changes_under_load.py",
+    "e2e/test_lifecycle.py",
+    "e2e/test_configurations.py",
+    "e2e/test_metering.py",
+    "e2e/test_beside.py",
+)
+
 # Whether an example takes long, or long to make, says more of the machine than of the code.
 settings.register_profile("kong-metering", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 # For `make quick`.
@@ -52,6 +64,12 @@ def pytest_configure(config: pytest.Config) -> None:
     _keep_paths_short(config)
     # As Ctrl-C does, SIGTERM ends what the tests have started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the modules begin first that take longest, so that no core waits for one of them at the end."""
+    order = {TESTS / name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 def _keep_paths_short(config: pytest.Config) -> None:
