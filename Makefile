@@ -63,7 +63,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.dev
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 
 # All tests; and those that go through a gateway once more, over the other of Kong's two protocols. Soak and torture run
 # alone: they tell how long before a SIGKILL an event was taken.
