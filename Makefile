@@ -19,8 +19,9 @@ LATENCY ?=
 # Leaves no process and no temporary file behind, whatever ends it, and fails if a test has left a process.
 CONTAINED := $(BIN)/python -m kong_metering_sandbox.contained
 PYTEST := $(CONTAINED) $(BIN)/pytest
-# Two at a time, each module on one of them: its tests share servers.
-IN_PAIRS := -n 2 --dist loadfile
+# Two at a time, each module on one of them: its tests share servers. In the order of tests/conftest.py, in which the
+# longest begin first: by the number of tests, a module with one long test would come last, and one core wait for it.
+IN_PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 # What runs while you work: without the tests marked as slow, and with few examples where Hypothesis makes them.
 QUICK := tests/unit tests/fuzz $(wildcard tests/wire/test_*transcripts.py) \
   tests/e2e/test_metering.py::test_each_request_with_a_subject_gives_one_event \

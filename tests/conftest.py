@@ -16,6 +16,41 @@ from kong_metering_sandbox.contained import short_base
 from tests.support.clock import FakeClock
 from tests.support.postgres import Cluster, find_postgres, running_postgres
 
+TESTS = Path(__file__).parent
+# The first one is by far the longest of the end-to-end tests: what loads the machine most comes when it is nearly over.
+LONGEST_FIRST = (
+    "e2e/test_nothing_lost.py",
+    "e2e/test_lifecycle.py",
+    "e2e/test_configurations.py",
+    "e2e/test_metering.py",
+    "e2e/test_beside.py",
+    "e2e/test_hostile_load.py",
+    "e2e/test_changes_under_load.py",
+    "wire/test_hostile_records.py",
+    "wire/test_protobuf_transcripts.py",
+    "packaging/test_distributions.py",
+    "sandbox/test_gateway/test_gateway_plugin_server.py",
+    "sandbox/test_gateway/test_gateway_rpc.py",
+    "sandbox/test_contained.py",
+    "sandbox/test_collector.py",
+    "sandbox/test_troubles.py",
+    "monitoring/test_faults.py",
+    "docs/test_troubleshooting.py",
+    "unit/host/test_servers.py",
+    "unit/host/test_reachable.py",
+    "unit/host/test_handover.py",
+    "unit/host/test_supervisor.py",
+    "unit/host/test_endurance.py",
+    "unit/host/test_server.py",
+    "unit/trial/test_trial_stories.py",
+    "unit/trial/test_trial.py",
+    "unit/delivery/test_spool_apart.py",
+    "unit/delivery/test_many_queues.py",
+    "unit/delivery/test_spooler.py",
+    "unit/commands/test_redirect.py",
+    "unit/host/test_pb_messages.py",
+)
+
 # Whether an example takes long, or long to make, says more of the machine than of the code.
 settings.register_profile("kong-metering", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 # For `make quick`.
@@ -58,6 +93,12 @@ def pytest_configure(config: pytest.Config) -> None:
     _keep_paths_short(config)
     # As Ctrl-C does, SIGTERM ends what the tests have started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the modules begin first that take longest, so that no core waits for one of them at the end."""
+    order = {TESTS / name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 def _keep_paths_short(config: pytest.Config) -> None:

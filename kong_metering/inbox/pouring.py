@@ -1,7 +1,8 @@
 """What dead processes left in their rings goes into their logs, before anybody adopts those.
 
 For each ring whose process is dead, and each queue in it: the queue's unread events, but for those that its log has
-already, which are the longest run at their start that is the end of the log, byte for byte. They go into the log that
+already, which are the longest run at their start that is the end of the log, byte for byte, with what was delivered of
+it and is kept (`delivered.py`): if the disk hangs, that may be before they leave the ring. They go into the log that
 the process wrote; where that is gone, was never made or is somebody else's, into one in a part of the spool that is
 named after the ring, with the queue's identity, for anybody to adopt. Then the ring's file is removed.
 
@@ -166,14 +167,13 @@ class Pouring:
         with locks.root_lock(self._root):
             lock = None if locks.is_locked(directory.parent) else locks.take(directory)
         if lock is None:
-            with contextlib.suppress(FileNotFoundError), contextlib.closing(EventLog.view(directory)) as log:
-                poured.left_out += remains.leave_out_known(log)
+            poured.left_out += remains.leave_out_known(directory)
             return
         try:
             log = EventLog.open(directory, keep=self._keeper(directory))
             try:
                 poured.damage += log.take_damage()
-                poured.left_out += remains.leave_out_known(log)
+                poured.left_out += remains.leave_out_known(directory, log.next_sequence)
                 log.append(remains.events, self._now_ms())
                 poured.events += len(remains.events)
                 remains.leave_out(len(remains.events))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kong_metering.errors import SpoolFormatError
 from kong_metering.eventlog.format import segment_first
-from kong_metering.eventlog.segment import Segment, SegmentReader
+from kong_metering.eventlog.log import EventLog
+from kong_metering.spool.delivered import kept_of, read_segment
 from kong_metering.spool.free import PART
 
 if TYPE_CHECKING:
     from kong_metering.eventlog.format import StoredEvent
-    from kong_metering.eventlog.log import EventLog
     from kong_metering.inbox.queues import QueueList
     from kong_metering.spool.identity import QueueIdentity
-
-_NO_LIMIT = 1 << 62
 
 # Told how many of the unread events of each queue are in logs by now.
 NotePoured = Callable[[Mapping[int, int]], None]
@@ -51,10 +51,13 @@ class Remains:
         del self._numbers[:count], self.events[:count]
         self._note_poured(self._counts)
 
-    def leave_out_known(self, log: EventLog) -> int:
-        """Leave out the longest run of the first events that is the end of the log; tell how many."""
+    def leave_out_known(self, log: Path, end: int | None = None) -> int:
+        """Leave out the longest run of the first events that is the end of the log; tell how many.
+
+        `end` is the log's next number, if that is known; the log may be gone.
+        """
         events = self.events
-        tail = _tail(log, len(events))
+        tail = _tail(log, _end_of(log) if end is None else end, len(events))
         for start in range(len(tail)):
             length = len(tail) - start
             if tail[start] == events[0] and tail[start:] == events[:length]:
@@ -86,32 +89,37 @@ def parts_of(stem: str) -> Iterator[str]:
     return (f"{PART}{stem}{suffix}" for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(1))))
 
 
-def _tail(log: EventLog, count: int) -> list[bytes]:
-    """Read the last events of a log, `count` at most, in order; they may be done long ago."""
+def _end_of(log: Path) -> int | None:
+    """Return the next number of a log that may be somebody else's; None when it is gone."""
+    with contextlib.suppress(FileNotFoundError), contextlib.closing(EventLog.view(log)) as view:
+        return view.next_sequence
+    return None
+
+
+def _tail(log: Path, end: int | None, count: int) -> list[bytes]:
+    """Read the last events of a log, `count` at most, in order.
+
+    They may be done long ago, and their segments among what was delivered.
+    """
     newest_first: list[bytes] = []
-    end = log.next_sequence
-    for path in sorted(log.directory.glob("*.seg"), reverse=True):
-        for event in reversed(_events_of(path, end)):
+    for first, events in _segments(log):
+        for event in reversed(events):
             # What is damaged cannot be compared, and so ends the run.
-            if event.sequence != end - 1 or len(newest_first) == count:
+            if end not in (None, event.sequence + 1) or len(newest_first) == count:
                 break
             newest_first.append(event.payload)
             end = event.sequence
-        if segment_first(path.name) != end:
+        if first != end:
             break
     return newest_first[::-1]
 
 
-def _events_of(path: Path, end: int) -> list[StoredEvent]:
-    first = segment_first(path.name)
-    if first is None:
-        return []
-    reader = SegmentReader(Segment(path, first, end, path.stat().st_size), _pass_damage)
-    try:
-        return reader.read(end - first, _NO_LIMIT)
-    finally:
-        reader.close()
-
-
-def _pass_damage(segment: Segment, offset: int, data: bytes, first: int, end: int) -> None:
-    """Leave it to whoever adopts the log to tell of it."""
+def _segments(log: Path) -> Iterator[tuple[int, list[StoredEvent]]]:
+    """Give the events of a log by their segments, the last one first, and behind them what is kept of it."""
+    for path in sorted(log.glob("*.seg"), reverse=True):
+        if (first := segment_first(path.name)) is not None:
+            yield first, list(read_segment(path, first))
+    # What is kept of an earlier log of this name follows nothing. Without what cannot be read all is poured.
+    with contextlib.suppress(OSError, SpoolFormatError):
+        for kept in kept_of(log.parent.parent, log.parent.name, log.name):
+            yield kept.first, list(kept.events())

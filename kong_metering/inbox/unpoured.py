@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import SpoolFormatError
-from kong_metering.eventlog.log import EventLog
 from kong_metering.inbox.queues import decode_list
 from kong_metering.inbox.remains import parts_of, sorted_out
 from kong_metering.inbox.ring import HEADER_BYTES, read_header, read_unread
@@ -54,8 +53,8 @@ def _leave_out_known(remains: Remains, root: Path, stem: str) -> None:
 
 
 def _leave_out_of(directory: Path, remains: Remains) -> None:
-    with contextlib.suppress(OSError, SpoolFormatError), contextlib.closing(EventLog.view(directory)) as log:
-        remains.leave_out_known(log)
+    with contextlib.suppress(OSError, SpoolFormatError):
+        remains.leave_out_known(directory)
 
 
 def _note_nothing(counts: Mapping[int, int]) -> None:

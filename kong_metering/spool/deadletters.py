@@ -9,7 +9,8 @@ Contract: several processes use one directory at a time, the running servers and
 the caller locks. A letter survives the death of the process once `add` returned, and a power cut once a sync of
 `unsynced` returned. A letter's id is its sequence number. Removing marks it in place, which also a full disk allows; a
 segment goes when all in it are removed. Above `max_bytes` the oldest segment goes: `dropped` counts its letters, and
-so does the file, for all processes.
+so does the file, for all processes. A segment that the disk does not give keeps nobody from adding letters: it counts
+as full, and goes to `damaged/` when it is the oldest beyond the bound.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kong_metering.errors import DISK_ERRORS
 from kong_metering.eventlog import files
 from kong_metering.eventlog.files import Unsynced
 from kong_metering.eventlog.format import (
@@ -39,7 +41,7 @@ from kong_metering.eventlog.format import (
 )
 from kong_metering.eventlog.log import DAMAGED
 from kong_metering.eventlog.segment import Segment, SegmentWriter
-from kong_metering.spool.identity import QueueIdentity
+from kong_metering.spool.identity import NO_ROOM, QueueIdentity
 
 # The directory's name in the spool's.
 DEAD_LETTERS = "dead-letters"
@@ -219,9 +221,13 @@ class DeadLetters:
         for first, size in sizes[:-1]:
             if total <= self._max_bytes:
                 return
-            content = _read(self._path(first), first)
-            self._note_dropped(content.live)
-            self._unlink(first, content)
+            # The letters of this call are kept: whoever was told otherwise would add them once more.
+            try:
+                content = self._given(first, size)
+                self._note_dropped(content.live)
+                self._unlink(first, content)
+            except DISK_ERRORS:
+                return
             self.dropped += content.live
             total -= size
 
@@ -247,11 +253,21 @@ class DeadLetters:
         known = self._known_end
         if known and known.first == first and known.size == size:
             return known
-        content = _read(self._path(first), first)
-        if content.is_damaged and not content.records:
+        content = self._given(first, size)
+        if content.is_damaged and content.end == first:
             # The next segment gets its name.
             self._unlink(first, content)
         return Segment(self._path(first), first, content.end, self._segment_bytes if content.is_damaged else size)
+
+    def _given(self, first: int, size: int) -> _Content:
+        """Read a segment; one that the disk does not give is damaged, and ends where it surely does."""
+        try:
+            return _read(self._path(first), first)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
+            # Each letter takes some bytes: none in it has a number as large as this.
+            return _Content([], first + size, size, is_damaged=True)
 
     def _content(self, first: int) -> _Content:
         with self._locked(fcntl.LOCK_SH):

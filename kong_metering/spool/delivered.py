@@ -155,6 +155,12 @@ class Delivered:
                 directory.rmdir()
 
 
+def kept_of(root: Path, part: str, log: str) -> list[KeptSegment]:
+    """Return what is kept of one log of a spool, the segment that was settled last in front."""
+    found = _segments(root / DELIVERED / log.partition("-")[0])
+    return [segment for segment in reversed(found) if (segment.part, segment.log) == (part, log)]
+
+
 def is_first_owner(log: Path, identity: QueueIdentity) -> bool:
     """Return whether a log belongs to the queue that it was made for: its directory has that one's name."""
     return log.name.partition("-")[0] == identity.key

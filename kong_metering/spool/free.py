@@ -1,7 +1,9 @@
 """The logs that no living process holds, as one process sees them when it looks again and again.
 
 Contract: finding takes no lock, so that whatever it finds has to be looked at again under the root's lock. A log that
-did not change since the last look costs a `stat`. One that was refused is left alone until it changes, or for a minute.
+did not change since the last look costs a `stat`; whose it is is read twice, for a change within the same tick of the
+file system's clock shows in no time, and each minute while nobody can tell. One that was refused is left alone until it
+changes, or for a minute.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ PART = "proc-"
 FIXTURES = (POSITION, *IDENTITY_FILES, *(f"{name}.new" for name in IDENTITY_FILES), locks.LOCK)
 
 _RETRY_SECONDS = 60.0
+# Longer than a tick of any file system's clock.
+_TICK_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,9 @@ class _Seen:
 
     stamp: int
     identity: QueueIdentity | None
-    # By the monotonic clock.
+    # By the monotonic clock: when it may be looked at, and when it is to be read again.
     not_before: float = 0.0
+    again_at: float = math.inf
 
 
 class FreeLogs:
@@ -83,7 +88,8 @@ class FreeLogs:
     def postpone(self, path: Path, seconds: float = _RETRY_SECONDS) -> None:
         """Leave a log alone for as long, or until something in it changes."""
         with contextlib.suppress(OSError):
-            self._seen[path] = _Seen(_stamp(path), None, time.monotonic() + seconds)
+            until = time.monotonic() + seconds
+            self._seen[path] = _Seen(_stamp(path), None, until, until)
 
     def _free_in(self, part: Path, finding: Finding) -> list[Path]:
         try:
@@ -114,11 +120,13 @@ class FreeLogs:
             finding.wanted.append((directory, seen.identity))
 
     def _look_at(self, directory: Path) -> _Seen:
-        stamp = _stamp(directory)
+        stamp, now = _stamp(directory), time.monotonic()
         seen = self._seen.get(directory)
-        is_tried_again = seen is not None and 0 < seen.not_before <= time.monotonic()
-        if seen is None or seen.stamp != stamp or is_tried_again:
-            seen = self._seen[directory] = _Seen(stamp, load_identity(directory))
+        is_new = seen is None or seen.stamp != stamp
+        if seen is None or is_new or now >= seen.again_at:
+            identity = load_identity(directory)
+            again = _TICK_SECONDS if is_new else _RETRY_SECONDS if identity is None else math.inf
+            seen = self._seen[directory] = _Seen(stamp, identity, again_at=now + again)
         return seen
 
 

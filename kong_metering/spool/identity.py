@@ -18,7 +18,8 @@ from kong_metering.errors import SpoolFormatError
 from kong_metering.eventlog import files
 from kong_metering.eventlog.format import FORMAT_VERSION
 
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# What tells nothing about the file that was to be opened.
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 FILES = ("queue.json", "queue.json.copy")
 
@@ -62,7 +63,7 @@ def load_identity(directory: Path) -> QueueIdentity | None:
         try:
             data = path.read_bytes()
         except OSError as error:
-            if error.errno in _NO_ROOM:
+            if error.errno in NO_ROOM:
                 raise
             continue
         if identity := decode_identity(data):

@@ -7,6 +7,7 @@ import socket
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,8 +22,9 @@ class Post:
     headers: dict[str, str]
     body: bytes
 
-    @property
+    @cached_property
     def events(self) -> list[dict[str, Any]]:
+        """The events in it; read once, however often somebody looks."""
         parsed = json.loads(self.body)
         return parsed if isinstance(parsed, list) else [parsed]
 

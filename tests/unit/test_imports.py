@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import kong_metering
 
@@ -79,3 +83,26 @@ def test_the_trial_knows_of_no_queue_endpoint_or_spool_not_even_as_a_type() -> N
     imported = {name for path in ROOT.glob("trial/*.py") for name in imported_by(path, known)}
     others = {name for name in imported if not name.startswith("kong_metering.trial")}
     assert others == {"kong_metering.config", "kong_metering.reasons"}
+
+
+@pytest.mark.parametrize(
+    ("call", "needless"),
+    [
+        (
+            "from kong_metering.cli import main; main(['--dump'])",
+            {"kong_metering.app", "requests", "uvloop", "prometheus_client"},
+        ),
+        (
+            "from kong_metering.commands.main import program; program(['spool', 'status'], standalone_mode=False)",
+            {"kong_metering.commands.deliver", "requests", "pydantic"},
+        ),
+        ("import kong_metering.app", {"kong_metering.watching.watcher", "prometheus_client"}),
+    ],
+    ids=["the dump, which Kong waits for", "a look at the spool", "a server that nobody watches"],
+)
+def test_a_start_imports_what_it_needs(call: str, needless: set[str]) -> None:
+    told = f"import contextlib, sys\nwith contextlib.suppress(Exception):\n    {call}\nprint('\\n', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "kong_metering.errors" in imported
+    assert needless & imported == set()

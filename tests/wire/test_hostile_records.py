@@ -67,6 +67,7 @@ def of_subject(subject: str, **changes: Any) -> dict[str, Any]:
 # -- many ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(600)
 def test_a_hundred_thousand_subjects_need_no_more_memory_than_forty_thousand(
     hostile_server: PluginServerProcess, protocol: Protocol, client: Any, instance: int, ingest: IngestServer
 ) -> None:

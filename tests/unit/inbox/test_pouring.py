@@ -16,7 +16,9 @@ from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.place import Place
 from kong_metering.inbox.pouring import Poured, Pouring
 from kong_metering.inbox.ring import HEADER_BYTES
+from kong_metering.inbox.unpoured import count_unpoured
 from kong_metering.spool import locks
+from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import HeldLog, SpoolDirectory
 from tests.unit.eventlog.helpers import NOW, failing_writes, overwrite, payload, payloads, read_all, segments
 from tests.unit.inbox.helpers import OTHER, QUEUE
@@ -32,7 +34,7 @@ class Life:
     """A process with a spool and an inbox, until it dies."""
 
     def __init__(self, root: Path, place: Place) -> None:
-        self.directory = SpoolDirectory(root)
+        self.directory = SpoolDirectory(root, delivered=Delivered(root, lambda: NOW))
         self.inbox = Inbox.open(place, lambda: None, ring_bytes=RING)
         self.logs: dict[int, HeldLog] = {}
 
@@ -138,6 +140,35 @@ def test_what_the_log_has_delivered_already_is_left_out_too(world: World) -> Non
     life.die()
     assert counts(world.pouring.pour()) == (1, 2, 4)
     assert world.adopt() == {QUEUE: payloads(3, 3)}
+
+
+@pytest.mark.parametrize("what_goes", ["a segment", "all segments", "the log"])
+def test_what_was_delivered_and_taken_out_of_the_log_before_it_left_the_ring_is_not_poured(
+    world: World, what_goes: str
+) -> None:
+    """As when the disk hangs for the next queue's events, and the process is killed then."""
+    life = world.life()
+    log = life.open(7, QUEUE)
+    life.append(7, payloads(0, 6))
+    life.write(7, payloads(0, 4))
+    log.done(4)
+    log.begin_segment()
+    life.write(7, payloads(4, 2))
+    waiting = 1
+    if what_goes != "a segment":
+        waiting = 0
+        log.done(6)
+        log.begin_segment()
+    if what_goes == "the log":
+        life.directory.retire(life.logs[7])
+        assert not log.directory.exists()
+    else:
+        log.done(5)
+        log.save_position()
+    life.die()
+    assert count_unpoured(world.place, world.root) == {}
+    assert counts(world.pouring.pour()) == (1, 0, 6)
+    assert world.adopt() == ({QUEUE: payloads(5, 1)} if waiting else {})
 
 
 @given(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kong_metering.spool.deadletters import DeadLetter, DeadLetters
 from kong_metering.spool.identity import QueueIdentity
 from tests.unit.eventlog.helpers import NOW, failing_writes, segments
+from tests.unit.eventlog.test_disk_errors import bad_sector
 
 QUEUE = QueueIdentity("7b5c", "metering", "https://ingest.example/events")
 REPOSITORY = Path(__file__).parents[3]
@@ -156,6 +157,28 @@ def test_a_file_without_letters_stops_nobody_and_is_kept(tmp_path: Path, data: b
     [number] = again.add([letter(50)], NOW)
     assert ids(letters)[-1] == number
     assert (tmp_path / "damaged" / newest.name).read_bytes() == data
+
+
+def test_an_oldest_segment_that_the_disk_does_not_give_makes_room_and_no_letter_comes_twice(tmp_path: Path) -> None:
+    """Whoever is told that a letter could not be kept adds it again each second."""
+    filled(tmp_path, 12)
+    oldest = segments(tmp_path)[0]
+    letters = DeadLetters(tmp_path, max_bytes=500, segment_bytes=500)
+    with bad_sector(oldest):
+        [number] = letters.add([letter(50)], NOW)
+    assert letters.bytes_on_disk <= 1000
+    assert [stored.id for stored in letters.letters() if stored.letter == letter(50)] == [number]
+    assert (tmp_path / "damaged" / oldest.name).exists()
+
+
+def test_a_newest_segment_that_the_disk_does_not_give_keeps_no_letter_from_being_added(tmp_path: Path) -> None:
+    filled(tmp_path, 12)
+    newest = segments(tmp_path)[-1]
+    with bad_sector(newest):
+        [number] = DeadLetters(tmp_path, segment_bytes=500).add([letter(50)], NOW)
+    again = DeadLetters(tmp_path, segment_bytes=500)
+    assert ids(again) == [*range(1, 13), number]
+    assert again.add([letter(51)], NOW) == range(number + 1, number + 2)
 
 
 def filled(directory: Path, count: int) -> DeadLetters:

@@ -462,6 +462,43 @@ def test_looking_again_at_logs_that_nobody_wants_reads_nothing(tmp_path: Path, m
     assert len(spool.adopt().logs) == 1
 
 
+def test_an_owner_that_changes_within_a_tick_of_the_clock_is_found_a_little_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel's file times go up by 4 ms: what is written just after the look leaves the time that was seen."""
+    directory = dead_part(tmp_path, "proc-1-dead")
+    spool = SpoolDirectory(tmp_path)
+    assert spool.adopt(only(OTHER)) == Adoption()
+    seen = directory.stat()
+    save_identity(directory, OTHER)
+    os.utime(directory, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    later = time.monotonic() + 3
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    (held,) = spool.adopt(only(OTHER)).logs
+    assert held.identity == OTHER
+
+
+def test_an_owner_that_the_disk_does_not_give_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = dead_part(tmp_path, "proc-1-dead")
+    spool = SpoolDirectory(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", disk_error)
+        assert spool.adopt(only(QUEUE)) == Adoption()
+        later = time.monotonic() + 3
+        patch.setattr(time, "monotonic", lambda: later)
+        assert spool.adopt(only(QUEUE)) == Adoption()
+    much_later = later + 60
+    monkeypatch.setattr(time, "monotonic", lambda: much_later)
+    (held,) = spool.adopt(only(QUEUE)).logs
+    assert held.directory == directory
+
+
+def disk_error(path: Path) -> bytes:
+    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+
 def test_what_has_neither_owner_nor_events_is_cleared_away_by_anybody(tmp_path: Path) -> None:
     bare = tmp_path / "proc-1-dead" / QUEUE.key
     bare.mkdir(parents=True)
