@@ -449,6 +449,7 @@ class LogSource:
             # The log has a position again by now, which would tell the next one that none was sent.
             with contextlib.suppress(OSError):
                 self._log.save_position()
+        self._log.was_position_lost = False
 
 
 def _within(events: Sequence[bytes], max_bytes: int, *, needs_one: bool) -> Sequence[bytes]:

@@ -84,6 +84,9 @@ class EventLog:
         self._appender = Appender(directory, found, self._written, segment_bytes)
         self._reader = Reader(self._appender, found.settled, self._damage, patience)
         self._marks.forget_up_to(found.settled.done)
+        # Whether it was not known, when it was opened, how far the log was done: events that were in it may have been
+        # delivered long ago. Whoever has marked them for that says so here.
+        self.was_position_lost = self._position.was_lost and self.done_up_to + 1 < self.next_sequence
         self._allowance = allowance
         self._keep = keep
         self._dropped_up_to = 0
@@ -136,11 +139,6 @@ class EventLog:
         Raises `SpoolFormatError` when it is of a format that this version does not know; and the system's `OSError`.
         """
         return cls(directory, (), Patience(0), SEGMENT_BYTES, allowance=Allowance(), keep=None, is_view=True)
-
-    @property
-    def was_position_lost(self) -> bool:
-        """Whether it is not known how far the log was done: events in it may have been delivered long ago."""
-        return self._position.was_lost and self.done_up_to + 1 < self.next_sequence
 
     @property
     def next_sequence(self) -> int:

@@ -81,10 +81,12 @@ class SegmentWriter:
     def create(cls, directory: Path, records: bytes, first: int, end: int) -> SegmentWriter:
         """Make a segment with its first records, all or nothing; the caller has the directory synced, some time.
 
-        Raises the system's `OSError`, for a full disk for one; there is no new file then.
+        Raises the system's `OSError`, for a full disk for one; there is no new file then, or one that does not count.
         """
         path = directory / segment_name(first)
         data = segment_header(first) + records
+        # What is there has no event of this log: a disk that took no write has let nothing be removed either.
+        path.unlink(missing_ok=True)
         descriptor = files.create_file(path)
         try:
             files.write_at(descriptor, data, 0)

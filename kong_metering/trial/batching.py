@@ -38,13 +38,13 @@ def due_in(  # noqa: PLR0913 - the numbers that the rule is about
 
     A queue that is nearly full does not wait: it would drop events, and with them their age, and never send any. With
     adaptive batches what comes after a pause does not wait either; what comes soon after the last request, which was
-    begun `since_last` seconds ago, waits for others a moment.
+    begun `since_last` seconds ago, waits for others a moment, and no longer, though others are sent again meanwhile.
     """
     is_full_batch = waiting >= batch_size(settings, adaptive_batch)
     if is_full_batch or is_nearly_full(settings, waiting, waiting_bytes):
         return 0.0
     if is_adaptive(settings, adaptive_batch):
-        pause = ADAPTIVE_SECONDS - since_last
+        pause = ADAPTIVE_SECONDS - max(since_last, oldest_age)
         return pause if pause > _SHORTEST_PAUSE else 0.0
     return max(0.0, settings.max_coalescing_delay - oldest_age)
 

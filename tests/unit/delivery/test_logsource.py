@@ -15,6 +15,13 @@ from kong_metering.spool.identity import QueueIdentity
 QUEUE = QueueIdentity("id-1", "metering", "https://ingest.example/")
 
 
+def test_a_log_that_was_made_here_and_changes_its_queue_is_not_in_doubt(tmp_path: Path) -> None:
+    held = SpoolDirectory(tmp_path).log_for(QUEUE)
+    LogSource(held).append([b"one", b"two"], 1, 0.0)
+    assert LogSource(held).unread == 2
+    assert held.log.marks == ()
+
+
 @pytest.mark.parametrize("where", ["in memory", "on disk"])
 def test_what_was_read_and_not_settled_is_never_taken_for_settled(tmp_path: Path, where: str) -> None:
     """Or the log is given up while its events are on their way, and whoever adopts it sends them again."""

@@ -25,8 +25,12 @@ import pytest
 
 from kong_metering.config import parse_config, parse_entity
 from kong_metering.delivery.registry import Delivery
+from kong_metering.errors import SpoolError
 from kong_metering.eventlog.position import PositionFile
 from kong_metering.spool.deadletters import DeadLetters
+from kong_metering.spool.directory import survey
+from kong_metering.spool.identity import QueueIdentity
+from kong_metering.spool.requests import Asking, Kind, Request, new_id
 from kong_metering.trial.outcome import Delivered, Outcome, Rejected
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import (
@@ -236,6 +240,7 @@ class World:
             self.reconfigure: 3,
             self.change_url: 2,
             self.let_go_of_a_queue: 1,
+            self.redirect: 2,
             self.try_now: 1,
             self.time_passes: 1,
             self.rest: 2,
@@ -302,8 +307,23 @@ class World:
         self.opened = [queue for queue in self.opened if queue in self.queues.values()]
         self.delivery.sweep()
 
+    def redirect(self) -> None:
+        """Ask as `kong-metering spool redirect` does, and wait for the answer a moment only."""
+        entity = self.chance.choice(self.entities)
+        urls = [self.process.network.endpoint(each.fake).url for each in self.chance.sample(self.endpoints, 2)]
+        source, target = (QueueIdentity(entity, entity, url) for url in urls)
+        with contextlib.suppress(OSError, SpoolError):
+            logs = tuple(
+                str(log.directory.relative_to(self.root)) for log in survey(self.root) if log.identity == source
+            )
+            expires_ms = int(self.clock.wall() * 1000) + 60_000
+            request = Request(new_id(), Kind.REDIRECT, source, logs, expires_ms, target)
+            with Asking(self.root, request) as asking, contextlib.suppress(AssertionError):
+                wait_until(lambda: any(each.is_done for each in asking.answers()), "an answer", seconds=0.2)
+
     def try_now(self) -> None:
-        self.chance.choice(list(self.queues.values())).try_now()
+        # As the janitor does, who waits for a disk that hangs.
+        threading.Thread(target=self.chance.choice(list(self.queues.values())).try_now, daemon=True).start()
 
     def time_passes(self) -> None:
         self.process.let_pass(self.chance.choice([0.01, 1, 30, 700]))

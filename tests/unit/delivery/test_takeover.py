@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import shutil
 import threading
 import time
@@ -546,8 +547,12 @@ def test_what_the_disk_does_not_allow_stays_and_is_said(
             raise OSError(errno.EROFS, "Read-only file system", str(path))
         write(path, data, is_lasting=is_lasting)
 
+    def unreadable(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
     with monkeypatch.context() as patched:
         patched.setattr(files, "write_file", refuses)
+        patched.setattr(os, "pread", unreadable)
         answered = redirect(root, wrong, right)
     assert (answered.events, answered.left) == (0, 49)
     assert "Read-only file system" in answered.problem

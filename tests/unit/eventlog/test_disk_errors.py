@@ -168,6 +168,20 @@ def test_a_newest_segment_that_can_neither_be_read_nor_moved_does_not_stop_the_l
     assert newest.exists()
 
 
+def test_a_file_that_could_be_made_and_neither_be_written_nor_removed_is_in_nobodys_way(tmp_path: Path) -> None:
+    log = EventLog.open(tmp_path)
+    read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    with (
+        mock.patch.object(os, "pwrite", side_effect=read_only),
+        mock.patch.object(Path, "unlink", side_effect=read_only),
+    ):
+        for _ in range(2):
+            with pytest.raises(OSError, match="Read-only file system"):
+                log.append([b"event"], NOW)
+    log.append([b"event"], NOW)
+    assert [event.payload for event in read_all(log)] == [b"event"]
+
+
 def test_a_log_that_cannot_be_opened_for_an_error_that_lasts_is_adopted_without_the_segment(
     tmp_path: Path, clock: Clock
 ) -> None:

@@ -77,6 +77,15 @@ def test_with_a_batch_size_of_one_what_comes_soon_after_a_request_waits_for_othe
     assert due_in == pytest.approx(pause)
 
 
+def test_what_has_waited_a_moment_goes_though_others_are_sent_again_all_the_time() -> None:
+    """Or nothing would reach behind events that are to blame, where those are tried every few milliseconds."""
+    settings = Queue(max_batch_size=1)
+    ages = {0.0: 0.05, 0.03: 0.02, 0.05: 0.0, 3600.0: 0.0, math.inf: 0.0}
+    for age, pause in ages.items():
+        due_in = batching.due_in(settings, 60, 0, age, adaptive_batch=100, since_last=0.0)
+        assert due_in == pytest.approx(pause)
+
+
 @pytest.mark.parametrize(
     ("changes", "adaptive_batch", "size"),
     [
