@@ -398,9 +398,10 @@ def _prepare_root(root: Path) -> None:
 
 
 def _remove_log(root: Path, directory: Path) -> None:
-    with contextlib.suppress(OSError):
-        # Somebody may have removed what was in there, or taken it back in.
-        (directory / DAMAGED).rmdir()
+    if (directory / DAMAGED).is_dir():
+        with contextlib.suppress(OSError):
+            # Somebody may have removed what was in there, or taken it back in.
+            (directory / DAMAGED).rmdir()
     if (directory / DAMAGED).is_dir():
         files.make_directory(root / DAMAGED)
         (directory / locks.LOCK).unlink(missing_ok=True)
