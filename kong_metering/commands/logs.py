@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,3 +109,11 @@ def damaged_files(root: Path) -> list[Path]:
 def is_damaged_file(path: Path) -> bool:
     """Whether it has such bytes, and is no bookkeeping."""
     return path.suffix in (".seg", ".bytes") and path.is_file()
+
+
+def remove_remains(root: Path) -> None:
+    """Remove the directories of logs in which nothing damaged is left; only bookkeeping is. Raises `OSError`."""
+    damaged = root / DAMAGED
+    for directory in damaged.iterdir() if damaged.is_dir() else ():
+        if directory.is_dir() and not any(map(is_damaged_file, directory.rglob("*"))):
+            shutil.rmtree(directory)

@@ -7,7 +7,6 @@ process holds.
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from kong_metering.commands.filters import reasons_told
 from kong_metering.commands.holders import Holder, held_by
 from kong_metering.commands.holding import held_logs
 from kong_metering.commands.letters import ChosenLetters, matching_letters
-from kong_metering.commands.logs import SeenLog, damaged_files, is_damaged_file, seen_logs
+from kong_metering.commands.logs import SeenLog, damaged_files, remove_remains, seen_logs
 from kong_metering.commands.options import (
     ChosenEvents,
     filter_options,
@@ -36,7 +35,6 @@ from kong_metering.commands.output import confirmed, note, say, tell
 from kong_metering.commands.sharedmemory import pour
 from kong_metering.errors import KongMeteringError
 from kong_metering.eventlog.damage import ABOUT
-from kong_metering.eventlog.log import DAMAGED
 from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import Found
@@ -237,15 +235,8 @@ def _remove_files(root: Path, paths: Iterable[Path]) -> int:
             path.unlink()
             path.with_name(path.name + ABOUT).unlink(missing_ok=True)
             removed += 1
-    _remove_remains(root / DAMAGED)
+    remove_remains(root)
     return removed
-
-
-def _remove_remains(damaged: Path) -> None:
-    """Remove the directories of logs in which nothing damaged is left; only bookkeeping is."""
-    for directory in damaged.iterdir() if damaged.is_dir() else ():
-        if directory.is_dir() and not any(map(is_damaged_file, directory.rglob("*"))):
-            shutil.rmtree(directory)
 
 
 # ----------------------------------------------------------------------------------------------------------------- tell

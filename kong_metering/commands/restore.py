@@ -1,15 +1,20 @@
 """`kong-metering spool restore`: segments that the disk did not give, back into the queue once it does.
 
 Contract: events are in a log, on the disk itself, before their file is removed; killed in between, they are in both
-places, with the same ids. What was settled before the segment was set aside is left out, and what was sent without an
-answer is known as such in the new log. The log is this process's own, free to be adopted once this ends.
+places, with the same ids. A file is locked meanwhile, and read once more: one that somebody else has taken back in, or
+removed, since the question was asked, is left out. What was settled before the segment was set aside is left out, too,
+and what was sent without an answer is known as such in the new log. The log is this process's own, free to be adopted
+once this ends.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +24,7 @@ import click
 from kong_metering.commands import words
 from kong_metering.commands.access import check_writable
 from kong_metering.commands.filters import Filters
-from kong_metering.commands.logs import damaged_files
+from kong_metering.commands.logs import damaged_files, remove_remains
 from kong_metering.commands.options import Place, json_option, place_options, taking, yes_option
 from kong_metering.commands.output import confirmed, note, say, tell
 from kong_metering.errors import SpoolFormatError
@@ -94,18 +99,20 @@ def restore(options: RestoreOptions) -> None:
     out. Stretches of damaged bytes within a segment hold no event that can be read, and stay.
     """
     check_writable(options.root)
-    plan = plan_of(options)
+    plan, done = plan_of(options), Plan()
     for path, why in plan.left.items():
         note(f"{path} stays: {words.shown(why)}.")
     if plan.files:
         confirmed(
             f"Put {words.events(plan.events)} of {words.files(len(plan.files))} back into the queue?", yes=options.yes
         )
-        _restore(options.root, plan)
+        done = _restored(options, plan)
+    if changed := len(plan.files) - len(done.files):
+        note(f"{words.files(changed)} left out: somebody has taken their events back in meanwhile, or removed them.")
     if options.as_json:
-        say(words.json_document({"restored": plan.events, "files": len(plan.files), "files_left": len(plan.left)}))
+        say(words.json_document({"restored": done.events, "files": len(done.files), "files_left": len(plan.left)}))
     else:
-        tell(f"{words.events(plan.events)} back in the queue." if plan.files else "There is nothing to take back in.")
+        tell(f"{words.events(done.events)} back in the queue." if plan.files else "There is nothing to take back in.")
 
 
 def plan_of(options: RestoreOptions) -> Plan:
@@ -169,15 +176,40 @@ def _events(path: Path) -> tuple[list[StoredEvent], bool]:
     return events, is_whole and offset == len(data)
 
 
-def _restore(root: Path, plan: Plan) -> None:
-    spool = SpoolDirectory(root)
+def _restored(options: RestoreOptions, plan: Plan) -> Plan:
+    """Take back in what is as it was when it was planned; tell of which files that was so."""
+    spool, done = SpoolDirectory(options.root), Plan()
     try:
         for each in plan.files:
-            if each.events:
-                _put_back(spool, each)
-            _let_go(each)
+            with _locked(each.path) as is_ours:
+                if is_ours and _read(each.path, each.identity, everything=options.everything) == each:
+                    if each.events:
+                        _put_back(spool, each)
+                    _let_go(each)
+                    done.files.append(each)
     finally:
         spool.close()
+        remove_remains(options.root)
+    return done
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Be the only one who takes a file back in meanwhile; gives False if somebody else does, or it is gone."""
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = path.exists()
+    except BlockingIOError:
+        is_ours = False
+    try:
+        yield is_ours
+    finally:
+        os.close(lock)
 
 
 def _put_back(spool: SpoolDirectory, restorable: Restorable) -> None:

@@ -18,7 +18,8 @@ Events are opaque bytes; each has a sequence number that goes up by one and is n
   elsewhere, unless something in them was dropped. What was done after the last
   `save_position` is done again after a crash: save it before a batch is sent, with the mark of that batch, and no
   event is sent twice without being known as one that may have arrived.
-- `open` reads one segment, however many there are.
+- `open` reads one segment, however many there are; where the position is lost the oldest event, too: all that waits
+  counts as sent when that came, for whoever opens the log later as well.
 
 What the two threads share, and why that is safe, the interpreter making each step atomic:
 - the appender's segment: `appending.py`, by handing over its writer; its extent is one value, set after the bytes
@@ -38,6 +39,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kong_metering.errors import DISK_ERRORS
 from kong_metering.eventlog.appending import Appender
 from kong_metering.eventlog.damage import DAMAGED, Damage, DamageKeeper, DamageKind, Patience
 from kong_metering.eventlog.files import Allowance, Unsynced
@@ -93,8 +95,10 @@ class EventLog:
         self._has_place = False
         self._is_closed = False
         if not is_view:
-            # While there is room: later the disk may be full.
-            with contextlib.suppress(OSError):
+            # While there is room: later the disk may be full. Not before what is known is in it: whoever opens the log
+            # next would take it for all that there is to know.
+            with contextlib.suppress(*DISK_ERRORS):
+                self._doubt_all()
                 self.save_position()
             self._remove_done_segments()
 
@@ -280,6 +284,15 @@ class EventLog:
         that neighbours are joined, which can only mark too many events, at too early a time.
         """
         return self._marks.add(first, last, time_ms)
+
+    def _doubt_all(self) -> None:
+        """Take all events for sent when the first of them came, if it is not known any more which ones were.
+
+        Raises what `read` raises.
+        """
+        oldest = self.oldest() if self.was_position_lost else None
+        if oldest is not None:
+            self.mark_ambiguous(self.done_up_to + 1, self.next_sequence - 1, oldest.time_ms)
 
     def unmark(self, marks: Sequence[Mark]) -> None:
         """Forget marks that `mark_ambiguous` gave: their events did not arrive."""

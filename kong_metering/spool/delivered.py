@@ -102,17 +102,11 @@ class Delivered:
         if identity is None or not is_first_owner(log, identity):
             return None
         queue = self.directory / identity.key
-        made: list[Path] = []
 
         def keep(segment: Path) -> None:
             target = queue / f"{self._wall_ms():014d}.{log.parent.name}.{log.name}.{segment.name}"
-            if made:
-                with contextlib.suppress(FileNotFoundError):
-                    segment.rename(target)
-                    return
-            # Nothing is kept of which nobody would know whose it is.
+            # Each time: nothing is kept of which nobody would know whose it is, and the directory may be gone.
             self._make(queue, identity)
-            made.append(queue)
             segment.rename(target)
 
         return keep
@@ -146,13 +140,18 @@ class Delivered:
 
     def _remove_queue(self, directory: Path) -> None:
         """Remove a queue's directory; one that somebody verifies just now, or moves something to, stays."""
-        # What is moved here meanwhile keeps the directory, and finds, or makes, its identity anew.
-        with contextlib.suppress(OSError), verifying(directory) as is_ours:
+        with contextlib.suppress(OSError, SpoolFormatError), verifying(directory) as is_ours:
+            identity = load_identity(directory)
             if is_ours:
                 for path in directory.iterdir():
                     if path.suffix != _SUFFIX:
                         path.unlink(missing_ok=True)
-                directory.rmdir()
+                try:
+                    directory.rmdir()
+                except OSError:
+                    # What was moved here meanwhile has nobody who would tell whose it is.
+                    if identity:
+                        save_identity(directory, identity)
 
 
 def kept_of(root: Path, part: str, log: str) -> list[KeptSegment]:

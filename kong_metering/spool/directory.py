@@ -401,6 +401,10 @@ def _prepare_root(root: Path) -> None:
 
 def _remove_log(root: Path, directory: Path) -> None:
     if (directory / DAMAGED).is_dir():
+        with contextlib.suppress(OSError):
+            # Somebody may have removed what was in there, or taken it back in.
+            (directory / DAMAGED).rmdir()
+    if (directory / DAMAGED).is_dir():
         files.make_directory(root / DAMAGED)
         (directory / locks.LOCK).unlink(missing_ok=True)
         directory.replace(root / DAMAGED / f"{directory.parent.name}-{directory.name}-{secrets.token_hex(4)}")

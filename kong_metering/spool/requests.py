@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from kong_metering.eventlog import files
 from kong_metering.eventlog.format import FORMAT_VERSION
-from kong_metering.spool.identity import QueueIdentity
+from kong_metering.spool.identity import NO_ROOM, QueueIdentity
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -212,6 +212,8 @@ def _read_private(path: Path) -> tuple[bytes, bool]:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
         raise ValueError(f"it cannot be opened: {error.strerror}") from error
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)

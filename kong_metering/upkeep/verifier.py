@@ -151,12 +151,17 @@ class Verifier:
         due = iter([one for one in kept.segments() if not one.is_checked and one.kept_ms <= settled_ms])
         while some := list(itertools.islice(due, _SEGMENTS_AT_ONCE)):
             here = partial(still_here, self._options.directory, is_meant=lambda other: other.key == queue.identity.key)
+            unread: list[KeptSegment] = []
             with Verification(asker, here, self._pause, settle_seconds=self._settle_seconds) as verification:
-                verification.run(_events_of(some))
+                verification.run(_events_of(some, unread))
                 resent = self._resent(queue, verification)
                 self._count(queue, verification.findings, resent)
             for segment in some:
-                mark_checked(segment)
+                if segment not in unread:
+                    mark_checked(segment)
+            if unread:
+                queue.count("unknown", len(unread))
+                _say(queue, "disk", f"what it delivered cannot be read from disk, for now: {unread[0].path}")
 
     def _resent(self, queue: DeliveredQueue, verification: Verification) -> int:
         """Send again what is missing, if that is wanted, and tell how many were sent."""
@@ -198,13 +203,16 @@ class Verifier:
         return int(self._clock.wall() * 1000)
 
 
-def _events_of(segments: Sequence[KeptSegment]) -> Iterator[bytes]:
+def _events_of(segments: Sequence[KeptSegment], unread: list[KeptSegment]) -> Iterator[bytes]:
+    """Go through the events of these segments; those that cannot be read are added to `unread`."""
     for segment in segments:
         try:
             for event in segment.events():
                 yield event.payload
         except FileNotFoundError:
             continue  # its time was over
+        except DISK_ERRORS:
+            unread.append(segment)
 
 
 def _say(queue: DeliveredQueue, kind: str, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,19 @@ import pytest
 from kong_metering.commands.logs import damaged_files
 from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.directory import SpoolDirectory, survey
-from tests.unit.commands.helpers import NOW, OTHER, QUEUE, damage, event, events_of, run, run_json, waiting
+from tests.unit.commands.helpers import (
+    NOW,
+    OTHER,
+    PROGRAM,
+    QUEUE,
+    REPOSITORY,
+    damage,
+    event,
+    events_of,
+    run,
+    run_json,
+    waiting,
+)
 from tests.unit.eventlog.helpers import segments
 from tests.unit.eventlog.test_disk_errors import bad_sector
 
@@ -67,6 +80,43 @@ def test_it_asks_first(root: Path) -> None:
     assert result.exit_code != 0
     assert events_of(root) == []
     assert "10 events back in the queue." in run(root, "restore", stdin="y\n").output
+
+
+def test_what_somebody_else_takes_back_in_while_one_is_asked_does_not_come_twice(root: Path) -> None:
+    set_aside(root)
+    with subprocess.Popen(
+        [*PROGRAM, "spool", "restore", "--spool-dir", str(root)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as asked:
+        assert asked.stdout
+        said = ""
+        while "back into the queue?" not in said:
+            said += asked.stdout.read(1)
+        assert run_json(root, "restore", "--yes")["restored"] == 10
+        said += asked.communicate("y\n")[0]
+    assert "1 damaged file left out: somebody has taken their events back in meanwhile" in said
+    assert "0 events back in the queue." in said
+    assert (asked.returncode, events_of(root)) == (0, [event(n) for n in range(10)])
+
+
+@pytest.mark.parametrize("is_retired", [True, False])
+@pytest.mark.parametrize("command", [["restore"], ["purge", "--damaged"]])
+def test_nothing_is_left_behind_of_a_log_when_its_damaged_file_is_gone(
+    root: Path, command: list[str], *, is_retired: bool
+) -> None:
+    set_aside(root, delivered=4)
+    spool = SpoolDirectory(root)
+    if is_retired:
+        assert spool.adopt().logs == ()
+    run(root, *command, "--yes")
+    for held in spool.adopt().logs:
+        held.log.done(held.log.next_sequence - 1)
+    spool.close()
+    assert list(root.glob("damaged/*")) == list(root.glob("proc-*")) == []
 
 
 def test_a_file_that_the_disk_still_does_not_give_stays(root: Path) -> None:

@@ -18,6 +18,7 @@ from kong_metering.upkeep.verifier import Verifier
 from kong_metering_sandbox.collector.faults import FaultMatch, FaultRule
 from kong_metering_sandbox.collector.process import CollectorProcess
 from tests.support.waiting import wait_until
+from tests.unit.eventlog.test_disk_errors import bad_sector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,6 +104,21 @@ def test_each_event_that_was_delivered_is_confirmed_once(metering: Callable[...,
     assert it.verified == {"confirmed": 160}
     assert it.queue.told()["verified"] == {"confirmed": 160}
     assert all(segment.is_checked for segment in it.delivered.segments())
+
+
+def test_a_file_that_the_disk_does_not_give_keeps_no_other_from_being_read_back(
+    metering: Callable[..., Metering],
+) -> None:
+    it = metering()
+    for _ in range(2):
+        it.deliver(3)
+        it.runtime.delivery.delivered_queues()[0].begin_segment()
+    first, _ = it.delivered.segments()
+    with bad_sector(first.path):
+        it.verifier.look()
+    assert it.verified == {"confirmed": 3, "unknown": 1}
+    it.verifier.look()
+    assert it.verified == {"confirmed": 6, "unknown": 1}
 
 
 def test_what_was_lost_after_a_2xx_is_counted_and_said(

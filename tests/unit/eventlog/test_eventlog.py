@@ -725,6 +725,22 @@ def test_without_a_position_file_all_that_is_there_waits(tmp_path: Path) -> None
     assert again.take_damage() == []
 
 
+def test_what_may_have_been_sent_before_the_position_was_lost_is_in_doubt_for_all_who_open_the_log_later(
+    tmp_path: Path,
+) -> None:
+    """The first to open it may only move it, or put events behind, and leave it to those who deliver."""
+    filled(tmp_path, 20).close()
+    (tmp_path / "position").unlink()
+    first = EventLog.open(tmp_path)
+    first.append([b"never sent"], NOW)
+    first.close()
+    again = EventLog.open(tmp_path)
+    oldest = again.oldest()
+    assert oldest
+    assert {again.sent_at(number) for number in range(1, 21)} == {oldest.time_ms}
+    assert again.sent_at(21) is None
+
+
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 5000, 8191])
 def test_a_position_file_that_was_cut_short_loses_no_event(tmp_path: Path, size: int) -> None:
     log = filled(tmp_path, 60)

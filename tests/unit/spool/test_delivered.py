@@ -12,7 +12,7 @@ from kong_metering.eventlog import files
 from kong_metering.eventlog.log import EventLog
 from kong_metering.spool.delivered import DELIVERED, Delivered, mark_checked, verifying
 from kong_metering.spool.directory import HeldLog, SpoolDirectory
-from kong_metering.spool.identity import QueueIdentity
+from kong_metering.spool.identity import FILES, QueueIdentity
 from kong_metering.upkeep.retention import bytes_used, forget_delivered
 from tests.unit.eventlog.helpers import NOW, overwrite, payload, payloads, segments
 
@@ -185,3 +185,38 @@ def test_the_oldest_go_by_age_and_by_bytes_and_take_their_directory_along(
     assert [queue.identity for queue in delivered.queues()] == [QUEUE]
     assert forget_delivered(delivered, NOW + 10, 0) == last.size
     assert list((root / DELIVERED).iterdir()) == []
+
+
+def test_what_is_moved_there_in_the_moment_in_which_the_directory_would_go_still_has_its_owner(
+    spool: SpoolDirectory, delivered: Delivered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = settled(spool, 3)
+    held.log.begin_segment()
+    held.log.append(payloads(4, 1), NOW)
+    held.log.done(4)
+    remove = Path.rmdir
+
+    def late(path: Path) -> None:
+        # Another process's, or thread's, at that moment.
+        monkeypatch.undo()
+        held.log.begin_segment()
+        remove(path)
+
+    monkeypatch.setattr(Path, "rmdir", late)
+    delivered.remove(delivered.segments())
+    assert kept(delivered) == [payload(4)]
+    assert [queue.identity for queue in delivered.queues()] == [QUEUE]
+
+
+def test_who_dies_while_it_removes_the_directory_leaves_it_fit_for_use(
+    spool: SpoolDirectory, delivered: Delivered
+) -> None:
+    held = settled(spool, 3)
+    held.log.begin_segment()
+    (queue,) = delivered.queues()
+    for name in FILES:
+        (queue.directory / name).unlink()
+    held.log.append(payloads(4, 1), NOW)
+    held.log.done(4)
+    held.log.begin_segment()
+    assert [queue.identity for queue in delivered.queues()] == [QUEUE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -128,3 +129,19 @@ def test_another_versions_request_is_left_to_a_server_of_that(tmp_path: Path) ->
         assert box.look(NOW) == []
         assert path.exists()
         assert "another version" in box.refused[0]
+
+
+def test_a_request_is_left_for_others_by_a_server_without_a_free_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, one, other = made(), RequestBox(tmp_path), RequestBox(tmp_path)
+    with Asking(tmp_path, request):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", no_descriptors)
+            with pytest.raises(OSError, match="Too many open files"):
+                one.look(NOW)
+        assert one.look(NOW) == other.look(NOW) == [request]
+
+
+def no_descriptors(path: Path, *_: object) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
