@@ -126,8 +126,8 @@ class LogSource:
         # When the oldest event was accepted, by the last look at the disk.
         self._looked_oldest_ms: int | None = None
         self.waiting_at_first = self.unread
-        if held.log.was_position_lost:
-            self._doubt_all()
+        # Nothing of it may be sent before.
+        held.log.note_doubt()
 
     @property
     def unread(self) -> int:
@@ -440,16 +440,6 @@ class LogSource:
         """Let no courier touch the log any more."""
         with self._lock:
             self._is_closed = True
-
-    def _doubt_all(self) -> None:
-        """Take all events for sent when the first of them came: it is not known any more which ones were."""
-        oldest = self._log.oldest()
-        if oldest is not None:
-            self._log.mark_ambiguous(self._log.done_up_to + 1, self._log.next_sequence - 1, oldest.time_ms)
-            # The log has a position again by now, which would tell the next one that none was sent.
-            with contextlib.suppress(OSError):
-                self._log.save_position()
-        self._log.was_position_lost = False
 
 
 def _within(events: Sequence[bytes], max_bytes: int, *, needs_one: bool) -> Sequence[bytes]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kong_metering.eventlog.format import MAX_PAYLOAD_BYTES, encode_records
+from kong_metering.eventlog.format import MAX_PAYLOAD_BYTES, encode_records, segment_name
 from kong_metering.eventlog.segment import Segment, SegmentWriter
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Appender:
         self._directory = directory
         self._written = written
         self._segment_bytes = segment_bytes
+        # A file that could not be written, if it could not be removed either: a disk may be read-only all of a sudden.
+        self._unwritten: Path | None = None
         self._resting = deque([found.writer] if found.writer else [])
         # What the next append has to seal, because it was asked for while one was running.
         self._to_seal: Segment | None = None
@@ -70,12 +72,27 @@ class Appender:
             self._written[writer.segment.path] = None
             return writer
         # A group that is larger than a segment has one of its own, so that it is written whole or not at all.
-        new = SegmentWriter.create(self._directory, records, first, end)
+        new = self._created(records, first, end)
         if writer:
             writer.close()
         self.segments.append(new.segment)
         self._written[new.segment.path] = None
         self._written[self._directory] = None
+        return new
+
+    def _created(self, records: bytes, first: int, end: int) -> SegmentWriter:
+        """Begin a segment, in the place of one that could not be written."""
+        path = self._directory / segment_name(first)
+        if path == self._unwritten:
+            path.unlink(missing_ok=True)
+        try:
+            new = SegmentWriter.create(self._directory, records, first, end)
+        except FileExistsError:
+            raise  # not ours: nothing of it is to be lost
+        except OSError:
+            self._unwritten = path
+            raise
+        self._unwritten = None
         return new
 
     def _has_room(self, writer: SegmentWriter, size: int) -> bool:

@@ -87,8 +87,9 @@ class EventLog:
         self._reader = Reader(self._appender, found.settled, self._damage, patience)
         self._marks.forget_up_to(found.settled.done)
         # Whether it was not known, when it was opened, how far the log was done: events that were in it may have been
-        # delivered long ago. Whoever has marked them for that says so here.
+        # delivered long ago; and whether that is still to be noted.
         self.was_position_lost = self._position.was_lost and self.done_up_to + 1 < self.next_sequence
+        self._is_in_doubt = self.was_position_lost
         self._allowance = allowance
         self._keep = keep
         self._dropped_up_to = 0
@@ -98,7 +99,7 @@ class EventLog:
             # While there is room: later the disk may be full. Not before what is known is in it: whoever opens the log
             # next would take it for all that there is to know.
             with contextlib.suppress(*DISK_ERRORS):
-                self._doubt_all()
+                self.note_doubt()
                 self.save_position()
             self._remove_done_segments()
 
@@ -285,14 +286,20 @@ class EventLog:
         """
         return self._marks.add(first, last, time_ms)
 
-    def _doubt_all(self) -> None:
-        """Take all events for sent when the first of them came, if it is not known any more which ones were.
+    def note_doubt(self) -> None:
+        """Take all events for sent when the first of them came, if it is not known any more which ones were; once.
 
-        Raises what `read` raises.
+        Done when the log is opened, if the disk gives its oldest event then. Raises what `read` raises.
         """
-        oldest = self.oldest() if self.was_position_lost else None
+        if not self._is_in_doubt:
+            return
+        oldest = self.oldest()
         if oldest is not None:
             self.mark_ambiguous(self.done_up_to + 1, self.next_sequence - 1, oldest.time_ms)
+            # If not now, it is saved with the next mark.
+            with contextlib.suppress(OSError):
+                self.save_position()
+        self._is_in_doubt = False
 
     def unmark(self, marks: Sequence[Mark]) -> None:
         """Forget marks that `mark_ambiguous` gave: their events did not arrive."""

@@ -85,8 +85,6 @@ class SegmentWriter:
         """
         path = directory / segment_name(first)
         data = segment_header(first) + records
-        # What is there has no event of this log: a disk that took no write has let nothing be removed either.
-        path.unlink(missing_ok=True)
         descriptor = files.create_file(path)
         try:
             files.write_at(descriptor, data, 0)
