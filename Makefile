@@ -13,6 +13,7 @@ FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 1800
 TORTURE_KILLS ?= 200
 TORTURE ?=
+DEMO ?=
 BENCH ?=
 LATENCY ?=
 
@@ -34,7 +35,8 @@ help:
 	@echo "make quick       lint, types and the fast tests, in under three minutes: what to run while you work"
 	@echo "make test        lint, types and all tests: what CI runs"
 	@echo "make demo        see it run: gateway, plugin server, collector, and whether it all adds up"
-	@echo "                 (make demo GATEWAY=kong: on the real Kong that is on the PATH)"
+	@echo "                 (make demo GATEWAY=kong: on the real Kong that is on the PATH;"
+	@echo "                 DEMO='--requests 300' for less of it)"
 	@echo "make sandbox     the same, kept running, with a curl for each row of README's failure table"
 	@echo "make docs        the documentation as a site, in build/site"
 	@echo "make fuzz        feed records, headers, queries and frames for FUZZ_SECONDS (600)"
@@ -78,10 +80,10 @@ docs: $(VENV)/.docs
 	@echo "$(CURDIR)/build/site/index.html"
 
 demo: $(VENV)/.sandbox
-	@$(BIN)/python -m kong_metering_sandbox.demo --gateway $(GATEWAY)
+	@$(BIN)/python -m kong_metering_sandbox.demo --gateway $(GATEWAY) $(DEMO)
 
 sandbox: $(VENV)/.sandbox
-	@$(BIN)/python -m kong_metering_sandbox.demo --gateway $(GATEWAY) --keep
+	@$(BIN)/python -m kong_metering_sandbox.demo --gateway $(GATEWAY) --keep $(DEMO)
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/gateway.py --gateway $(GATEWAY) $(BENCH)

@@ -117,12 +117,16 @@ def _subject_of(event: bytes) -> str:
 
 def _created(options: CustomersOptions, known: Customers, found: Unassigned) -> dict[str, str]:
     """Make customers, and return those that could not be, each with the reason."""
-    count = words.counted(len(found.subjects), "customer" if len(found.subjects) == 1 else "customers")
+    count = _customers(len(found.subjects))
     if not options.yes:
         for subject in found.subjects:
             note(words.shown(subject))
     confirmed(f"Make {count}, each with the subject as its key and name?", yes=options.yes)
     return {subject: reason for subject in found.subjects if (reason := known.create(subject)) is not None}
+
+
+def _customers(count: int) -> str:
+    return words.counted(count, "customer" if count == 1 else "customers")
 
 
 def _tell(options: CustomersOptions, subjects: Subjects, found: Unassigned, refused: dict[str, str] | None) -> None:
@@ -141,7 +145,7 @@ def _tell(options: CustomersOptions, subjects: Subjects, found: Unassigned, refu
         console().print(shown)
         tell(f"{len(found.subjects):,} of {len(subjects.events):,} subjects belong to no customer.")
     else:
-        tell(f"{len(found.subjects) - len(refused):,} customers made.")
+        tell(f"{_customers(len(found.subjects) - len(refused))} made.")
         for subject, reason in refused.items():
             tell(f"not made: {words.shown(subject)}: {words.shown(reason)}")
     for subject, reason in list(found.unknown.items())[:10]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kong_metering.commands.words import counted
+from kong_metering.commands import words
 from kong_metering.errors import KongMeteringError
 from kong_metering.urls import without_credentials
 
@@ -64,7 +64,7 @@ def chosen_endpoint(queues: Iterable[QueueIdentity], plugin_id: str, url: str | 
 
 
 def _plugins_told(queues: Sequence[QueueIdentity]) -> str:
-    names = sorted({f"{queue.entity_id} ({queue.name})" for queue in queues})
+    names = sorted({words.plugin(queue) for queue in queues})
     return f"there are events of {', '.join(names)}" if names else "the spool is empty"
 
 
@@ -78,4 +78,4 @@ def by_reason(counts: Counter[tuple[QueueIdentity, str]]) -> Counter[str]:
 
 def reasons_told(reasons: Mapping[str, int]) -> str:
     """Tell how many for which reason, such as `3 rejected, 1 ambiguous`."""
-    return ", ".join(counted(reasons[reason], reason) for reason in sorted(reasons)) or "none"
+    return ", ".join(words.counted(reasons[reason], reason) for reason in sorted(reasons)) or "none"

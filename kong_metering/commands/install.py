@@ -135,11 +135,11 @@ def install(wish: Wish) -> None:
     group = _group_of(kong)
     service = Service(command, kong.user.pw_name, group, wish.plugin_name, server["stop_timeout"])
     changes.file(UNIT, unit_text(service))
-    _configure_kong(wish, kong, changes)
+    is_configured = _configure_kong(wish, kong, changes)
     complaints = [*_complaints(wish, kong)]
     for complaint in complaints:
         click.echo(printable(f"Error: {complaint}", 1000), err=True)
-    _tell_next(wish, kong, command)
+    _tell_next(wish, kong, command, is_configured=is_configured)
     if complaints:
         raise click.exceptions.Exit(1)
 
@@ -250,17 +250,19 @@ def _command(wish: Wish) -> list[str]:
     return [str(program), *places, *named, *placed, *shlex.split(wish.flags)]
 
 
-def _configure_kong(wish: Wish, kong: Findings, changes: Changes) -> None:
+def _configure_kong(wish: Wish, kong: Findings, changes: Changes) -> bool:
+    """Write Kong's lines if that is wished, else tell those that are needed; returns whether kong.conf has them."""
     text = changes.text_of(kong.conf) or ""
     wanted = kongconf.with_ours(text, _connection(wish))
     if wish.write or wanted == text:
         changes.file(kong.conf, wanted)
-        return
+        return True
     click.echo(f"\n{kong.conf} needs these lines, in the place of those of the same names (--write changes it):\n")
     for line in kongconf.lines_for(_connection(wish), text):
         click.echo(f"    {line}")
     if kongconf.starts_ours(text):
         click.echo(f"\nand no {kongconf.START_COMMAND}: Kong would start a server beside this one")
+    return False
 
 
 def _connection(wish: Wish) -> kongconf.Connection:
@@ -285,13 +287,13 @@ def _complaints(wish: Wish, kong: Findings) -> Iterator[str]:
             yield f"systemd-analyze verify {UNIT}: {done.stderr.strip()}"
 
 
-def _tell_next(wish: Wish, kong: Findings, command: list[str]) -> None:
+def _tell_next(wish: Wish, kong: Findings, command: list[str], *, is_configured: bool) -> None:
     steps = ["systemctl daemon-reload && systemctl enable --now kong-metering"]
     if not Path("/run/systemd/system").is_dir():
         by_hand = f"runuser -u {kong.user.pw_name} -- {shlex.join(command)}"
         steps = [f"systemd does not run here; where it does: {steps[0]}. By hand: {by_hand}"]
     steps.append("kong-metering health")
-    if not wish.write:
+    if not is_configured:
         steps.append(f"the lines above into {kong.conf}")
     steps.append(_kongs_step(kong))
     steps.append(f"enable the plugin {wish.plugin_name}: POST /plugins, decK, ...")

@@ -232,7 +232,7 @@ def _print_letter(stored: StoredLetter) -> None:
     grid.add_row("answer", cell(letter.answer))
     grid.add_row("accepted", cell(_moment(letter.accepted_ms, now_ms)))
     grid.add_row("given up", cell(_moment(stored.time_ms, now_ms)))
-    grid.add_row("plugin", cell(f"{letter.queue.name} {letter.queue.entity_id}".strip() or UNKNOWN))
+    grid.add_row("plugin", cell(words.plugin(letter.queue) or UNKNOWN))
     grid.add_row("endpoint", cell(without_credentials(letter.queue.endpoint)))
     out = console()
     out.print(grid)

@@ -132,7 +132,7 @@ def _tell_plan(plan: Plan) -> None:
         note(f"{words.letters(len(plan.letters.ids))} ({reasons_told(plan.letters.reasons)})")
     if plan.unanswered:
         note(
-            f"{words.counted(plan.unanswered, 'of them')} were sent without an answer so far, and may have arrived. "
+            f"{words.of_them_were(plan.unanswered)} sent without an answer so far, and may have arrived. "
             "They keep their ids: an endpoint that shares its storage with the old one counts them once, any other one "
             "may bill them a second time."
         )

@@ -273,7 +273,7 @@ def _print(found: SpoolStatus) -> None:
 def _title(queue: QueueStatus) -> Text:
     if queue.identity is None:
         return Text("unknown plugin", "bold yellow")
-    return Text.assemble(cell(queue.identity.name or UNKNOWN, "bold"), " ", cell(queue.identity.entity_id))
+    return cell(words.plugin(queue.identity) or UNKNOWN, "bold")
 
 
 def _queue_table(queue: QueueStatus, now_ms: int) -> Table:
@@ -314,7 +314,7 @@ def _waiting(queue: QueueStatus) -> str:
 
 
 def _unanswered(queue: QueueStatus, now_ms: int) -> str:
-    told = f"{queue.may_have_arrived:,} of them were sent, and may have arrived"
+    told = f"{words.of_them_were(queue.may_have_arrived)} sent, and may have arrived"
     return told if queue.first_sent_ms is None else f"{told}: the first at {_moment(queue.first_sent_ms, now_ms)}"
 
 

@@ -99,9 +99,21 @@ def process(pid: int) -> str:
     return f"process {pid}" if pid else "a process that does not tell its id"
 
 
+def of_them_were(count: int) -> str:
+    """Tell how many of them were something."""
+    return counted(count, "of them was" if count == 1 else "of them were")
+
+
+def plugin(identity: QueueIdentity) -> str:
+    """Name the plugin entity of a queue, its id included: mostly its name has that in it."""
+    return shown(
+        identity.name if identity.entity_id in identity.name else f"{identity.name} {identity.entity_id}".strip()
+    )
+
+
 def queue(identity: QueueIdentity) -> str:
     """Name a queue in full."""
-    return shown(f"{identity.name} {identity.entity_id} at {without_credentials(identity.endpoint)}")
+    return f"{plugin(identity)} at {shown(without_credentials(identity.endpoint))}"
 
 
 def size(count: int) -> str:

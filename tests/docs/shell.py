@@ -1,4 +1,4 @@
-"""What the documentation tells to type: the commands in its blocks and in its lines, taken apart.
+"""What the documentation tells to type, and what it shows that comes of it: blocks and lines, taken apart.
 
 Pure but for `bash -n`, which tells where a command that goes over several lines ends.
 """
@@ -10,6 +10,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,34 +21,71 @@ if TYPE_CHECKING:
 
 _LANGUAGES = frozenset({"console", "bash", "sh", "shell"})
 _PROMPTS = ("$ ", "# ")
-_MARK = re.compile(r"<!-- (not run|run by): (.+) -->")
+_MARK = re.compile(r"<!-- (not run|run by)(?: \(([^()]+)\))?: (.+) -->")
 _PUNCTUATION = "();<>|&\n"
 _KEYWORDS = frozenset({"do", "done", "then", "else", "fi", "if", "while", "{", "}", "!"})
 _ASSIGNMENT = re.compile(r"\w+=")
 
 
 @dataclass(frozen=True)
+class Mark:
+    """What the comment before a block says: of all its commands, or of those that begin with one of `beginnings`."""
+
+    kind: str  # `not run`, or `run by`
+    beginnings: tuple[str, ...]
+    word: str  # why, or the test
+
+    def is_of(self, command: Command) -> bool:
+        """Tell whether this is a mark of a command."""
+        calls = [" ".join(words) for words in simple_commands(command.text)]
+        return not self.beginnings or any(call.startswith(self.beginnings) for call in calls)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, over as many lines as it has, and what the page shows below it; "" if it shows nothing."""
+
+    text: str
+    shown: str = ""
+
+
+@dataclass(frozen=True)
 class Block:
-    """A fenced block of commands; `mark` is what the comment before it says, `kind` is `not run` or `run by`."""
+    """A fenced block of commands, and the heading that it stands under."""
 
     page: str
     line: int
-    commands: tuple[str, ...]
-    kind: str = ""
-    mark: str = ""
+    heading: str
+    commands: tuple[Command, ...]
+    mark: Mark | None = None
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 
+    @property
+    def marked(self) -> list[Command]:
+        """Its commands that the mark is one of."""
+        return [command for command in self.commands if self.mark is not None and self.mark.is_of(command)]
+
+    @property
+    def run(self) -> list[Command]:
+        """Its other commands, which a test runs as they stand there."""
+        return [command for command in self.commands if self.mark is None or not self.mark.is_of(command)]
+
 
 def blocks(page: Path, root: Path) -> list[Block]:
     """Return the blocks of a page that have commands in them."""
-    tokens = _parse(page)
-    return [
-        Block(str(page.relative_to(root)), token.map[0] + 1, tuple(_commands(token)), *_mark(before))
-        for before, token in zip([None, *tokens], tokens, strict=False)
-        if token.type == "fence" and token.info in _LANGUAGES and token.map
-    ]
+    found = []
+    heading = ""
+    before: Token | None = None
+    for token in _parse(page):
+        if before is not None and before.type == "heading_open":
+            heading = token.content
+        if token.type == "fence" and token.info in _LANGUAGES and token.map:
+            name = str(page.relative_to(root))
+            found.append(Block(name, token.map[0] + 1, heading, tuple(_commands(token)), _mark(before)))
+        before = token
+    return found
 
 
 def code_in_lines(page: Path) -> list[str]:
@@ -85,19 +123,24 @@ def _parse(page: Path) -> list[Token]:
     return MarkdownIt("commonmark").enable("table").parse(page.read_text("utf-8"))
 
 
-def _mark(token: Token | None) -> tuple[str, ...]:
+def _mark(token: Token | None) -> Mark | None:
     found = _MARK.fullmatch(token.content.strip()) if token and token.type == "html_block" else None
-    return found.groups() if found else ()
+    return Mark(found[1], tuple(found[2].split(", ")) if found[2] else (), found[3]) if found else None
 
 
-def _commands(token: Token) -> Iterator[str]:
+def _commands(token: Token) -> Iterator[Command]:
     lines = token.content.splitlines()
     if token.info != "console":
-        yield from _complete(lines)
+        yield from map(Command, _complete(lines))
         return
-    for number, line in enumerate(lines):
-        if line.startswith(_PROMPTS):
-            yield next(_complete([line[2:], *lines[number + 1 :]]))
+    while lines:
+        first = lines.pop(0)
+        if first.startswith(_PROMPTS):
+            typed = next(_complete([first[2:], *lines]))
+            lines = lines[typed.count("\n") :]
+            shown = list(takewhile(lambda line: not line.startswith(_PROMPTS), lines))
+            lines = lines[len(shown) :]
+            yield Command(typed, "".join(f"{line}\n" for line in shown))
 
 
 def _complete(lines: Sequence[str]) -> Iterator[str]:

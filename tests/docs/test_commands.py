@@ -1,10 +1,7 @@
-"""What README and docs/ tell to type exists: commands, options, their values, make targets, files.
+"""What README and docs/ name exists: commands in a line, commands of blocks that are not run here, options, files.
 
-A block with a command that only another program understands (`_FOREIGN`) has a comment in front of it that says which
-test runs it, or why none does:
-
-    <!-- run by: tests/examples/test_deck.py -->
-    <!-- not run: needs a cluster -->
+What stands in blocks is run, by `test_run`, unless a mark in front of the block says what else runs it, or why nothing
+does. Of these, and of commands in a line, this looks whether they can be typed: programs, options, values, targets.
 """
 
 from __future__ import annotations
@@ -15,37 +12,18 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from kong_metering.cli import program as plugin_server
 from kong_metering.commands.main import program as kong_metering
-from tests.docs.shell import Block, blocks, code_in_lines, simple_commands
+from tests.docs.pages import BLOCKS, PAGES
+from tests.docs.shell import Block, code_in_lines, simple_commands
 from tests.support.plugin_server import ROOT
 
-PAGES = sorted([ROOT / "README.md", ROOT / "examples" / "README.md", ROOT / "sandbox" / "README.md"])
-PAGES += sorted(ROOT.glob("docs/*.md"))
-BLOCKS = [block for page in PAGES for block in blocks(page, ROOT)]
+MARKED = [block for block in BLOCKS if block.mark]
 
 _PROGRAMS: dict[str, click.Command] = {"kong-metering": kong_metering, "kong-metering-plugin-server": plugin_server}
-# They are everywhere, and what their options do is no matter of ours.
-_ORDINARY = frozenset({"base64", "cat", "cd", "echo", "grep", "id", "jq", "ls", "paste", "printf", "ps", "split"})
-_FOREIGN = frozenset(
-    {
-        "curl",
-        "deck",
-        "dmesg",
-        "docker",
-        "eval",
-        "helm",
-        "journalctl",
-        "kong",
-        "kubectl",
-        "pip",
-        "source",
-        "systemctl",
-        "terraform",
-    }
-)
+# What their options do is no matter of ours.
+_FOREIGN = frozenset({"base64", "cat", "deck", "docker", "eval", "kong", "kubectl", "pip", "source", "systemctl"})
 # Options of other programs that are named in passing.
 _FOREIGN_OPTIONS = frozenset({"--rm", "--entrypoint", "--from-literal", "--populate-env-vars", "--shm-size"})
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*|.*\.\.\..*|.*\$.*")
@@ -129,7 +107,7 @@ def misuse_of(words: list[str]) -> str:
         return misuse_of_make(arguments)
     if re.fullmatch(r"python3?", name):
         return misuse_of_python(arguments)
-    if name in _ORDINARY | _FOREIGN:
+    if name in _FOREIGN:
         return ""
     return f"what is {name}?"
 
@@ -138,24 +116,31 @@ def missing_files(words: list[str]) -> list[str]:
     return [word for word in words if word.startswith(_OURS_BEGIN) and not (ROOT / word).exists()]
 
 
-def calls(block: Block) -> list[list[str]]:
-    return [words for command in block.commands for words in simple_commands(command)]
+def test_a_page_with_commands_shows_each_with_its_prompt() -> None:
+    assert [str(block) for block in BLOCKS if not block.commands] == []
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_a_block_of_commands_can_be_typed(block: Block) -> None:
-    assert block.commands, "a block of commands without one: is the prompt missing?"
-    for words in calls(block):
-        assert misuse_of(words) == "", words
-        assert missing_files(words) == []
+@pytest.mark.parametrize("block", MARKED, ids=str)
+def test_what_is_run_elsewhere_or_not_can_be_typed(block: Block) -> None:
+    for command in block.marked:
+        for words in simple_commands(command.text):
+            assert misuse_of(words) == "", words
+            assert missing_files(words) == []
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_a_block_says_what_runs_it_where_that_is_not_seen(block: Block) -> None:
-    foreign = {Path(words[0]).name for words in calls(block)} & _FOREIGN
-    assert bool(foreign) == bool(block.mark), f"{block}: {foreign or 'nothing'} needs a mark"
-    if block.kind == "run by":
-        assert (ROOT / block.mark).is_file()
+@pytest.mark.parametrize("block", MARKED, ids=str)
+def test_a_mark_tells_of_commands_that_are_there_and_of_a_test_that_is(block: Block) -> None:
+    assert block.mark
+    begun = [" ".join(words) for command in block.marked for words in simple_commands(command.text)]
+    assert [one for one in block.mark.beginnings if not any(call.startswith(one) for call in begun)] == []
+    assert block.marked
+    assert block.mark.kind == "not run" or (ROOT / block.mark.word).is_file()
+
+
+def test_a_mark_stands_before_a_block() -> None:
+    for page in PAGES:
+        marks = re.findall(r"<!-- (?:not run|run by)", page.read_text("utf-8"))
+        assert len(marks) == sum(block.page == str(page.relative_to(ROOT)) for block in MARKED), page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -191,16 +176,6 @@ def options_of(command: click.Command) -> set[str]:
     return found
 
 
-def test_what_check_is_said_to_find_is_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "docs" / "commands.md").read_text("utf-8")
-    file, shown = re.findall(r"^```(?:yaml|console)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[:2]
-    command, _, said = shown.partition("\n")
-    assert command == "$ kong-metering check kong.yaml"
-    (tmp_path / "kong.yaml").write_text(file)
-    monkeypatch.chdir(tmp_path)
-    assert CliRunner().invoke(kong_metering, ["check", "kong.yaml"]).output == said
-
-
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
@@ -228,8 +203,3 @@ def test_what_cannot_be_typed_is_found(command: str, complaint: str) -> None:
     found = misuse_of(words)
     assert complaint in found
     assert bool(complaint) == bool(found)
-
-
-def test_the_words_of_a_command_are_taken_out_of_the_shell() -> None:
-    command = 'A=1 cat < f | make x > y && for part in a-*; do\n  echo "$part;" || ls\ndone  # the end'
-    assert simple_commands(command) == [["cat"], ["make", "x"], ["echo", "$part;"], ["ls"]]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,16 +16,11 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-import requests
 from click.testing import CliRunner
 
 from kong_metering.commands.main import program
 from kong_metering_sandbox.collector.faults import FaultMatch, FaultRule
 from kong_metering_sandbox.collector.process import CollectorProcess
-from kong_metering_sandbox.gateways import StandIn
-from kong_metering_sandbox.upstream_process import UpstreamProcess
-from tests.docs.shell import blocks
-from tests.e2e.declarative import document, service
 from tests.support.ingest import IngestServer
 from tests.support.kongs import kong_in
 from tests.support.plugin_server import ROOT, PluginServerProcess, short_directory
@@ -261,25 +255,3 @@ def test_a_subject_without_a_customer(openmeter: CollectorProcess, tmp_path: Pat
     assert "no customer's" in advice(_NO_INVOICE, verified(openmeter, tmp_path, stranger))
     answer = typed("customers", "-p", tmp_path, "--token-file", tmp_path / "token")
     assert "no customer's" in advice(_NO_INVOICE, answer)
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl to try the command with")
-def test_the_command_of_the_readme_enables_metering(tmp_path: Path) -> None:
-    """README's curl, but for the two addresses; then a request with its header gives an event."""
-    (command,) = [
-        one for block in blocks(ROOT / "README.md", ROOT) for one in block.commands if one.startswith("curl -X POST")
-    ]
-    with (
-        CollectorProcess(tokens=[TOKEN]) as collector,
-        UpstreamProcess() as upstream,
-        StandIn(tmp_path / "gateway", document(service(upstream.url)), settings={"database": "memory"}) as gateway,
-    ):
-        told = command.replace("http://localhost:8001", gateway.admin_url)
-        told = told.replace("https://us.api.konghq.com/v3/openmeter/events", collector.ingest_v3)
-        environment = {"PATH": os.environ["PATH"], "AUTH_TOKEN": TOKEN}
-        shell = subprocess.run(["/bin/sh", "-c", f"{told} -fsS"], env=environment, capture_output=True, check=False)
-        assert shell.returncode == 0, shell.stderr
-        answer = requests.get(f"{gateway.proxy_url}/echo", headers={"x-tenant-id": "acme"}, timeout=30)
-        assert answer.ok
-        collector.client.wait_for_events(1)
-        assert [usage.subject for usage in collector.client.usage()] == ["acme"]

@@ -13,6 +13,7 @@ import pytest
 import requests
 import yaml
 
+from tests.docs.shell import blocks, simple_commands
 from tests.e2e.declarative import consumer, route, service
 from tests.e2e.traffic import get
 from tests.examples.conftest import TOKEN, needs
@@ -79,12 +80,21 @@ def deck(program: str, writable: Gateway, upstream: UpstreamProcess, collector: 
     deck("gateway", "reset", "--force")
 
 
+def documented(repository: Path) -> list[list[str]]:
+    """Give what the page has decK called with, in a checkout."""
+    commands = [command for block in blocks(repository / "docs/enabling.md", repository) for command in block.commands]
+    calls = [words for command in commands for words in simple_commands(command.text) if words[0] == "deck"]
+    return [[str(repository / word) if word.startswith("examples/") else word for word in call[1:]] for call in calls]
+
+
 def test_the_complete_file_applies_to_an_empty_gateway_and_meters(
     deck: Deck, writable: Gateway, collector: CollectorProcess, repository: Path, tmp_path: Path
 ) -> None:
     example = repository / "examples" / "deck" / "kong.yaml"
     deck("gateway", "validate", example)
-    assert "Created: 6" in deck("gateway", "apply", example)
+    apply, diff = documented(repository)
+    assert "Created: 6" in deck(*apply)
+    assert "Created: 0" in deck(*diff)
     assert "Created: 0" in deck("gateway", "apply", example)
     deck("gateway", "diff", "--non-zero-exit-code", example)
     dump = tmp_path / "dump.yaml"

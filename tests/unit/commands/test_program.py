@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from kong_metering.commands.main import program
+from tests.docs.shell import blocks
 from tests.support.plugin_server import BIN, ROOT, PluginServerProcess
 
 PROGRAM = str(BIN / "kong-metering")
@@ -42,20 +44,40 @@ def test_commands_and_options_are_completed() -> None:
     assert "--spool-dir" in completed("spool", "status", "--")
 
 
-def test_the_documented_line_completes_in_bash(tmp_path: Path) -> None:
-    bash = shutil.which("bash")
-    if bash is None:
-        pytest.skip("bash is not installed")
-    (line,) = [line for line in (ROOT / "docs/commands.md").read_text().splitlines() if "=bash_source" in line]
-    script = f"""
-    PATH={BIN}:$PATH
-    {line}
-    COMP_WORDS=(kong-metering spool sta) COMP_CWORD=2
-    _kong_metering_completion kong-metering
-    echo "${{COMPREPLY[@]}}"
-    """
-    run = subprocess.run([bash, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert run.stdout == "status\n"
+# What a shell is given behind the documented line, so that it prints what it completes `kong-metering spool sta` to.
+SHELLS = {
+    "bash": """
+        COMP_WORDS=(kong-metering spool sta) COMP_CWORD=2
+        _kong_metering_completion kong-metering
+        echo "${COMPREPLY[@]}"
+    """,
+    "zsh": """
+        _describe() { print -r -- ${(P)3} }
+        words=(kong-metering spool sta) CURRENT=3
+        ${_comps[kong-metering]}
+    """,
+    "fish": "complete -C 'kong-metering spool sta'",
+}
+BEFORE = {"zsh": "autoload -Uz compinit; compinit -u"}
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_the_documented_line_completes(name: str, tmp_path: Path) -> None:
+    shell = shutil.which(name)
+    if shell is None:
+        pytest.skip(f"{name} is not installed")
+    (line,) = [
+        command.text
+        for block in blocks(ROOT / "docs/commands.md", ROOT)
+        for command in block.commands
+        if f"={name}_source" in command.text
+    ]
+    script = f"{BEFORE.get(name, '')}\n{line}\n{SHELLS[name]}"
+    environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    run = subprocess.run(
+        [shell, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split()[0].partition(":")[0] == "status", run.stdout + run.stderr
 
 
 def test_a_wrong_call_has_the_documented_status() -> None:

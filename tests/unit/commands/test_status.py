@@ -77,6 +77,21 @@ def test_events_that_were_sent_without_an_answer_are_told(root: Path) -> None:
     ]
 
 
+def test_one_event_that_was_sent_is_told_as_one(root: Path) -> None:
+    waiting(root, [event(n) for n in range(5)])
+    sent_at(root, 1, NOW)
+    assert "1 of them was sent, and may have arrived" in run(root, "status", width=200).stdout
+
+
+def test_a_plugin_whose_name_has_its_id_is_told_once(root: Path) -> None:
+    """As the server names it: by its instance name and id, or by its id alone."""
+    for name in (f"orders ({PLUGIN})", PLUGIN):
+        waiting(root, [event(1)], QueueIdentity(PLUGIN, name, f"https://{name[:3]}.example/events"))
+    told = run(root, "status", width=200).stdout
+    assert told.count(PLUGIN) == 2
+    assert f"\norders ({PLUGIN})\n" in told
+
+
 def test_a_log_beside_its_writer(root: Path) -> None:
     with holder(root) as pid:
         for _ in range(10):

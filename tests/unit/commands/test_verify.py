@@ -396,6 +396,11 @@ def test_subjects_that_are_nobodys_are_shown_and_become_customers_after_a_yes(
     assert verified(root, at_once)[1]["unassigned"] == 0
 
 
+def test_one_customer_is_told_as_one(collector: CollectorProcess, root: Path, at_once: AtOnce) -> None:
+    keep(root, collector.ingest_v3, event(1), event(2, subject="stranger"))
+    assert "1 customer made." in run(root, at_once, "customers", "--create", stdin="y\n").output
+
+
 def test_a_subject_that_cannot_be_asked_for_is_said(collector: CollectorProcess, root: Path, at_once: AtOnce) -> None:
     keep(root, collector.ingest_v1, event(1, subject="a\0b"), event(2))
     result = run(root, at_once, "customers", "--json")

@@ -151,6 +151,12 @@ def test_kong_conf_is_only_changed_when_that_is_asked_for(host: Host) -> None:
     assert set(lines) <= set(host.conf.read_text("utf-8").splitlines())
 
 
+def test_lines_are_only_told_of_where_some_are_needed(host: Host) -> None:
+    assert "the lines above into /etc/kong.conf" in host.call("install", "--dry-run")
+    host.call("install", "--write")
+    assert "the lines above" not in host.call("install", "--dry-run")
+
+
 def test_kong_conf_keeps_who_may_read_it(host: Host) -> None:
     host.conf.write_text("pg_password = secret\n", encoding="utf-8")
     host.conf.chmod(0o640)
