@@ -21,6 +21,7 @@ from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import LOGGER, cause_of, trouble
 from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetter, DeadLetters
+from kong_metering.spool.syncing import synced
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
@@ -51,7 +52,7 @@ class LetterBox:
         with self._lock:
             self._letters.add(letters, self._clock.wall_ms())
             if self._syncs_each_write:
-                self._letters.unsynced().sync()
+                synced(self._letters.unsynced())
             dropped, self._letters.dropped = self._letters.dropped, 0
         if dropped:
             self._stats.drop_letters(dropped)

@@ -26,6 +26,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from kong_metering.delivery.source import Entry
+from kong_metering.spool.syncing import synced
 
 if TYPE_CHECKING:
     from kong_metering.eventlog.format import Mark
@@ -189,7 +190,8 @@ class LogSource:
         if self.unread_on_disk <= _RECENT_EVENTS:
             self._recent.add(numbers.start, events, now_ms, now)
         if self._syncs_each_write:
-            self._log.unsynced().sync()
+            # Written in any case: whoever was told otherwise would keep them in memory, too, and send them twice.
+            synced(self._log.unsynced())
 
     def rest_appending(self) -> None:
         """Hold no file open to append with until the next append."""

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.spool.syncing import synced
 from kong_metering.upkeep.guard import guarded
 
 if TYPE_CHECKING:
@@ -48,9 +48,5 @@ class Syncer:
     def _sync(self) -> None:
         for unsynced in self._written():
             began = self._clock.monotonic()
-            try:
-                unsynced.sync()
-            except OSError as error:
-                LOGGER.error("the disk does not confirm what was written: %s", cause_of(error), extra=trouble("sync"))
-            else:
+            if synced(unsynced):
                 self._times.observe(self._clock.monotonic() - began)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 
@@ -639,3 +640,17 @@ def test_each_way_to_sync_delivers(process: ProcessMaker, is_synced: str) -> Non
     it = process(sync=Sync(is_synced)).open(FakeEndpoint(Refusing(b"3")), max_batch_size=5)
     it.put(*numbered(50))
     assert it.process.settle() == Snapshot(accepted=50, delivered=49, dead_letters={"rejected": 1})
+
+
+def test_what_is_written_and_not_synced_for_now_is_sent_and_kept_once(process: ProcessMaker, log: LogLines) -> None:
+    it = process(sync=Sync.COMMIT).open(FakeEndpoint(Refusing(b"3")), max_batch_size=5)
+    it.put(b"before")
+    it.process.settle()
+    broken = OSError(errno.EIO, os.strerror(errno.EIO))
+    with mock.patch("kong_metering.eventlog.files.sync", side_effect=broken):
+        it.put_on_disk(*numbered(20))
+        it.process.wait_for_a_round()
+    assert it.process.settle() == Snapshot(accepted=21, delivered=20, dead_letters={"rejected": 1})
+    assert it.endpoint.delivered == [b"before", *(event for event in numbered(20) if event != b"3")]
+    assert len(letters(it.process.root)) == 1
+    assert len(log.with_text("the disk does not confirm what was written")) == 1
