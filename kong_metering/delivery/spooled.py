@@ -53,9 +53,8 @@ class Shared:
 class Intake(Protocol):
     """The way into the inbox for the events of one queue."""
 
-    @property
-    def is_kept(self) -> bool:
-        """Whether what is in the inbox outlives this process."""
+    def lost_with_process(self, events: int) -> int:
+        """Tell how many of the queue's events in the inbox, which are so many, end with this process."""
         ...
 
     def take(self, event: bytes) -> bool:
@@ -320,7 +319,7 @@ class SpooledBacklog:
             self.chores.leave(left)
 
     def _leave_in_inbox(self, events: int) -> None:
-        if self._intake.is_kept:
-            self.chores.leave(events)
-        else:
-            self._account.drop(Dropped.PROCESS_ENDED, events, "the disk hung when the process ended")
+        if lost := self._intake.lost_with_process(events):
+            self._account.drop(Dropped.PROCESS_ENDED, lost, "the disk hung when the process ended")
+        if kept := events - lost:
+            self.chores.leave(kept)

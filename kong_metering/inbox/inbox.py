@@ -93,6 +93,13 @@ class Inbox:
         """How many events are in it: appended and not advanced past."""
         return self._ring.waiting + self._overflow.waiting
 
+    def lost_with_process(self, number: int, events: int) -> int:
+        """Tell how many of a queue's events in it, which are so many, end with this process, if nobody takes them out.
+
+        To be called when nothing is appended any more.
+        """
+        return min(events, self._overflow.count_of(number)) if self.is_kept else events
+
     # -- any thread ---------------------------------------------------------------------------------------------------
 
     def open_queue(self, number: int, identity: QueueIdentity) -> None:
@@ -190,6 +197,10 @@ class _Overflow:
     def waiting(self) -> int:
         """How many there are."""
         return self.appended - self.taken
+
+    def count_of(self, number: int) -> int:
+        """Tell how many events of a queue there are."""
+        return sum(each == number for each, _ in (*self._seen.copy(), *self._events.copy()))
 
     def append(self, number: int, event: bytes) -> bool:
         """Put an event behind the others; False when it has no room."""

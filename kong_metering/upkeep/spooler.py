@@ -227,9 +227,8 @@ class _Intake:
         # On the way of each event a method of our own would cost more than what it does.
         self.take = partial(inbox.append, number)
 
-    @property
-    def is_kept(self) -> bool:
-        return self._inbox.is_kept
+    def lost_with_process(self, events: int) -> int:
+        return self._inbox.lost_with_process(self._number, events)
 
     def log_opened(self, directory: Path) -> None:
         self._inbox.log_opened(self._number, directory)

@@ -77,7 +77,22 @@ def writes(process: Process) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-STORIES = {"works": works, "hangs": hangs, "spills": spills, "writes": writes}
+def overflows(process: Process) -> None:
+    """Put more than shared memory holds on a disk that hangs, end so, tell what is left and what is not, and die."""
+    it = process.open(down())
+    disk = HangingDisk()
+    disk.hang()
+    with mock.patch.object(os, "pwrite", disk.pwrite):
+        it.put(b"0")
+        disk.wait_for_write()
+        it.put(*[b"%d" % number + b"x" * 500_000 for number in range(1, 40)])
+        it.queue.end(process.clock.monotonic(), is_written=False)
+        account = process.account()
+        tell(f"{account.left} {account.dropped.get('process_ended', 0)}")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+STORIES = {"works": works, "hangs": hangs, "spills": spills, "writes": writes, "overflows": overflows}
 
 if __name__ == "__main__":
     _, story, root, inbox = sys.argv

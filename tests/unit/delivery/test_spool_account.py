@@ -209,8 +209,6 @@ def test_no_file_ever_holds_a_token_or_credentials(process: ProcessMaker, root: 
 class Hands:
     """What a backlog shares with others, and the way into it, driven by hand: no thread writes or looks after it."""
 
-    is_kept = False
-
     def __init__(self, root: Path, now_ms: int) -> None:
         self.now = now_ms
         self.letters: list[DeadLetter] = []
@@ -244,6 +242,9 @@ class Hands:
     def take(self, event: bytes) -> bool:
         self.put.append(event)
         return True
+
+    def lost_with_process(self, events: int) -> int:
+        return events
 
     def log_opened(self, directory: Path) -> None:
         assert directory.is_dir()

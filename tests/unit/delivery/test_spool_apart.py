@@ -242,3 +242,18 @@ def test_what_was_spilled_after_an_outage_of_the_disk_outlives_a_kill(
     it = process().open(max_batch_size=5)
     assert it.process.settle(adopted=20) == Snapshot(adopted=20, delivered=20)
     assert it.endpoint.delivered == numbered(20)
+
+
+def test_what_a_server_tells_of_its_end_on_a_disk_that_hangs_is_what_the_next_one_finds(
+    process: ProcessMaker, root: Path, inbox: Path
+) -> None:
+    with doomed("overflows", root, inbox) as killed:
+        assert killed.stdout
+        left, lost = map(int, killed.stdout.readline().split())
+        killed.wait()
+    assert left + lost == 40
+    assert lost > 0
+    written = len(on_disk(root))
+    it = process().open(FakeEndpoint())
+    it.process.from_strangers = left - written
+    assert it.process.settle(adopted=left) == Snapshot(adopted=left, delivered=left)
