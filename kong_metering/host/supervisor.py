@@ -476,11 +476,19 @@ class Supervisor:
         servers = [0 if post.server is None else post.server.pid for post in self._posts]
         flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_BACK)
+        self._keep_back_what_came()
         try:
             restart.Restart(self._pid, self._sockets.listener.fileno(), ends, servers, list(self._leaving)).start()
         except OSError as error:
             LOGGER.error("the program could not be restarted, this one keeps running: %s", cause_of(error))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _KEPT_BACK)
+
+    def _keep_back_what_came(self) -> None:
+        """Have signals that came in the last moment come once more, to the program that is started anew."""
+        with contextlib.suppress(BlockingIOError):
+            for number in self._wakes.recv(4096):
+                if number in _KEPT_BACK:
+                    os.kill(self._pid, number)
 
     def _dismiss_former(self) -> None:
         """Have the servers end that this process has started before it was started anew."""

@@ -106,11 +106,11 @@ def test_the_dump_is_json_and_nothing_else(command: list[str]) -> None:
     assert answer.stderr.count("\n") == ("--kong-prefix" in command)
     dump = json.loads(answer.stdout)
     assert dump["Protocol"] == "ProtoBuf:1"
-    (information,) = dump["Plugins"]
-    assert information == json.loads(json.dumps(information.plugin_information()))
-    assert sorted(information) == ["Name", "Phases", "Priority", "Schema", "Version"]
-    assert (information["Name"], information["Priority"]) == (PLUGIN, 850)
-    assert (information["Phases"], information["Version"]) == (["access", "log"], __version__)
+    (told,) = dump["Plugins"]
+    assert told == json.loads(json.dumps(information.plugin_information()))
+    assert sorted(told) == ["Name", "Phases", "Priority", "Schema", "Version"]
+    assert (told["Name"], told["Priority"]) == (PLUGIN, 850)
+    assert (told["Phases"], told["Version"]) == (["access", "log"], __version__)
 
 
 def test_the_dump_names_no_protocol_where_kong_is_to_speak_messagepack(capsys: pytest.CaptureFixture[str]) -> None:
