@@ -249,7 +249,9 @@ def test_a_part_that_is_being_made_is_not_taken(tmp_path: Path, monkeypatch: pyt
 def wait_until_blocked(process: subprocess.Popen[str]) -> None:
     """Wait until the process waits for a lock, or says something."""
     assert process.stdout
-    while not select.select([process.stdout], [], [], 0.01)[0]:
+    output = select.poll()
+    output.register(process.stdout, select.POLLIN)
+    while not output.poll(10):
         locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
         if any("->" in line and f" {process.pid} " in line for line in locks):
             return
