@@ -41,7 +41,7 @@ from kong_metering.eventlog.format import (
 )
 from kong_metering.eventlog.log import DAMAGED
 from kong_metering.eventlog.segment import Segment, SegmentWriter
-from kong_metering.spool.identity import NO_ROOM, QueueIdentity
+from kong_metering.spool.identity import NO_RESOURCES, QueueIdentity
 
 # The directory's name in the spool's.
 DEAD_LETTERS = "dead-letters"
@@ -264,7 +264,7 @@ class DeadLetters:
         try:
             return _read(self._path(first), first)
         except OSError as error:
-            if error.errno in NO_ROOM:
+            if error.errno in NO_RESOURCES:
                 raise
             # Each letter takes some bytes: none in it has a number as large as this.
             return _Content([], first + size, size, is_damaged=True)

@@ -19,7 +19,7 @@ from kong_metering.eventlog import files
 from kong_metering.eventlog.format import FORMAT_VERSION
 
 # What tells nothing about the file that was to be opened.
-NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 FILES = ("queue.json", "queue.json.copy")
 
@@ -63,7 +63,7 @@ def load_identity(directory: Path) -> QueueIdentity | None:
         try:
             data = path.read_bytes()
         except OSError as error:
-            if error.errno in NO_ROOM:
+            if error.errno in NO_RESOURCES:
                 raise
             continue
         if identity := decode_identity(data):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from kong_metering.eventlog import files
 from kong_metering.eventlog.format import FORMAT_VERSION
-from kong_metering.spool.identity import NO_ROOM, QueueIdentity
+from kong_metering.spool.identity import NO_RESOURCES, QueueIdentity
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -212,7 +212,7 @@ def _read_private(path: Path) -> tuple[bytes, bool]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if error.errno in NO_RESOURCES:
             raise
         raise ValueError(f"it cannot be opened: {error.strerror}") from error
     with os.fdopen(descriptor, "rb") as file:
