@@ -32,7 +32,7 @@ QUICK := tests/unit tests/fuzz $(wildcard tests/wire/test_*transcripts.py) \
 .PHONY: help quick test lint types check docs demo sandbox bench bench-host bench-spool bench-inbox bench-latency bench-servers fuzz soak torture format clean
 
 help:
-	@echo "make quick       lint, types and the fast tests, in under three minutes: what to run while you work"
+	@echo "make quick       lint, types and the fast tests: what to run while you work"
 	@echo "make test        lint, types and all tests: what CI runs"
 	@echo "make demo        see it run: gateway, plugin server, collector, and whether it all adds up"
 	@echo "                 (make demo GATEWAY=kong: on the real Kong that is on the PATH;"
