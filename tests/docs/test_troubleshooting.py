@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from kong_metering_sandbox.collector.faults import FaultMatch, FaultRule
 from kong_metering_sandbox.collector.process import CollectorProcess
 from tests.support.ingest import IngestServer
 from tests.support.kongs import kong_in
-from tests.support.plugin_server import ROOT, PluginServerProcess, short_directory
+from tests.support.plugin_server import ROOT, PluginServerProcess, remove_directory, short_directory
 from tests.support.rpc import KongClient, KongRequest
 from tests.support.waiting import wait_until
 from tests.unit.commands.test_verify import TOKEN, event, keep, post
@@ -77,7 +76,7 @@ def typed(*arguments: str | Path) -> str:
 def prefix() -> Iterator[Path]:
     directory = short_directory()
     yield directory
-    shutil.rmtree(directory)
+    remove_directory(directory)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import os
 import pwd
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from tests.e2e.balance import bill, check_bill
 from tests.e2e.declarative import document, metering, service
 from tests.e2e.traffic import Load, get
 from tests.support.image import command_of_the_image, make_directories, variables_of_the_image
-from tests.support.plugin_server import BIN, ServerProcess, short_directory
+from tests.support.plugin_server import BIN, ServerProcess, remove_directory, short_directory
 
 if TYPE_CHECKING:
     from kong_metering_sandbox.collector.process import CollectorProcess
@@ -75,7 +74,7 @@ class Pair:
 def root() -> Iterator[Path]:
     directory = short_directory()
     yield directory
-    shutil.rmtree(directory)
+    remove_directory(directory)
 
 
 @pytest.fixture

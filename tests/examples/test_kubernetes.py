@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from kong_metering_sandbox.gateway import typedefs
 from kong_metering_sandbox.gateway.entities import Store
 from tests.examples.conftest import needs
 from tests.support.image import command_of_the_image, make_directories, variables_of_the_image
-from tests.support.plugin_server import BIN, ServerProcess, short_directory
+from tests.support.plugin_server import BIN, ServerProcess, remove_directory, short_directory
 
 FOLDER = Path(__file__).parents[2] / "examples" / "kubernetes"
 DEPLOYMENTS = ["values.yaml", "values-daemonset.yaml"]
@@ -95,7 +94,7 @@ def test_the_images_entry_point_takes_the_servers_arguments_and_is_well(name: st
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
             assert done.returncode == 0, done.stdout + done.stderr
     finally:
-        shutil.rmtree(directory)
+        remove_directory(directory)
 
 
 def test_the_spool_stays_below_what_the_volume_may_hold() -> None:

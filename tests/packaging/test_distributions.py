@@ -17,7 +17,7 @@ import msgpack
 import pytest
 
 import kong_metering
-from tests.support.plugin_server import short_directory
+from tests.support.plugin_server import remove_directory, short_directory
 from tests.support.waiting import wait_until
 
 # Installs from a package index.
@@ -107,7 +107,7 @@ def test_what_is_installed_fits_together(programs: Path, empty: Path) -> None:
 def prefix() -> Iterator[Path]:
     directory = short_directory()
     yield directory
-    shutil.rmtree(directory)
+    remove_directory(directory)
 
 
 def test_the_installed_server_serves(programs: Path, prefix: Path) -> None:

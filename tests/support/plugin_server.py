@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from kong_metering_sandbox.conf import read_example
 from kong_metering_sandbox.contained import short_base
+from kong_metering_sandbox.leftovers import remove_shared_memory
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ _STOP_SECONDS = 15.0
 def short_directory() -> Path:
     """Make a directory whose path leaves room for a socket's name: 107 bytes is all that such a path may have."""
     return Path(tempfile.mkdtemp(prefix="km-", dir=short_base()))
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a directory, with what killed servers that had their spools in it have left in shared memory.
+
+    A later spool whose directory gets the same inode would take over what is left there.
+    """
+    remove_shared_memory(directory)
+    shutil.rmtree(directory)
 
 
 def example_settings(prefix: Path) -> dict[str, str]:
@@ -221,8 +231,8 @@ class PluginServerProcess(ServerProcess):
         try:
             return super().stop(number)
         finally:
-            if self._own_prefix is not None:
-                shutil.rmtree(self._own_prefix, ignore_errors=True)
+            if self._own_prefix is not None and self._own_prefix.exists():
+                remove_directory(self._own_prefix)
 
 
 def script_command(script: Path, prefix: Path, *flags: str) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from kong_metering import information
 from tests.support.image import command_of_the_image, make_directories, variables_of_the_image
-from tests.support.plugin_server import BIN, ROOT, ServerProcess, short_directory
+from tests.support.plugin_server import BIN, ROOT, ServerProcess, remove_directory, short_directory
 
 DOCKER = ROOT / "docker"
 _SECONDS = 60
@@ -64,7 +64,7 @@ def root() -> Iterator[Path]:
     directory = short_directory()
     make_directories(directory)
     yield directory
-    shutil.rmtree(directory)
+    remove_directory(directory)
 
 
 def test_the_images_variables_are_flags_of_the_program() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 
 from tests.support.ingest import IngestServer
 from tests.support.kongs import kong_in
-from tests.support.plugin_server import BIN, PluginServerProcess, short_directory
+from tests.support.plugin_server import BIN, PluginServerProcess, remove_directory, short_directory
 from tests.support.rpc import KongClient, KongRequest
 from tests.unit.host.conftest import answers, header_config
 
@@ -42,7 +41,7 @@ print(verdict.status, verdict.line)
 def prefix() -> Iterator[Path]:
     directory = short_directory()
     yield directory
-    shutil.rmtree(directory)
+    remove_directory(directory)
 
 
 def health(*flags: str, **environment: str) -> tuple[int, str]:

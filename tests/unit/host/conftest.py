@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from kong_metering.log import LOGGER
 from tests.support.ingest import IngestServer
-from tests.support.plugin_server import PluginServerProcess, short_directory
+from tests.support.plugin_server import PluginServerProcess, remove_directory, short_directory
 
 Config = dict[str, Any]
 
@@ -21,7 +20,7 @@ Config = dict[str, Any]
 def prefix() -> Iterator[Path]:
     directory = short_directory()
     yield directory
-    shutil.rmtree(directory)
+    remove_directory(directory)
 
 
 @pytest.fixture(autouse=True)

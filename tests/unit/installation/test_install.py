@@ -20,7 +20,7 @@ from kong_metering import information
 from kong_metering.installation.unit import Service, unit_text
 from kong_metering.plugin_identity import PluginIdentity
 from tests.support.kongs import kong_in
-from tests.support.plugin_server import BIN, ServerProcess, short_directory
+from tests.support.plugin_server import BIN, ServerProcess, remove_directory, short_directory
 
 OWN = pwd.getpwuid(os.geteuid()).pw_name
 UNIT = "etc/systemd/system/kong-metering.service"
@@ -77,7 +77,7 @@ def host() -> Iterator[Host]:
     (root / "etc").mkdir(parents=True)
     prefix.mkdir()
     yield Host(root, root / "etc/kong.conf", prefix)
-    shutil.rmtree(directory)
+    remove_directory(directory)
 
 
 def test_what_is_installed_serves_and_is_well_when_it_is_started_by_hand(host: Host) -> None:
