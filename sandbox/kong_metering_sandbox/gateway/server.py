@@ -43,6 +43,7 @@ class ProxyServer:
         self._server: asyncio.Server | None = None
         self._connections: set[_ClientConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
 
     async def start(self) -> None:
         """Start to accept connections."""
@@ -62,6 +63,7 @@ class ProxyServer:
 
     async def stop(self, within: float) -> None:
         """Accept no more connections, and wait at most so many seconds for the requests that are under way."""
+        self._is_stopping = True
         if self._server is not None:
             self._server.close()
         self.close_idle(unused_too=True)
@@ -73,15 +75,19 @@ class ProxyServer:
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not isinstance(reader, ClientReader):
             return
+        if self._is_stopping:
+            # It was accepted a moment ago. Nobody would wait for its requests, nor for their log phases.
+            writer.close()
+            return
         # asyncio does this only for sockets that were made for TCP by name.
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = _ClientConnection(reader, writer, self._limits, self._next_lane())
+        self._connections.add(connection)
         task = asyncio.ensure_future(self._serve(connection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, connection: _ClientConnection) -> None:
-        self._connections.add(connection)
         try:
             await connection.serve()
         finally:
