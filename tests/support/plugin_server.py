@@ -189,7 +189,12 @@ class ServerProcess:
     def open_files(self) -> list[str]:
         """List what the descriptors of the process, and of those that it has started, are open on."""
         directories = [Path(f"/proc/{pid}/fd") for pid in (self.pid, *self.server_pids())]
-        return [str(descriptor.readlink()) for directory in directories for descriptor in directory.iterdir()]
+        found: list[str] = []
+        for directory in directories:
+            for descriptor in directory.iterdir():
+                with suppress(FileNotFoundError):  # it was closed just now
+                    found.append(str(descriptor.readlink()))
+        return found
 
     def __enter__(self) -> Self:
         return self if self._process is not None else self.start()
