@@ -184,8 +184,7 @@ class HeldEvents:
         """Leave what waits so that nothing that was delivered comes again with it, as far as the disk allows."""
         for source in self._sources:
             with contextlib.suppress(*DISK_ERRORS):
-                source.close_ranks()
-            source.close()
+                source.close_in_order()
 
 
 def rules_by_hand(batch_size: int) -> Rules:

@@ -43,9 +43,9 @@ class LogChores:
     def give_up(self) -> list[tuple[HeldLog, int]]:
         """Give the logs away that another queue takes over, each with how many events wait; none after the end."""
         self._burials.end()
-        self.close_ranks()
         logs = self._sources.take_adopted()
-        return [(held, log.waiting) for log, held in zip(logs, _closed(logs), strict=True)]
+        self._close(logs, in_order=True)
+        return [(log.held, log.waiting) for log in logs]
 
     def take_over(self, log: LogSource, events: int, other: LogChores) -> bool:
         """Take a log of another queue in which so many events wait; False when this queue has ended meanwhile."""
@@ -85,19 +85,23 @@ class LogChores:
         """Give all logs up, to be closed; the queue has ended."""
         return _closed(self._sources.take_all())
 
-    def close_all(self) -> int:
-        """Let no courier touch the logs any more; tell how many events wait in them."""
+    def close_all(self, *, in_order: bool) -> int:
+        """Let no courier touch the logs any more; tell how many events wait in them.
+
+        `in_order`: what waits and was overtaken is written once more, behind the last event; nothing delivered comes
+        with it then. The writer has ended.
+        """
         logs = self._sources.logs()
-        _closed(logs)
+        self._close(logs, in_order=in_order)
         return sum(log.waiting for log in logs)
 
-    def close_ranks(self) -> None:
-        """Write what waits and was overtaken once more, behind the last event: nothing delivered comes with it then."""
-        try:
-            for log in self._sources.logs():
-                log.close_ranks()
-        except DISK_ERRORS as error:
-            self._account.say_position_is_lost(error)
+    def _close(self, logs: Sequence[LogSource], *, in_order: bool) -> None:
+        for log in logs if in_order else ():
+            try:
+                log.close_in_order()
+            except DISK_ERRORS as error:
+                self._account.say_position_is_lost(error)
+        _closed(logs)
 
     def rest_quiet(self) -> None:
         """Let logs that nobody has used since the last call hold no file open."""

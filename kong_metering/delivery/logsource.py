@@ -413,14 +413,17 @@ class LogSource:
             was_held, self.is_unnotable = self.is_unnotable, False
         return was_held
 
-    def close_ranks(self) -> None:
-        """Write what is not settled once more, behind the last event, if others overtook it or it is gone from disk.
+    def close_in_order(self) -> None:
+        """Close, after what is not settled was written once more behind the last event, if others overtook it.
 
-        Those others would come again with it, as all does that stands behind it. The writer has let go of this log.
+        Those others would come again with it, as all does that stands behind it. The same goes for what is gone from
+        disk. The writer has let go of this log. It is closed even if this raises.
         """
         with self._lock:
             if self._is_closed:
                 return
+            # In the same moment: what is answered in between would come again although it is settled.
+            self._is_closed = True
             first = next(iter(self._unsettled), self._cursor + 1)
             if first > self._log.done_up_to and self._log.waiting - self.unread_on_disk == len(self._unsettled):
                 return

@@ -307,12 +307,10 @@ class SpooledBacklog:
             return
         self._burials.end()
         self._sources.end()
-        if is_written:
-            self.chores.close_ranks()
         if in_memory := self._sources.memory.end():
             message = f"{in_memory} events were only in memory when the process ended: the spool cannot be written"
             self._account.drop(Dropped.PROCESS_ENDED, in_memory, message)
-        left = self.chores.close_all()
+        left = self.chores.close_all(in_order=is_written)
         if in_inbox := 0 if is_written else self._account.waiting - left:
             self._leave_in_inbox(in_inbox)
         if left:

@@ -586,9 +586,10 @@ def broken_disk(error: int = errno.ENOSPC) -> Iterator[None]:
 
 
 class HangingDisk:
-    """A disk whose writes do not come to an end while it hangs, those of the writer's thread."""
+    """A disk whose writes do not come to an end while it hangs, those of one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, thread: str = "metering writer") -> None:
+        self._thread = thread
         self._goes_on = threading.Event()
         self._goes_on.set()
         self._is_written_to = threading.Event()
@@ -604,7 +605,7 @@ class HangingDisk:
         assert self._is_written_to.wait(_PATIENCE_SECONDS)
 
     def pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
-        if threading.current_thread().name == "metering writer" and not self._goes_on.is_set():
+        if threading.current_thread().name == self._thread and not self._goes_on.is_set():
             self._is_written_to.set()
             self._goes_on.wait(60)
         return self._pwrite(descriptor, data, offset)

@@ -33,6 +33,7 @@ from tests.unit.delivery.fakes import (
     UNAUTHORIZED,
     UNREACHABLE,
     FakeEndpoint,
+    HangingDisk,
     Refusing,
     SpooledQueue,
     SteeredClock,
@@ -196,6 +197,38 @@ def test_the_end_during_a_burial_makes_one_dead_letter_or_leaves_the_event(proce
         it.put_on_disk(b"good")
     it.process.settle()
     assert len(letters(root)) == 20
+
+
+def test_what_is_answered_while_the_end_writes_in_another_log_is_delivered_or_left(
+    process: ProcessMaker, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = process().open(down(REFUSED))
+    before.put_on_disk(b"1", b"2")
+    before.process.close()
+    gates = {event: threading.Event() for event in (b"1", b"2", b"3")}
+
+    def answer_later(events: list[bytes]) -> Outcome:
+        if events[0] in gates:
+            gates[events[0]].wait(20)
+        return Delivered()
+
+    it = process().open(FakeEndpoint(answer_later), concurrency_limit=-1)
+    wait_until(lambda: it.process.account().adopted == 2, "what was left is taken over")
+    it.put_on_disk(b"3", b"4")
+    wait_until(lambda: it.process.account().delivered == 1, "one is delivered")
+    disk = HangingDisk("the end")
+    monkeypatch.setattr(os, "pwrite", disk.pwrite)
+    disk.hang()
+    end = threading.Thread(target=it.process.close, name="the end")
+    end.start()
+    disk.wait_for_write()
+    gates[b"2"].set()
+    it.process.wait_for_rest(at_work=2)
+    disk.go_on()
+    end.join()
+    assert it.process.account().left == len(on_disk(root))
+    for gate in gates.values():
+        gate.set()
 
 
 def test_two_threads_that_write_at_once_make_each_dead_letter_once(process: ProcessMaker, root: Path) -> None:
