@@ -216,9 +216,11 @@ class Delivering:
             answered = self._trial.answer(part, outcome, now)
         if isinstance(outcome, Delivered) and outcome.note:
             answered.notes.insert(0, Note(f"note:{outcome.note}", outcome.note, logging.WARNING))
-        self._carry_out(answered)
-        if lasted is not None:
-            self._account.say_recovery(lasted)
+        try:
+            if lasted is not None:
+                self._account.say_recovery(lasted)
+        finally:
+            self._carry_out(answered)
 
     def _outage_over(self, part: Part[Entry], outcome: Outcome, now: float) -> float | None:
         """Return for how long nothing got through, if this has; what one event under suspicion does is no sign."""
