@@ -211,6 +211,11 @@ class EventQueue:
         return self._gate.is_shut and not self.has_moved
 
     @property
+    def is_staying(self) -> bool:
+        """Whether it sends what waits in it itself, and does not end."""
+        return not (self._gate.is_shut or self._is_closing or self._has_ended)
+
+    @property
     def has_moved(self) -> bool:
         """Whether it has handed over to another queue."""
         return self.moved_to is not None

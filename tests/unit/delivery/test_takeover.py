@@ -418,6 +418,36 @@ def test_a_disk_that_is_read_only_delays_it(
     assert sorted(set(events(right))) == list(range(50))
 
 
+def test_a_disk_that_does_not_tell_for_a_while_whether_an_event_was_accepted_delays_it(
+    serve: Serve, wrong: IngestServer, right: IngestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    queue = served.open(wrong)
+    put(queue, 0, 50)
+    wait_until(lambda: wrong.requests, "it is tried")
+    stat, asked = Path.stat, threading.Event()
+
+    def fails(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path.parent.name == "accepted":
+            asked.set()
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", fails)
+        served.open(right)
+        assert asked.wait(60)
+        wait_until(lambda: not queue.is_leaving, "it goes on")
+        wrong.requests.clear()
+        served.delivery.sweep()
+        wait_until(lambda: wrong.requests, "it is tried there meanwhile")
+        assert not queue.has_moved
+    served.delivery.sweep()
+    wait_until(lambda: queue.has_moved, "it is asked again, and hands over")
+    served.settle()
+    assert sorted(set(events(right))) == list(range(50))
+
+
 def test_what_is_still_on_its_way_to_a_url_that_is_corrected_again_goes_on_to_the_next(
     serve: Serve, wrong: IngestServer, right: IngestServer, log: LogLines
 ) -> None:
