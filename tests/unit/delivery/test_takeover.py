@@ -591,3 +591,27 @@ def test_what_the_disk_does_not_allow_stays_and_is_said(
     served.settle()
     assert right.requests == []
     assert set(events(wrong)[before:]) == set(range(1, 50))
+
+
+def test_a_log_that_the_disk_does_not_set_free_at_once_is_free_as_soon_as_it_does(
+    serve: Serve, wrong: IngestServer, right: IngestServer, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    stuck(served, wrong)
+    replace = Path.replace
+
+    def refuses(path: Path, target: Path) -> Path:
+        if path.is_dir():
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", refuses)
+        answered = redirect(root, wrong, right)
+    assert (answered.events, answered.left) == (0, 49)
+    assert "Input/output error" in answered.problem
+    following = serve()
+    following.open(right)
+    wait_until(lambda: set(events(right)) == set(range(1, 50)), "another process delivers them while this one lives")
+    following.settle()
+    assert sorted(events(right)) == list(range(1, 50))
