@@ -2,13 +2,15 @@
 
 Contract: a server's queues and delivery by hand drive it alike. `step` may be called by several threads at a time; the
 lock is held over the trial only, which is pure, and never over the disk or the network. What `post` or the stock raises
-goes to the caller, and the events of that step stay in hand: nothing is settled but what was answered.
+goes to the caller, and the events of that step stay in hand: what was not answered is sent by a later step, and of what
+was answered the rest is done by a later step, nothing of it sent again.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kong_metering.delivery.outages import Outage
 from kong_metering.reasons import Buried
 from kong_metering.trial.batching import MAX_EVENT_BYTES
-from kong_metering.trial.decisions import Answered, Send, Take
+from kong_metering.trial.decisions import Answered, Note, Send, Take
 from kong_metering.trial.outcome import Delivered, Outcome, surely_did_not_arrive
 from kong_metering.trial.trial import Trial
 
@@ -112,6 +114,8 @@ class Delivering:
         self._retries = 0
         self._trial: Trial[Entry] = Trial(rules, clock.monotonic())
         self._outage = Outage()
+        # What was answered, and could not be carried out to its end.
+        self._unfinished: deque[Answered[Entry]] = deque()
 
     def told(self) -> dict[str, Any]:
         """Return how it stands with the endpoint, and when the oldest event in hand was accepted (epoch, ms)."""
@@ -152,7 +156,7 @@ class Delivering:
         A pause is for the caller to make.
         """
         with self._lock:
-            decision = self._trial.next(self._clock.monotonic(), ready)
+            decision = self._unfinished.popleft() if self._unfinished else self._next(ready)
             if isinstance(decision, Send) and (decision.part.failures or decision.part.is_searched):
                 self._retries += 1
         if isinstance(decision, Send):
@@ -162,6 +166,9 @@ class Delivering:
         elif isinstance(decision, Answered):
             self._carry_out(decision)
         return decision
+
+    def _next(self, ready: int) -> Decision[Entry]:
+        return self._trial.next(self._clock.monotonic(), ready)
 
     def _take(self, limit: int) -> None:
         entries = self._stock.read(limit)
@@ -175,6 +182,22 @@ class Delivering:
             self._stock.reject([entry], Buried.TOO_LARGE, words)
 
     def _send(self, part: Part[Entry], post: Post) -> None:
+        try:
+            sending = self._begin_send(part)
+            if not sending.fresh:
+                return
+            outcome = post([entry.event for entry in sending.fresh])
+        except Exception:
+            with self._lock:
+                self._trial.recall(part)
+            raise
+        try:
+            if surely_did_not_arrive(outcome):
+                self._stock.did_not_arrive(sending)
+        finally:
+            self._answer(part, outcome)
+
+    def _begin_send(self, part: Part[Entry]) -> Sending:
         sending = self._stock.begin_send(part.items)
         if sending.stale:
             with self._lock:
@@ -184,20 +207,20 @@ class Delivering:
             with self._lock:
                 self._trial.withdraw(part, sending.held)
             self._stock.give_back(sending.held)
-        if not sending.fresh:
-            return
-        outcome = post([entry.event for entry in sending.fresh])
-        if isinstance(outcome, Delivered) and outcome.note:
-            self._account.say(f"note:{outcome.note}", outcome.note, logging.WARNING)
-        if surely_did_not_arrive(outcome):
-            self._stock.did_not_arrive(sending)
+        return sending
+
+    def _answer(self, part: Part[Entry], outcome: Outcome) -> None:
         now = self._clock.monotonic()
         with self._lock:
             lasted = self._outage_over(part, outcome, now)
             answered = self._trial.answer(part, outcome, now)
-        if lasted is not None:
-            self._account.say_recovery(lasted)
-        self._carry_out(answered)
+        if isinstance(outcome, Delivered) and outcome.note:
+            answered.notes.insert(0, Note(f"note:{outcome.note}", outcome.note, logging.WARNING))
+        try:
+            if lasted is not None:
+                self._account.say_recovery(lasted)
+        finally:
+            self._carry_out(answered)
 
     def _outage_over(self, part: Part[Entry], outcome: Outcome, now: float) -> float | None:
         """Return for how long nothing got through, if this has; what one event under suspicion does is no sign."""
@@ -208,11 +231,22 @@ class Delivering:
         return None
 
     def _carry_out(self, answered: Answered[Entry]) -> None:
-        for note in answered.notes:
+        try:
+            self._carry_out_rest(answered)
+        except Exception:
+            with self._lock:
+                self._unfinished.append(answered)
+            raise
+
+    def _carry_out_rest(self, answered: Answered[Entry]) -> None:
+        """Do what is left to be done; what was begun is not done twice, but for what is settled."""
+        while answered.notes:
+            note = answered.notes.pop(0)
             self._account.say(note.kind, note.text, note.level)
         if answered.settled and (settled := self._stock.settle(answered.settled)):
             self._account.deliver(settled)
-        for entry, words in answered.refused:
+        while answered.refused:
+            entry, words = answered.refused.pop(0)
             self._stock.reject([entry], Buried.REJECTED, words)
         if answered.reason and (settled := self._stock.settle(answered.given_up)):
             self._account.drop(answered.reason, settled, answered.words)

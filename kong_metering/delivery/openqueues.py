@@ -171,8 +171,18 @@ class OpenQueues:
         if heir is None or heir is opened or opened.heir is not None or self._acceptances.knows(key):
             return
         opened.heir = heir
-        carry_out = partial(self._carry_out, opened, heir)
-        opened.queue.hand_over(Succession(heir.queue, partial(self._acceptances.has, key), carry_out))
+        self._begin_to_hand_over(opened, heir)
+
+    def ask_again(self) -> None:
+        """Have the queues hand over that were to, and did not because the disk did not tell whether they may."""
+        for opened in self.all():
+            if opened.heir is None or not opened.queue.is_staying or self._acceptances.knows(opened.identity.key):
+                continue
+            self._begin_to_hand_over(opened, opened.heir)
+
+    def _begin_to_hand_over(self, opened: OpenQueue, heir: OpenQueue) -> None:
+        is_off = partial(self._acceptances.has, opened.identity.key)
+        opened.queue.hand_over(Succession(heir.queue, is_off, partial(self._carry_out, opened, heir)))
 
     def _carry_out(self, old: OpenQueue, heir: OpenQueue) -> None:
         """Move the events; on a courier's thread, without the lock."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from kong_metering.delivery.delivering import Delivering
 from kong_metering.delivery.requestfigures import LastRequest, RequestFigures
 from kong_metering.delivery.succession import StepGate
-from kong_metering.log import LOGGER, cause_of, printable
+from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.measures import Histogram
 from kong_metering.reasons import Dropped
 from kong_metering.trial import batching
@@ -211,6 +211,11 @@ class EventQueue:
         return self._gate.is_shut and not self.has_moved
 
     @property
+    def is_staying(self) -> bool:
+        """Whether it sends what waits in it itself, and does not end."""
+        return not (self._gate.is_shut or self._is_closing or self._has_ended)
+
+    @property
     def has_moved(self) -> bool:
         """Whether it has handed over to another queue."""
         return self.moved_to is not None
@@ -356,14 +361,20 @@ class EventQueue:
         began = self._sent_at = self._clock.monotonic()
         endpoint = self._endpoint
         outcome = self._posted(events, endpoint)
-        self._requests.note(outcome, self._clock.monotonic() - began)
+        try:
+            self._note_answer(events, endpoint, outcome, self._clock.monotonic() - began)
+        except Exception as error:  # noqa: BLE001 - what was answered is answered, whatever goes wrong here
+            LOGGER.error("an answer could not be noted: %s", cause_of(error), extra=trouble("answer bug"))
+        return outcome
+
+    def _note_answer(self, events: Sequence[bytes], endpoint: Endpoint, outcome: Outcome, seconds: float) -> None:
+        self._requests.note(outcome, seconds)
         if self._arrays.note(endpoint.url, events, outcome):
             LOGGER.warning(
                 "%s takes no arrays, only single events: from now on each event is sent alone",
                 printable(without_credentials(endpoint.url)),
             )
         self._on_answer(endpoint, outcome)
-        return outcome
 
     def _posted(self, events: Sequence[bytes], endpoint: Endpoint) -> Outcome:
         try:

@@ -241,6 +241,10 @@ class SpooledBacklog:
         """Make dead letters of events that will not be delivered."""
         self._burials.bury(entries, reason, words)
 
+    def end_burials(self) -> None:
+        """Make no dead letter any more, before another queue takes over: what waits to become one waits there then."""
+        self._burials.end()
+
     # -- the janitor's ------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:

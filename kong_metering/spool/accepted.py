@@ -65,11 +65,14 @@ class Acceptances:
         self._written.add(key)
 
     def knows(self, key: str) -> bool:
-        """Return whether this process has noted it; waits for no disk."""
+        """Return whether this process has noted it, or seen it noted; waits for no disk."""
         return key in self._noted
 
     def has(self, key: str) -> bool:
-        """Return whether an endpoint is known to have accepted one; where the disk does not tell, it is taken to."""
+        """Return whether an endpoint is known to have accepted one; where the disk does not tell, it is taken to.
+
+        Where it does not tell `knows` goes on to be false, and it is to be asked again.
+        """
         if key in self._noted:
             return True
         if self._directory is None:
@@ -80,6 +83,7 @@ class Acceptances:
             return False
         except OSError:
             return True
+        self._noted.add(key)
         return True
 
     def _write(self, directory: Path, key: str) -> None:

@@ -69,16 +69,20 @@ def waiting_events(root: Path, is_meant: IsMeant) -> Iterator[StoredEvent]:
 
 
 def still_here(root: Path, ids: Collection[str], is_meant: IsMeant) -> set[str]:
-    """Return which of these events still wait, or are dead letters. Raises `SpoolError`, and the system's `OSError`."""
-    here: set[str] = set()
+    """Return which of these events still wait, or are dead letters. Raises `SpoolError`, and the system's `OSError`.
+
+    One that goes from here to there meanwhile, either way, is at its new place before it is gone from its old one; it
+    is found, for dead letters are looked through before the logs and, for what was not found, after them.
+    """
+    here = _in_letters(root, ids)
+    here |= {event_id for event in waiting_events(root, is_meant) if (event_id := id_of(event.payload)) in ids}
+    return here | _in_letters(root, left) if (left := set(ids) - here) else here
+
+
+def _in_letters(root: Path, ids: Collection[str]) -> set[str]:
     letters = DeadLetters(root / DEAD_LETTERS)
-    for stored in letters.letters() if letters.directory.is_dir() else ():
-        if stored.letter.event and (event_id := id_of(stored.letter.event)) in ids:
-            here.add(event_id)
-    for event in waiting_events(root, is_meant):
-        if (event_id := id_of(event.payload)) in ids:
-            here.add(event_id)
-    return here
+    events = (stored.letter.event for stored in letters.letters()) if letters.directory.is_dir() else ()
+    return {event_id for event in events if event and (event_id := id_of(event)) in ids}
 
 
 def id_of(event: bytes) -> str:

@@ -10,8 +10,8 @@ An answer says something about an event only if the endpoint is seen to take oth
   once, and tried alone when others of their batch got through: what an answer says is where to look, and no proof.
 
 Contract: whoever drives it calls one method at a time. `next` tells what to do; what it asked for comes by `take`, a
-part that was sent comes back by `answer`, each once. It holds a batch and `REACH` events more at most (with many in
-flight: those and `REACH`), whatever fails. `turns` decides what is sent, this file what an answer means.
+part that was sent comes back by `answer` or `recall`, each once. It holds a batch and `REACH` events more at most
+(with many in flight: those and `REACH`), whatever fails. `turns` decides what is sent, this file what an answer means.
 """
 
 from __future__ import annotations
@@ -86,6 +86,22 @@ class Trial(Generic[T]):
         if not part.items:
             self._hand.out.remove(part)
         return bool(part.items)
+
+    def recall(self, part: Part[T]) -> None:
+        """Line a part up again that was to be sent, whatever became of that: nobody has answered it.
+
+        One of which nothing is left is none any more.
+        """
+        if part not in self._hand.out:
+            return
+        self._hand.out.remove(part)
+        part.may_have_arrived = True
+        if not self._turns.is_of_now(part):
+            part.acquit()
+        if part.suspicion is None:
+            self._hand.line.add(part)
+        else:
+            self._hand.suspects.append(part)
 
     def reconfigure(self, rules: Rules, now: float) -> None:
         """Go by a newer configuration: what failed before counts for nothing, all stands in order again, at once."""

@@ -8,6 +8,7 @@ accepted an event: then it goes where its plugin sends now. What cannot be read 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # How often shared memory is looked through for what spools left that are not there any more.
 _STRAYS_SECONDS = 60.0
+# A queue whose logs have waited for room for so long sends what is new before them: there may be none for days.
+_TURN_SECONDS = 60.0
 
 
 class Adoptions:
@@ -42,6 +45,8 @@ class Adoptions:
         self._log_moves = log_moves
         self._strays_at = shared.clock.monotonic()
         self._told = Once()
+        # Since when (monotonic) logs of a queue, by its key, wait until there is room for them.
+        self._left_since: dict[str, float] = {}
 
     def pour(self) -> None:
         """Put what the rings of dead processes hold into logs."""
@@ -76,12 +81,24 @@ class Adoptions:
                 )
 
     def adopt_for(self, open_here: Mapping[str, SpooledBacklog]) -> None:
-        """Adopt what is free for the open queues, by their keys; those send nothing before it was looked for once."""
+        """Adopt what is free for the open queues, by their keys; those send nothing before it was looked for once.
+
+        Where there is no room for it, they wait for a while, and then send what is new before it.
+        """
         left: set[str] = set()
         guarded(lambda: left.update(self._adopt(open_here)))
+        now = self._clock.monotonic()
+        self._left_since = {key: self._left_since.get(key, now) for key in left}
         for key, backlog in open_here.items():
-            if key not in left:
+            if now - self._left_since.get(key, -math.inf) >= _TURN_SECONDS:
                 backlog.begin()
+        if any(now - since >= _TURN_SECONDS for since in self._left_since.values()):
+            LOGGER.warning(
+                "what dead processes left for %d queues is not sent yet: it waits until other queues have delivered "
+                "theirs, or for a higher limit of open files (LimitNOFILE, ulimit -n)",
+                len(left),
+                extra=trouble("left"),
+            )
 
     def borrow(self, open_here: Collection[str]) -> list[LogSource]:
         """Take the logs whose queues are not open here, by their keys, for a moment: the caller retires them."""

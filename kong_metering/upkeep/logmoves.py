@@ -43,6 +43,7 @@ class LogMoves:
         self._begun: deque[tuple[SpooledBacklog, SpooledBacklog]] = deque()
         self._moving: list[_Moving] = []
         self._redirected: deque[Redirection] = deque()
+        self._not_free: list[HeldLog] = []
 
     def redirect(self, redirection: Redirection) -> None:
         """Have all logs of a queue go where somebody wants them."""
@@ -56,8 +57,11 @@ class LogMoves:
 
     def carry_on(self) -> None:
         """Give what can be given now; what the disk does not allow is tried again with the next call."""
+        self._set_free_again()
         while self._redirected:
-            self._redirected.popleft().carry_out()
+            redirection = self._redirected.popleft()
+            redirection.carry_out()
+            self._not_free += redirection.not_free
         while self._begun:
             old, heir = self._begun.popleft()
             self._moving += [_Moving(held, old, heir, waiting) for held, waiting in old.chores.give_up()]
@@ -65,6 +69,17 @@ class LogMoves:
         for each in moving:
             if not self._move(each):
                 self._moving.append(each)
+
+    def _set_free_again(self) -> None:
+        """Set redirected logs free that could not be: nobody else can take them over before, or until we end."""
+        held_logs, self._not_free = self._not_free, []
+        for held in held_logs:
+            try:
+                self._holdings.set_free(held)
+            except OSError as error:
+                self._not_free.append(held)
+                message = f"events in {held.directory} cannot be set free for who has their queue open, for now"
+                LOGGER.error("%s: %s", message, cause_of(error), extra=trouble("not free"))
 
     def given(self, held: HeldLog, heir: SpooledBacklog) -> LogSource:
         """Make a log the heir's, on disk. Raises one of `DISK_ERRORS`."""

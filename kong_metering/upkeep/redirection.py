@@ -54,6 +54,8 @@ class Redirection:
         self.moved = 0
         self.left = 0
         self.problem = ""
+        # Those that are the other queue's, and have to be set free again for whoever has that open.
+        self.not_free: list[HeldLog] = []
 
     def carry_out(self) -> None:
         """Move the logs."""
@@ -110,6 +112,7 @@ class Redirection:
             self._holdings.set_free(held)
         except OSError as error:
             self._note(held, waiting, error)
+            self.not_free.append(held)
         else:
             self.moved += waiting
 

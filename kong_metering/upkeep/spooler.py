@@ -142,7 +142,11 @@ class Spooler:
         self._janitor.look_after(backlog)
 
     def take_over(self, old: SpooledBacklog, heir: SpooledBacklog) -> None:
-        """Have all that waits in one backlog, of which nothing is on its way, given to another one."""
+        """Have all that waits in one backlog, of which nothing is on its way, given to another one.
+
+        To be called on a courier's thread; may wait for the disk.
+        """
+        old.end_burials()
 
         def hand_over() -> None:
             old.writing.hand_over(heir.writing)
@@ -162,7 +166,11 @@ class Spooler:
         self._janitor.set_aside(backlog)
 
     def _redirect(self, old: SpooledBacklog, new: SpooledBacklog, target: QueueIdentity) -> Redirection:
-        """Have all that waits in a backlog that was set aside, of which nothing is on its way, go somewhere else."""
+        """Have all that waits in a backlog that was set aside, of which nothing is on its way, go somewhere else.
+
+        To be called on a courier's thread; may wait for the disk.
+        """
+        old.end_burials()
         redirection = Redirection(
             Renewal(old, new),
             target,

@@ -12,6 +12,8 @@ from unittest import mock
 
 import pytest
 
+from kong_metering.delivery.succession import Succession
+from kong_metering.spool.identity import QueueIdentity
 from kong_metering.stats import Snapshot
 from kong_metering.trial.outcome import Delivered
 from tests.support.waiting import wait_until
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
 
+OTHER = QueueIdentity("11111111-one", "metering", "https://ingest.test/corrected")
 CANNOT = "EVENTS CANNOT BE WRITTEN TO DISK and wait in memory"
 
 
@@ -185,6 +188,32 @@ def test_dead_letters_wait_for_a_full_disk(process: ProcessMaker, root: Path) ->
         assert it.queue.waiting == it.process.account().waiting == 1
     assert it.process.settle() == Snapshot(accepted=11, delivered=10, dead_letters={"rejected": 1})
     assert [stored.letter.event for stored in letters(root)] == [b"3"]
+
+
+@pytest.mark.parametrize("is_in_the_way", [False, True])
+def test_what_waits_in_memory_to_become_a_dead_letter_is_no_other_queues_as_well(
+    process: ProcessMaker, root: Path, *, is_in_the_way: bool
+) -> None:
+    it = process(round_seconds=3600).open(FakeEndpoint(Refusing(b"3")))
+    heir = it.process.open(identity=OTHER)
+    spooler = it.process.spooler
+    it.put(b"first")
+    heir.put(b"its first")
+    spooler.flush(it.process.clock.monotonic() + 20)
+    it.process.settle()
+    with broken_disk():
+        it.put(*numbered(10))
+        wait_until(lambda: it.backlog.letters_pending == 1 and it.queue.waiting == 1, "it is to become a dead letter")
+    if is_in_the_way:
+        (root / "dead-letters").write_text("in the way")
+    it.queue.hand_over(Succession(heir.queue, lambda: False, lambda: spooler.take_over(it.backlog, heir.backlog)))
+    wait_until(lambda: it.queue.waiting == heir.queue.waiting == 0, "it has left")
+    it.process.close()
+    if is_in_the_way:
+        assert heir.endpoint.delivered == [b"its first", b"3"]
+    else:
+        assert heir.endpoint.delivered == [b"its first"]
+        assert [stored.letter.event for stored in letters(root)] == [b"3"]
 
 
 def test_a_disk_that_takes_directories_and_no_bytes_gets_no_directory_for_each_try(

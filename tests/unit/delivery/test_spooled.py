@@ -174,9 +174,11 @@ def test_an_open_breaker_waits_for_its_cooldown_and_probes(process: ProcessMaker
     tries = len(it.endpoint.requests)
     for turn in range(1, 4):
         wait_until(lambda: it.queue.told()["next_try_in_seconds"], "the cooldown has begun")
+        it.process.wait_for_rest()  # the answer to a probe begins it anew
         it.let_pass(3600)
         wait_until(lambda turn=turn: len(it.endpoint.requests) == tries + turn, "one probe is sent")  # type: ignore[misc]
     wait_until(lambda: it.queue.told()["next_try_in_seconds"], "the last cooldown has begun")
+    it.process.wait_for_rest()
     it.endpoint.decide = lambda _: Delivered()
     it.let_pass(3600)
     assert it.process.settle() == Snapshot(accepted=20, delivered=20)

@@ -418,6 +418,36 @@ def test_a_disk_that_is_read_only_delays_it(
     assert sorted(set(events(right))) == list(range(50))
 
 
+def test_a_disk_that_does_not_tell_for_a_while_whether_an_event_was_accepted_delays_it(
+    serve: Serve, wrong: IngestServer, right: IngestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    queue = served.open(wrong)
+    put(queue, 0, 50)
+    wait_until(lambda: wrong.requests, "it is tried")
+    stat, asked = Path.stat, threading.Event()
+
+    def fails(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path.parent.name == "accepted":
+            asked.set()
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", fails)
+        served.open(right)
+        assert asked.wait(60)
+        wait_until(lambda: not queue.is_leaving, "it goes on")
+        wrong.requests.clear()
+        served.delivery.sweep()
+        wait_until(lambda: wrong.requests, "it is tried there meanwhile")
+        assert not queue.has_moved
+    served.delivery.sweep()
+    wait_until(lambda: queue.has_moved, "it is asked again, and hands over")
+    served.settle()
+    assert sorted(set(events(right))) == list(range(50))
+
+
 def test_what_is_still_on_its_way_to_a_url_that_is_corrected_again_goes_on_to_the_next(
     serve: Serve, wrong: IngestServer, right: IngestServer, log: LogLines
 ) -> None:
@@ -561,3 +591,27 @@ def test_what_the_disk_does_not_allow_stays_and_is_said(
     served.settle()
     assert right.requests == []
     assert set(events(wrong)[before:]) == set(range(1, 50))
+
+
+def test_a_log_that_the_disk_does_not_set_free_at_once_is_free_as_soon_as_it_does(
+    serve: Serve, wrong: IngestServer, right: IngestServer, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    stuck(served, wrong)
+    replace = Path.replace
+
+    def refuses(path: Path, target: Path) -> Path:
+        if path.is_dir():
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", refuses)
+        answered = redirect(root, wrong, right)
+    assert (answered.events, answered.left) == (0, 49)
+    assert "Input/output error" in answered.problem
+    following = serve()
+    following.open(right)
+    wait_until(lambda: set(events(right)) == set(range(1, 50)), "another process delivers them while this one lives")
+    following.settle()
+    assert sorted(events(right)) == list(range(1, 50))

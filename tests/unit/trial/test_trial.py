@@ -636,6 +636,41 @@ def test_a_part_of_which_nothing_is_left_is_not_answered() -> None:
     assert trial.next(0.0, 1) == Take(1)
 
 
+@pytest.mark.parametrize("in_flight", [1, 32])
+@pytest.mark.parametrize("failure", [BAD, DOWN, UNAUTHORIZED])
+def test_what_comes_back_without_an_answer_is_sent_again_and_judged_as_before(failure: Outcome, in_flight: int) -> None:
+    stumbles = itertools.cycle([False, True, False, False, True, True, False])
+    world = World(
+        choking({30, 31, 200}, failure),
+        stumbles=lambda: next(stumbles),
+        batch_size=20 if in_flight == 1 else 1,
+        in_flight=in_flight,
+    )
+    world.put(300)
+    world.run(until=lambda: len(world.delivered) > 40)
+    world.reconfigure(max_retry_delay=30.0)
+    world.put(2000)
+    world.run(until=lambda: not world.queue)
+    while not world.is_done and world.put_so_far < 20_000:
+        world.put(20)  # what is under suspicion is compared with others
+        world.run(until=lambda: not world.queue)
+    world.run(seconds=10)
+    world.check_account()
+    assert set(world.refused) == {30, 31, 200}
+    assert world.is_done
+
+
+def test_a_part_of_which_nothing_is_left_does_not_come_back() -> None:
+    trial: Trial[str] = Trial(RULES, 0.0)
+    trial.take(["a"], 0.0)
+    decision = trial.next(0.0, 0)
+    assert isinstance(decision, Send)
+    trial.withdraw(decision.part, decision.part.items)
+    trial.recall(decision.part)
+    assert trial.unsettled() == []
+    assert trial.next(0.0, 0) == Pause(None)
+
+
 # -- order, pauses and witnesses of the search -------------------------------------------------------------------------
 
 

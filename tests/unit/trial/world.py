@@ -59,10 +59,19 @@ def choking(bad: Iterable[int], outcome: Outcome = DOWN) -> Endpoint:
 class World:
     """Runs one trial; all that comes of it is kept for looking at."""
 
-    def __init__(self, endpoint: Endpoint = take_all, *, takes: float = 0.001, **rules: float) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint = take_all,
+        *,
+        takes: float = 0.001,
+        stumbles: Callable[[], bool] = lambda: False,
+        **rules: float,
+    ) -> None:
+        """Begin; `stumbles` tells of each part that is to be sent whether it comes back without an answer."""
         self.rules = replace(RULES, **rules)  # type: ignore[arg-type]
         self.endpoint = endpoint
         self.takes = takes
+        self._stumbles = stumbles
         self.now = 1000.0
         self.trial: Trial[int] = Trial(self.rules, self.now)
         self.queue: deque[int] = deque()
@@ -137,6 +146,9 @@ class World:
     def _post(self, part: Part[int]) -> None:
         assert part.items
         assert len(part.items) <= self.rules.batch_size
+        if self._stumbles():
+            self.trial.recall(part)
+            return
         self.requests.append(list(part.items))
         self.sent_at.append(self.now)
         heapq.heappush(self._out, (self.now + self.takes, next(self._order), part, self.endpoint(list(part.items))))
