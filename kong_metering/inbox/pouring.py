@@ -173,7 +173,7 @@ class Pouring:
             log = EventLog.open(directory, keep=self._keeper(directory))
             try:
                 poured.damage += log.take_damage()
-                poured.left_out += remains.leave_out_known(directory, log.next_sequence)
+                poured.left_out += remains.leave_out_known(directory, log)
                 log.append(remains.events, self._now_ms())
                 poured.events += len(remains.events)
                 remains.leave_out(len(remains.events))

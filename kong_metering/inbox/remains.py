@@ -51,19 +51,32 @@ class Remains:
         del self._numbers[:count], self.events[:count]
         self._note_poured(self._counts)
 
-    def leave_out_known(self, log: Path, end: int | None = None) -> int:
+    def leave_out_known(self, log: Path, view: EventLog | None = None) -> int:
         """Leave out the longest run of the first events that is the end of the log; tell how many.
 
-        `end` is the log's next number, if that is known; the log may be gone.
+        `view`: the log, if it is open; it may be gone.
+        """
+        end, done = _state_of(log) if view is None else (view.next_sequence, view.done_up_to)
+        tail = _tail(log, end, len(self.events))
+        known = self._known_by(tail)
+        if not known and end is not None and 0 < end - 1 - len(tail) <= done:
+            known = self._known_behind(tail)
+        self.leave_out(known)
+        return known
+
+    def _known_by(self, tail: list[bytes]) -> int:
+        events = self.events
+        lengths = range(len(tail), 0, -1)
+        return next((length for length in lengths if tail[-length:] == events[:length]), 0)
+
+    def _known_behind(self, tail: list[bytes]) -> int:
+        """Return how many events the log had where the first of them are gone, and this is all that is left of it.
+
+        They were written in this order, so that what stands before these here was in the log, and settled.
         """
         events = self.events
-        tail = _tail(log, _end_of(log) if end is None else end, len(events))
-        for start in range(len(tail)):
-            length = len(tail) - start
-            if tail[start] == events[0] and tail[start:] == events[:length]:
-                self.leave_out(length)
-                return length
-        return 0
+        ends = range(len(tail) + 1, len(events) + 1) if tail else ()
+        return next((end for end in ends if events[end - len(tail) : end] == tail), 0)
 
 
 def sorted_out(listed: QueueList, events: Sequence[tuple[int, bytes]], note_poured: NotePoured) -> list[Remains]:
@@ -89,11 +102,11 @@ def parts_of(stem: str) -> Iterator[str]:
     return (f"{PART}{stem}{suffix}" for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(1))))
 
 
-def _end_of(log: Path) -> int | None:
-    """Return the next number of a log that may be somebody else's; None when it is gone."""
+def _state_of(log: Path) -> tuple[int | None, int]:
+    """Return the next number of a log that may be somebody else's, None when it is gone, and how far it is done."""
     with contextlib.suppress(FileNotFoundError), contextlib.closing(EventLog.view(log)) as view:
-        return view.next_sequence
-    return None
+        return view.next_sequence, view.done_up_to
+    return None, 0
 
 
 def _tail(log: Path, end: int | None, count: int) -> list[bytes]:

@@ -171,6 +171,27 @@ def test_what_was_delivered_and_taken_out_of_the_log_before_it_left_the_ring_is_
     assert world.adopt() == ({QUEUE: payloads(5, 1)} if waiting else {})
 
 
+@pytest.mark.parametrize("written", [5, 6])
+def test_what_was_delivered_before_it_left_the_ring_is_not_poured_where_nothing_is_kept(
+    world: World, written: int
+) -> None:
+    """With `--keep-delivered 0`: the writer goes on in a new segment, and the one before is delivered and gone."""
+    life = world.life()
+    life.directory = SpoolDirectory(world.root)
+    log = life.open(7, QUEUE)
+    life.append(7, payloads(0, 8))
+    life.write(7, payloads(0, 4))
+    log.done(4)
+    log.begin_segment()
+    life.write(7, payloads(4, written - 4))
+    assert len(segments(log.directory)) == 1
+    log.save_position()
+    life.die()
+    assert count_unpoured(world.place, world.root) == {QUEUE: 8 - written}
+    assert counts(world.pouring.pour()) == (1, 8 - written, written)
+    assert world.adopt() == {QUEUE: payloads(4, 4)}
+
+
 @given(
     written=st.lists(st.sampled_from([b"a", b"b"]), max_size=8),
     appended=st.lists(st.sampled_from([b"a", b"b"]), max_size=8),
