@@ -116,7 +116,10 @@ def _complaints(places: Places, user: str) -> Iterator[str]:
 
 def _complaints_of_interpreter(user: str) -> Iterator[str]:
     if not os.access(sys.executable, os.X_OK) or not os.access(__file__, os.R_OK):
-        yield f"{user} cannot run {sys.executable} with {Path(__file__).parent}: let that user read both"
+        # A virtual environment's is a link; what it leads to may be in somebody's home.
+        program, leads_to = sys.executable, os.path.realpath(sys.executable)
+        named = program if leads_to == program else f"{program}, which is {leads_to},"
+        yield f"{user} cannot run {named} with {Path(__file__).parent}: let that user read both"
 
 
 def _worker(user: pwd.struct_passwd) -> str:

@@ -252,7 +252,10 @@ def _command(wish: Wish) -> list[str]:
 
 def _configure_kong(wish: Wish, kong: Findings, changes: Changes) -> bool:
     """Write Kong's lines if that is wished, else tell those that are needed; returns whether kong.conf has them."""
-    text = changes.text_of(kong.conf) or ""
+    found = changes.text_of(kong.conf)
+    if found is None:
+        click.echo(f"{kong.conf} is not there: if Kong is started with another file, name that one with -c")
+    text = found or ""
     wanted = kongconf.with_ours(text, _connection(wish))
     if wish.write or wanted == text:
         changes.file(kong.conf, wanted)

@@ -328,6 +328,19 @@ def test_the_dump_of_root_says_that_workers_cannot_run_the_interpreter(open_pref
     assert output_of(*command, PYTHONPATH=":".join(sys.path)).stderr == ""
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_dump_of_root_names_the_python_that_a_virtual_environment_leads_to(open_prefix: Path) -> None:
+    private = open_prefix / "private"
+    private.mkdir(mode=0o700)
+    python, leads_to = open_prefix / "python", private / "python"
+    leads_to.symlink_to(sys.executable)
+    python.symlink_to(leads_to)
+    command = [str(python), PROGRAM, "--dump", "--kong-prefix", str(open_prefix), "--no-spool"]
+    (open_prefix / "nginx.conf").write_text("user nobody nogroup;\n", encoding="utf-8")
+    answer = output_of(*command, PYTHONPATH=":".join(sys.path))
+    assert f"cannot run {python}, which is {leads_to}, with " in answer.stderr
+
+
 def test_a_prefix_that_is_not_there_is_refused_with_the_reason(prefix: Path) -> None:
     answer = output_of(PROGRAM, "--kong-prefix", f"{prefix}/missing")
     assert answer.returncode == 1

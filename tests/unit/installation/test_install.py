@@ -91,6 +91,13 @@ def test_what_is_installed_serves_and_is_well_when_it_is_started_by_hand(host: H
     assert (host.root / SPOOL[1:]).is_dir()
 
 
+def test_a_kong_conf_that_is_not_there_is_told_as_kong_may_be_started_with_another_one(host: Host) -> None:
+    said = "/etc/kong.conf is not there: if Kong is started with another file, name that one with -c"
+    assert said in host.call("install", "--dry-run").splitlines()
+    host.conf.write_text("log_level = info\n", encoding="utf-8")
+    assert "is not there" not in host.call("install", "--dry-run")
+
+
 def test_directories_are_the_users_and_the_dump_is_for_everybody(host: Host) -> None:
     host.call("install", "--plugin-name", "api-usage", "--priority", "16")
     files = host.files()
