@@ -414,10 +414,10 @@ class LogSource:
         return was_held
 
     def close_in_order(self) -> None:
-        """Close, after what is not settled was written once more behind the last event, if others overtook it.
+        """Write what is not settled once more, behind the last event, where that is needed, and close in any case.
 
-        Those others would come again with it, as all does that stands behind it. The same goes for what is gone from
-        disk. The writer has let go of this log. It is closed even if this raises.
+        It is needed where others overtook it, which would come again with it, as all does that stands behind it; and
+        where it is gone from disk. The writer has let go of this log.
         """
         with self._lock:
             if self._is_closed:

@@ -8,7 +8,6 @@ accepted an event: then it goes where its plugin sends now. What cannot be read 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -90,7 +89,8 @@ class Adoptions:
         now = self._clock.monotonic()
         self._left_since = {key: self._left_since.get(key, now) for key in left}
         for key, backlog in open_here.items():
-            if now - self._left_since.get(key, -math.inf) >= _TURN_SECONDS:
+            since = self._left_since.get(key)
+            if since is None or now - since >= _TURN_SECONDS:
                 backlog.begin()
         if any(now - since >= _TURN_SECONDS for since in self._left_since.values()):
             LOGGER.warning(
