@@ -75,7 +75,8 @@ class Janitor:
         self._idle_rounds: dict[SpooledBacklog, int] = {}
         self._wanted = threading.Event()
         self._is_ending = False
-        # How many rounds are over, and who waits for the end of one.
+        # How many rounds have begun, and are over; and who waits for the end of one.
+        self._rounds_begun = 0
         self.rounds = 0
         self._round_over = threading.Condition()
         self._round_ended_at = self._clock.monotonic()
@@ -150,9 +151,10 @@ class Janitor:
         with self._round_over:
             if all(backlog.has_begun or not backlog.waits for backlog in self.backlogs()):
                 return
-            begun = self.rounds
+            # One that is under way may be past its look.
+            needed = self._rounds_begun + 1
             self._wanted.set()
-            self._round_over.wait_for(lambda: self.rounds > begun + 1 or self._is_ending, timeout)
+            self._round_over.wait_for(lambda: self.rounds >= needed or self._is_ending, timeout)
 
     def order_spills(self) -> None:
         """Have the writer try again where the disk refused the last write."""
@@ -171,10 +173,12 @@ class Janitor:
 
     def _run(self) -> None:
         while not self._is_ending:
-            self._wanted.clear()
+            with self._round_over:
+                self._wanted.clear()
+                self._rounds_begun += 1
             self._keep_house()
             with self._round_over:
-                self.rounds += 1
+                self.rounds = self._rounds_begun
                 self._round_ended_at = self._clock.monotonic()
                 self._round_over.notify_all()
             self._wanted.wait(self._round_seconds)
