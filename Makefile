@@ -20,9 +20,10 @@ LATENCY ?=
 # Leaves no process and no temporary file behind, whatever ends it, and fails if a test has left a process.
 CONTAINED := $(BIN)/python -m kong_metering_sandbox.contained
 PYTEST := $(CONTAINED) $(BIN)/pytest
-# Two at a time, each module on one of them: its tests share servers. In the order of tests/conftest.py, in which the
-# longest begin first: by the number of tests, a module with one long test would come last, and one core wait for it.
-IN_PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
+# Three at a time, one more than CI has cores, for much of the time a test waits; each module on one of them: its tests
+# share servers. In the order of tests/conftest.py, in which the longest begin first: by the number of tests, a module with
+# one long test would come last, and one core wait for it.
+IN_THREES := -n 3 --dist loadfile --no-loadscope-reorder
 # What runs while you work: without the tests marked as slow, and with few examples where Hypothesis makes them.
 QUICK := tests/unit tests/fuzz $(wildcard tests/wire/test_*transcripts.py) \
   tests/e2e/test_metering.py::test_each_request_with_a_subject_gives_one_event \
@@ -56,7 +57,7 @@ help:
 	@echo "make bench-spool events/s through queue, spool and delivery, bursts, starts (10 GB of disk)"
 
 quick: lint types
-	$(PYTEST) $(IN_PAIRS) -m "not slow" --hypothesis-profile quick $(QUICK)
+	$(PYTEST) $(IN_THREES) -m "not slow" --hypothesis-profile quick $(QUICK)
 
 test: lint types check
 
@@ -70,9 +71,9 @@ types: $(VENV)/.dev
 # All tests; and those that go through a gateway once more, over the other of Kong's two protocols. Soak and torture run
 # alone: they tell how long before a SIGKILL an event was taken.
 check: $(VENV)/.dev
-	$(PYTEST) $(IN_PAIRS) --ignore tests/soak --ignore tests/torture
+	$(PYTEST) $(IN_THREES) --ignore tests/soak --ignore tests/torture
 	$(PYTEST) tests/soak tests/torture
-	$(PYTEST) $(IN_PAIRS) tests/e2e --protocol msgpack
+	$(PYTEST) $(IN_THREES) tests/e2e --protocol msgpack
 
 # NO_MKDOCS_2_WARNING: the theme's word on what comes after it.
 docs: $(VENV)/.docs
