@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit, urlunsplit
 
-# User and password, from where an authority begins; to look for the scheme too would take time squared.
-_CREDENTIALS_IN_TEXT = re.compile(r"//[^/?#\s]*@")
+# From where an authority begins to where the next one does; to look for the scheme too would take time squared.
+_IN_TEXT = re.compile(r"//(?=[^/\s])\S+?(?=//[^/\s]|\s|$)")
 # What cannot be read as a URL could hold them anywhere.
 _UNREADABLE = "***"
 
@@ -32,4 +32,4 @@ def without_credentials(url: str, instead: str = "") -> str:
 
 def text_without_credentials(text: str) -> str:
     """Return a text with `***` in the place of user and password in each URL that it has, also in another URL."""
-    return _CREDENTIALS_IN_TEXT.sub("//***@", text)
+    return _IN_TEXT.sub(lambda match: without_credentials(match[0], "***@"), text)

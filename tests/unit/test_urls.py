@@ -82,7 +82,9 @@ def test_ordinary_urls_have_the_key_that_the_version_before_gave_them(rest: str)
         ("https:///user:pass@host/x has too many strokes", "https:///***@host/x has too many strokes"),
         ("https://user:p@ss@host", "https://***@host"),
         ("no URL: a//b, me@example.org", "no URL: a//b, me@example.org"),
-        ("https://user:pass@[::1/x is no URL", "https://***@[::1/x is no URL"),
+        ("https://user:pass@[::1/x is no URL", "https:*** is no URL"),
+        ("https://user:p[a/ss@host is none", "https:*** is none"),
+        ("https://proxy/https://user:p[a/ss@host", "https://proxy/https:***"),
         ("", ""),
     ],
 )
