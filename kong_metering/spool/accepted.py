@@ -22,7 +22,7 @@ from kong_metering.eventlog import files
 from kong_metering.eventlog.damage import Patience
 from kong_metering.eventlog.log import POSITION
 from kong_metering.eventlog.position import PositionFile
-from kong_metering.spool.directory import survey
+from kong_metering.spool.directory import survey, unusable
 
 ACCEPTED = "accepted"
 _LEARNED = "learned"
@@ -41,11 +41,18 @@ class Acceptances:
     def learn(self) -> None:
         """Note what the logs of a version before this one tell; again, it does nothing.
 
-        What the disk does not take is tried again with the next call. Raises `SpoolError`.
+        What the disk does not tell or take is tried again with the next call. Raises `SpoolError` when it cannot be
+        read.
         """
-        if self._has_learned or self._root is None or self._directory is None or not self._root.is_dir():
+        if self._has_learned or self._root is None or self._directory is None:
             return
-        if not (self._directory / _LEARNED).exists():
+        try:
+            if not self._root.is_dir():
+                return
+            is_new = not (self._directory / _LEARNED).exists()
+        except OSError as error:
+            raise unusable(self._directory, error) from error
+        if is_new:
             for found in survey(self._root):
                 if found.identity is not None and _has_settled(found.directory):
                     self._noted.add(found.identity.key)
