@@ -89,7 +89,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "e2e: goes through a whole gateway; runs on a real Kong too")
-    config.addinivalue_line("markers", "slow: kills, restarts or loads real processes for long; not in `make quick`")
+    config.addinivalue_line("markers", "slow: starts, kills or loads real processes for long; not in `make quick`")
     _keep_paths_short(config)
     # As Ctrl-C does, SIGTERM ends what the tests have started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

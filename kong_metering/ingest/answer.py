@@ -28,6 +28,8 @@ _MAX_BODY_BYTES = 64 * 1024
 _A_MOMENT = 0.01
 _SWITCHING_PROTOCOLS = 101
 _OK = 200
+# These end with their head, whatever it says of a body (RFC 9112, 6.3); `http.client` waits for one that is chunked.
+_BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,9 @@ def _check_length(headers: Message) -> None:
 
 def _answer(response: HTTPResponse) -> Answer:
     body = b""
+    has_body = response.status not in _BODILESS
     try:
-        while len(body) <= _MAX_BODY_BYTES and (more := response.read1(_BUFFER_BYTES)):
+        while has_body and len(body) <= _MAX_BODY_BYTES and (more := response.read1(_BUFFER_BYTES)):
             body += more
     except (OSError, ValueError, HTTPException):
         is_whole = False
@@ -99,7 +102,7 @@ def _answer(response: HTTPResponse) -> Answer:
 def _has_clear_end(response: HTTPResponse) -> bool:
     """Return whether all agree on where the answer ends: else the rest of it may be taken for the next one."""
     length, coding = response.headers.get("Content-Length"), response.headers.get("Transfer-Encoding")
-    if response.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+    if response.status in _BODILESS:
         return coding is None and (length or "0").strip() == "0"
     return coding is None or (length is None and coding.strip().lower() == "chunked")
 

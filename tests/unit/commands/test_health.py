@@ -21,6 +21,8 @@ from tests.support.plugin_server import BIN, PluginServerProcess, remove_directo
 from tests.support.rpc import KongClient, KongRequest
 from tests.unit.host.conftest import answers, header_config
 
+pytestmark = pytest.mark.slow
+
 STRANGER = 54_321
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be several users")
 

@@ -17,6 +17,8 @@ from tests.unit.commands.helpers import PLUGIN
 from tests.unit.commands.serving import Gateway, received, wait_for
 from tests.unit.ingest.ingest_server import IngestServer, answer
 
+pytestmark = pytest.mark.slow
+
 # So that nothing is tried again by itself while a test runs.
 LONG_PAUSES = {"initial_retry_delay": 600, "max_retry_delay": 600}
 

@@ -26,6 +26,8 @@ from tests.unit.host.conftest import answers, header_config
 if TYPE_CHECKING:
     from tests.support.ingest import IngestServer
 
+pytestmark = pytest.mark.slow
+
 Launch = Callable[..., PluginServerProcess]
 # Nobody's, whatever machine this is.
 STRANGER, GROUP, OTHER_GROUP = 54_321, 54_322, 54_323

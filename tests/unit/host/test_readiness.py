@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.plugin_server import PluginServerProcess
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("is_abstract", [False, True])
 def test_the_manager_is_told_at_the_start_and_at_a_restart(prefix: Path, is_abstract: bool) -> None:  # noqa: FBT001

@@ -19,6 +19,8 @@ from tests.support.rpc import PLUGIN, KongClient
 from tests.support.waiting import wait_until
 from tests.unit.host.conftest import header_config
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = str(BIN / "kong-metering-plugin-server")
 # What may be in a socket's buffer, several times.
 MANY = 500

@@ -28,6 +28,7 @@ from kong_metering.ingest.client import Endpoint, IngestClient
 from kong_metering.trial.outcome import Delivered, Failed, Outcome, Rejected, kind_of
 from tests.support.clock import FakeClock
 from tests.support.posts import INGEST_PATH
+from tests.support.waiting import wait_until
 from tests.unit.ingest.ingest_server import Exchange, IngestServer, Reaction, answer, broken_off, running
 
 if TYPE_CHECKING:
@@ -606,6 +607,29 @@ def test_the_rest_of_an_answer_whose_end_is_not_clear_is_not_taken_for_the_next_
     sender = client()
     sender.send([b"{}"])
     assert failed(sender.send([b"{}"])).kind == "503"
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_an_answer_that_has_no_body_is_whole_with_its_head_whatever_that_says(
+    server: IngestServer, client: ClientMaker, status: int
+) -> None:
+    is_over = threading.Event()
+
+    def announces_a_body(exchange: Exchange) -> None:
+        exchange.raw(b"HTTP/1.1 %d X\r\nTransfer-Encoding: chunked\r\n\r\n" % status)
+        is_over.wait()
+        exchange.reset()
+
+    server.on_request = announces_a_body
+    outcomes: list[Outcome] = []
+    sending = threading.Thread(target=lambda: outcomes.append(client(timeout=3600).send([b"{}"])))
+    sending.start()
+    try:
+        wait_until(lambda: outcomes, "the answer is taken")
+    finally:
+        is_over.set()
+        sending.join()
+    assert statuses(outcomes) == meanings([status])
 
 
 def test_interim_answers_that_come_between_two_requests_are_not_taken_for_an_answer(

@@ -22,6 +22,8 @@ from kong_metering.plugin_identity import PluginIdentity
 from tests.support.kongs import kong_in
 from tests.support.plugin_server import BIN, ServerProcess, remove_directory, short_directory
 
+pytestmark = pytest.mark.slow
+
 OWN = pwd.getpwuid(os.geteuid()).pw_name
 UNIT = "etc/systemd/system/kong-metering.service"
 SOCKET = "/run/kong-metering/kong-metering.sock"
