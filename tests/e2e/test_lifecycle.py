@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -115,6 +116,38 @@ def test_a_reload_meters_with_the_new_configuration_and_loses_nothing(
     meter_until_billed(gateway, collector, "/echo", *both)
     collector.client.wait_for_events(answered + 1)
     assert [event.subject for event in metered(gateway, collector, "/echo", *both)] == ["new"] * 10
+
+
+def test_a_worker_meters_each_request_from_the_moment_that_it_has_the_plugin(
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+) -> None:
+    """Workers get a configuration one after the other: what else it has done to an answer tells who had it by then."""
+    # Without any plugin Kong runs no log phase of a request that is under way.
+    echo = service(upstream.url, "echo", route("echo"), route("other", plugins=[{"name": "key-auth"}]))
+    marked = {"name": "request-termination", "config": {"status_code": 418}}
+    without = document(echo)
+    having = document(echo, plugins=[metering(collector.ingest_v1), marked])
+    gateway = start_gateway(without)
+    numbers = itertools.count()
+    had_it: set[int] = set()
+
+    def ask(times: int) -> set[int]:
+        answers = set()
+        for number in itertools.islice(numbers, times):
+            answers.add(status := get(gateway.proxy_port, f"/echo/{number}", ("X-Tenant-Id", "acme")))
+            if status == 418:
+                had_it.add(number)
+        return answers
+
+    for _ in range(10):
+        gateway.configure(having)
+        ask(30)
+        gateway.configure(without)
+        wait_for(lambda: ask(10) == {200}, "no worker has the plugin", lambda: own_lines(gateway))
+    assert had_it
+    collector.client.wait_for_events(len(had_it))
+    stop_with_nothing_more(gateway, collector)
+    assert bill(collector) == dict.fromkeys(had_it, 1)
 
 
 def test_events_wait_while_the_endpoint_is_down_and_arrive_once_it_is_back(

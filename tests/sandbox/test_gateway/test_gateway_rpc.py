@@ -289,6 +289,27 @@ def test_a_start_that_raises_keeps_its_claim_for_ten_seconds(
         assert len(gateway.calls("plugin.StartInstance")) == 2
 
 
+@both_protocols
+@pytest.mark.parametrize(("left", "logged"), [("", 1), ("plugins: [{name: key-auth}]", 2)], ids=["none", "another"])
+def test_once_the_last_plugin_is_gone_what_is_under_way_has_no_log_phase(
+    tmp_path: Path, protocol: str, left: str, logged: int
+) -> None:
+    """Kong 3.9.3 runs none of any plugin then; a file-log missed the same requests (tests/e2e/test_lifecycle.py)."""
+    without = METERED_ECHO.partition("plugins:")[0] + left
+    with running_gateway(tmp_path, METERED_ECHO, protocol=protocol, nginx_worker_processes="1") as gateway:
+        gateway.script(hold=["plugin.HandleEvent access"])
+        with requests_under_way(gateway, 1) as statuses:
+            wait_for(lambda: len(accesses(gateway)) == 1)
+            answer = requests.post(f"{gateway.admin}/config", json={"config": without}, timeout=DEADLINE)
+            assert answer.status_code == 201
+            gateway.script()
+        assert statuses == [200]
+        configure(gateway, "other")
+        assert get(gateway, "/echo").status_code == 200
+        gateway.wait_for_log_events(logged)
+        assert len(gateway.log_events()) == logged
+
+
 def source(protocol: str) -> str:
     return "mp_rpc.lua: " if protocol == MESSAGEPACK else "pb_rpc.lua: pluginserver error: "
 
