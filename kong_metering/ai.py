@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.record import integer, readable, section, text
+from kong_metering.record import integer, legible, readable, section, text
 
 if TYPE_CHECKING:
     from kong_metering.record import Record
@@ -98,8 +98,9 @@ def _usage(name: str, account: Mapping[str, Any]) -> AIUsage:
 
 
 def _known(value: object) -> str | None:
+    """Take a name that a client or a model may have chosen, unless it stands for none."""
     known = text(value)
-    return None if known in _UNKNOWN else known
+    return None if known is None or known in _UNKNOWN else legible(known)
 
 
 def _tokens(usage: Mapping[str, Any], names: tuple[str, ...]) -> int | None:

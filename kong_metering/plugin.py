@@ -55,7 +55,6 @@ class Plugin:
         self._entity = parse_entity(config)
         self._headers: tuple[str, ...] = ()
         self._experience = HeaderExperience(self._runtime.clock)
-        self._has_met_unserialisable = False
         self._requests = self._runtime.requests.of(self._entity)
         try:
             settings = parse_config(config)
@@ -138,7 +137,7 @@ class Plugin:
 
     def log_at_once(self) -> AtOnce | None:
         """Tell what `log` asks, where all of that is known beforehand."""
-        if self._runtime.relay.holds_any or self._has_met_unserialisable:
+        if self._runtime.relay.holds_any or self._entity.id in self._runtime.unserialisable:
             return None
         if self._meter is None:
             return self._count_at_once
@@ -151,7 +150,7 @@ class Plugin:
             record = parse_record(answers[0])
             if record is None:
                 # Kong has gone on: for the next one of this kind there will be other questions.
-                self._has_met_unserialisable = True
+                self._runtime.unserialisable.add(self._entity.id)
                 raise ValueError("Kong could not serialise the log record")  # noqa: TRY301 - counted like any failure
             self._queue_events(record, self._captured(record))
         except Exception as error:  # noqa: BLE001 - metering fails open

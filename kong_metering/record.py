@@ -25,6 +25,8 @@ REDACTED = frozenset({"authorization", "proxy-authorization"})
 
 _KONGS_WORD = "REDACTED"
 _ESCAPE = "\u241b"
+# What `str.strip` takes off, but for five control characters (U+001C to U+001F, U+0085): these are made legible.
+_WHITE_SPACE = " \t\n\v\f\r\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _NONCHARACTERS = "\ufdd0-\ufdef" + "".join(f"{chr(end)}{chr(end + 1)}" for end in range(0xFFFE, 0x110000, 0x10000))
 _ILLEGIBLE = re.compile(f"[\x00-\x1f\x7f-\x9f{_NONCHARACTERS}{_ESCAPE}]")
 
@@ -147,12 +149,12 @@ def subject_text(value: str) -> str | None:
     A subject that is not UTF-8 is read as latin-1, byte for byte: two different ones must not become the same.
     """
     if value.isascii():
-        return value.strip() or None
+        return value.strip(_WHITE_SPACE) or None
     if _escaped_bytes(value):
         # Latin-1 has white space of its own. It is none in a header: without it, different ones would be the same.
         value = _utf8(value).strip().decode("latin-1")
-        return value if value.strip() else None
-    return readable(value.strip()) or None
+        return value if value.strip(_WHITE_SPACE) else None
+    return readable(value.strip(_WHITE_SPACE)) or None
 
 
 def legible(value: str) -> str:
@@ -173,7 +175,7 @@ def first_not_blank(values: Iterable[str]) -> str | None:
 
 def is_blank(value: str) -> bool:
     """Whether a value from a client counts as absent: it is empty, or only white space."""
-    return not value.strip() if value.isascii() else subject_text(value) is None
+    return not value.strip(_WHITE_SPACE) if value.isascii() else subject_text(value) is None
 
 
 def _utf8(value: str) -> bytes:
@@ -193,16 +195,23 @@ def _escaped_bytes(value: str) -> bool:
 def header_values(record: Record, name: str) -> list[str]:
     """List the values of a request header, in the order of the request; `name` in any case.
 
-    Kong's own lookup takes dashes and underscores for the same (`kong/tools/http.lua`), and so does this one.
+    Kong's own lookup takes dashes and underscores for the same (`kong/tools/http.lua`), and so does this one: where the
+    name as it is has no value that is not blank, those of its other spellings follow, by their names. In which order
+    they came, nobody knows any more.
     """
     headers = section(section(record, "request"), "headers")
-    found = headers.get(name.lower())
-    if found is None:
-        wanted = _normalised(name)
-        found = next((value for key, value in headers.items() if _normalised(key) == wanted), None)
-    values = found if isinstance(found, list) else [found]
-    own = _KONGS_WORD if _normalised(name) in REDACTED else None
-    return [value for value in values if isinstance(value, str) and value != own]
+    exact, wanted = name.lower(), _normalised(name)
+    values = _lines(headers.get(exact))
+    if all(map(is_blank, values)):
+        others = sorted(key for key in headers if key != exact and _normalised(key) == wanted)
+        values += [value for key in others for value in _lines(headers[key])]
+    own = _KONGS_WORD if wanted in REDACTED else None
+    return [value for value in values if value != own]
+
+
+def _lines(found: object) -> list[str]:
+    """List the lines that Kong has under one name: a string, or several in a list."""
+    return [value for value in (found if isinstance(found, list) else [found]) if isinstance(value, str)]
 
 
 def header_lines(record: Record, name: str) -> list[str]:
@@ -211,7 +220,7 @@ def header_lines(record: Record, name: str) -> list[str]:
     lines: list[str] = []
     for key, found in section(section(record, "request"), "headers").items():
         if _normalised(key) == wanted:
-            lines += [value for value in (found if isinstance(found, list) else [found]) if isinstance(value, str)]
+            lines += _lines(found)
     return lines
 
 

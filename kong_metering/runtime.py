@@ -31,7 +31,8 @@ _EXIT_FLUSH_SECONDS = 5.0
 class Runtime:
     """Clock, account, delivery, what access phases captured, and what is measured, of one process.
 
-    `shared_key`: under which name an access phase keeps in Kong what it cannot keep here.
+    `shared_key`: under which name an access phase keeps in Kong what it cannot keep here. `unserialisable`: the ids of
+    plugin entities of which Kong could not serialise a log record, so that theirs are asked for step by step.
     """
 
     clock: Clock
@@ -44,6 +45,7 @@ class Runtime:
     shared_key: str = PLUGIN_NAME
     verifier: Verifier | None = None
     once: Once = field(default_factory=Once)
+    unserialisable: set[str] = field(default_factory=set)
 
 
 def make_runtime(  # noqa: PLR0913, PLR0917 - what it is made of

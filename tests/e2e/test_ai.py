@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -52,6 +57,38 @@ def ask(gateway: Gateway, path: str = "/chat", **chat: object) -> int:
         ("Content-Length", str(len(body))),
     ]
     return exchange(gateway.proxy_port, request(path, *headers, method="POST", body=body))
+
+
+class SlowModel(BaseHTTPRequestHandler):
+    """Streams twenty words, one each tenth of a second."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        with contextlib.suppress(OSError):  # whoever reads it has left
+            for number in range(20):
+                choice = {"index": 0, "delta": {"content": f"word {number} "}, "finish_reason": None}
+                self.wfile.write(b"data: %b\n\n" % json.dumps({"model": "m", "choices": [choice]}).encode())
+                time.sleep(0.1)
+            self.wfile.write(b"data: [DONE]\n\n")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def slow_model() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), SlowModel) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield f"http://127.0.0.1:{server.server_port}{CHAT_PATH}"
+        server.shutdown()
+        serving.join()
 
 
 @pytest.fixture
@@ -127,6 +164,37 @@ def test_a_stream_whose_completion_kong_does_not_count_is_metered_by_its_prompt(
     gateway = start_ai(model_route(upstream.url + CHAT_PATH))
     assert ask(gateway, stream=True) == 200
     assert billed(gateway, collector, 2).keys() - {COMPLETION} == {API_REQUEST, PROMPT}
+
+
+@pytest.mark.real_kong
+def test_of_a_stream_that_the_client_leaves_kong_counts_no_tokens(
+    start_ai: StartAI, slow_model: str, collector: CollectorProcess
+) -> None:
+    """Kong 3.9.3 counts at the end of a stream; docs/ai-usage.md says what to do about it."""
+    gateway = start_ai(model_route(slow_model, log_payloads=True) | {"response_buffering": False})
+    body = json.dumps({"messages": [{"role": "user", "content": "Say hello."}], "stream": True}).encode()
+    headers = [("X-Tenant-Id", "acme"), ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    with socket.create_connection(("127.0.0.1", gateway.proxy_port), timeout=30) as client:
+        client.sendall(request("/chat", *headers, method="POST", body=body))
+        answer = b""
+        while b"word 18" not in answer:
+            received = client.recv(65536)
+            assert received, answer
+            answer += received
+    events = billed(gateway, collector, 1)
+    assert events.keys() == {API_REQUEST}
+    assert (events[API_REQUEST].data or {})["response_http_status"] == 200
+
+
+@pytest.mark.real_kong
+def test_a_model_that_a_client_names_has_no_control_characters_in_events(
+    start_ai: StartAI, upstream: UpstreamProcess, collector: CollectorProcess
+) -> None:
+    chat = model_route(upstream.url + CHAT_PATH)
+    del chat["plugins"][0]["config"]["model"]["name"]
+    gateway = start_ai(chat)
+    assert ask(gateway, model="a\0b") == 200
+    assert (billed(gateway, collector, 3)[PROMPT].data or {})["model"] == "a␛0;b"
 
 
 def test_an_error_of_the_model_is_billed_no_completion(

@@ -96,12 +96,18 @@ CASES = {
     "an underscore": Sent([("X-Tenant_Id", "acme")], "acme"),
     "underscores, then dashes": Sent([("x_tenant_id", "forged"), ACME], "acme"),
     "dashes, then underscores": Sent([ACME, ("x_tenant_id", "forged")], "acme"),
+    "blank, then underscores": Sent([(TENANT, ""), ("x_tenant_id", "acme")], "acme"),
+    "underscores, then blank": Sent([("x_tenant_id", "acme"), (TENANT, "")], "acme"),
+    "a tab, then an underscore": Sent([(TENANT, "\t"), ("x-tenant_id", "acme")], "acme"),
     "a dot in a similar name": Sent([("x.tenant.id", "forged"), ACME], "acme"),
     "a space behind the name": Sent([(f"{TENANT} ", "acme")], None, refused=True),
     "named as one to drop": Sent([ACME, ("Connection", "x-tenant-id")], "acme"),
     # -- how many others
     "after 150 others": Sent([*MANY, ACME], "acme", is_seen_early=False),
     "twice, after 150 others": Sent([*MANY, ACME, (TENANT, "globex")], "acme", is_seen_early=False),
+    "blank, then underscores, after 150 others": Sent(
+        [*MANY, (TENANT, ""), ("x_tenant_id", "acme")], "acme", is_seen_early=False
+    ),
     "a comma, after 150 others": Sent([*MANY, (TENANT, "acme, inc")], "acme, inc", is_seen_early=False),
     "once before and once after 150 others": Sent([ACME, *MANY, (TENANT, "globex")], "acme"),
     # Kong 3.9.3 answers 400 to more than 1,000 lines, before it looks at any.

@@ -477,10 +477,19 @@ def test_requests_on_one_http2_connection_are_metered_each(modern_till: Till) ->
         ([(b"x-tenant-id", b"acme"), (b"x-tenant-id", b"globex")], "acme"),
         ([(b"x-tenant-id", b""), (b"x-tenant-id", b"acme")], "acme"),
         ([(b"x_tenant_id", b"acme")], "acme"),
+        ([(b"x-tenant-id", b""), (b"x_tenant_id", b"acme")], "acme"),
         ([*((b"x-%d" % n, b"") for n in range(150)), (b"x-tenant-id", b"acme"), (b"x-tenant-id", b"globex")], "acme"),
         ([(b"x-tenant-id", b"")], None),
     ],
-    ids=["latin-1", "twice", "blank, then not", "underscores", "twice, after 150 others", "empty"],
+    ids=[
+        "latin-1",
+        "twice",
+        "blank, then not",
+        "underscores",
+        "blank, then underscores",
+        "twice, after 150 others",
+        "empty",
+    ],
 )
 def test_an_http2_header_is_the_subject_as_any_other(
     headers: list[tuple[bytes, bytes]], expected: str | None, modern_till: Till

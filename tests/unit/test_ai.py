@@ -204,6 +204,13 @@ def test_a_name_that_is_unknown_is_left_out(name: str, field: str, unknown: obje
         assert field not in event["data"]
 
 
+def test_a_name_that_a_client_or_a_model_chose_has_no_control_characters() -> None:
+    meta = {**META, "provider_name": "open\x85ai", "request_model": "a\x00b", "response_model": "a\u241bb"}
+    asked, answered = (event["data"] for event in events_with({"proxy": {"meta": meta, "usage": USAGE}}))
+    assert (asked["model"], answered["model"]) == ("a␛0;b", "a␛241B;b")
+    assert asked["provider"] == answered["provider"] == "open␛85;ai"
+
+
 @pytest.mark.parametrize("unknown", [None, "", "UNSPECIFIED", "NOT_SPECIFIED", 5, [], {}])
 def test_a_model_that_is_unknown_is_the_one_that_is_known(unknown: object) -> None:
     def models(**meta: object) -> list[object]:

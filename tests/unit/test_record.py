@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kong_metering.record import (
+    first_not_blank,
     header_values,
     integer,
+    is_blank,
     legible,
     milliseconds,
     parse_record,
@@ -204,7 +207,7 @@ def test_readable_text_fits_utf8_and_changes_nothing_else(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b" ", b"\t", b" \t\r\n", "\u3000".encode(), "\u00a0".encode(), b"\xa0", b" \x85 "]
+    "raw", [b"", b" ", b"\t", b" \t\r\n", "\u3000".encode(), "\u00a0".encode(), b"\xa0", b" \xa0 "]
 )
 def test_a_blank_subject_is_none(raw: bytes) -> None:
     assert subject_text(from_wire(raw)) is None
@@ -257,6 +260,15 @@ def test_a_subject_fits_utf8_and_holds_something(value: str) -> None:
     assert subject is None or subject.encode("utf-8").decode("utf-8").strip()
 
 
+@pytest.mark.parametrize("code", [0x1C, 0x1D, 0x1E, 0x1F, 0x85])
+def test_a_control_character_is_no_white_space(code: int) -> None:
+    """`str.strip` takes these off: who sends nothing else would not be billed, and two would be billed as one."""
+    sent = chr(code)
+    assert legible(subject_text(f" {sent}acme{sent}\t") or "") == f"␛{code:X};acme␛{code:X};"
+    assert legible(subject_text(sent) or "") == f"␛{code:X};"
+    assert not is_blank(sent)
+
+
 # -- headers -------------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +285,20 @@ def test_a_header_is_found_in_any_case_with_dashes_or_underscores(name: str, sen
 def test_the_exact_name_comes_before_a_similar_one() -> None:
     headers = {"x_tenant_id": "forged", "x-tenant-id": "acme"}
     assert header_values(with_headers(headers), "x-tenant-id") == ["acme"]
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\xa0", ["", "\t"]])
+def test_a_blank_line_does_not_hide_another_spelling(blank: object) -> None:
+    """Kong passes both lines on, and what stands behind it may take them for one header."""
+    headers = {"x-tenant-id": blank, "x_tenant_id": "acme"}
+    assert first_not_blank(header_values(with_headers(headers), "X-Tenant-ID")) == "acme"
+
+
+def test_other_spellings_count_in_one_order_however_kong_lists_them() -> None:
+    headers = {"x_tenant_id": "acme", "x-tenant_id": "", "x_tenant-id": ["", "globex"]}
+    for order in permutations(headers):
+        record = with_headers({key: headers[key] for key in order})
+        assert header_values(record, "x-tenant-id") == ["", "", "globex", "acme"]
 
 
 def test_a_header_that_was_sent_twice_has_its_values_in_order() -> None:
