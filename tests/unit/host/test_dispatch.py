@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import statistics
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -157,7 +158,8 @@ def test_ids_are_random_exact_in_kongs_doubles_and_never_the_same_in_two_process
     assert len(set(ids)) == len(ids)
     assert all(0 < number <= 2**53 and int(float(number)) == number for number in ids)
     firsts = sorted(ids[:20])
-    assert min(later - earlier for earlier, later in itertools.pairwise(firsts)) > 1000
+    # Of 31 bits, two may be neighbours by chance (1 in 5,000 times), but not half of them.
+    assert statistics.median(later - earlier for earlier, later in itertools.pairwise(firsts)) > 1000
 
 
 def test_instances_that_kong_does_not_use_any_more_are_closed_unless_they_are_busy(
