@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kong_metering_sandbox.collector.faults import FaultRule
 from kong_metering_sandbox.gateways import Gateway, wait_for
+from kong_metering_sandbox.status import plugin_status
 from tests.e2e.balance import bill, own_lines, stop_with_nothing_more
 from tests.e2e.declarative import document, metering, route, service
 from tests.e2e.traffic import Header, get
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import StartGateway
 
 pytestmark = pytest.mark.e2e
+KEY_AUTH: dict[str, Any] = {"name": "key-auth"}
 
 
 def counts(collector: CollectorProcess) -> dict[str, int]:
@@ -122,8 +124,8 @@ def test_a_worker_meters_each_request_from_the_moment_that_it_has_the_plugin(
     start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
     """Workers get a configuration one after the other: what else it has done to an answer tells who had it by then."""
-    # Without any plugin Kong runs no log phase of a request that is under way.
-    echo = service(upstream.url, "echo", route("echo"), route("other", plugins=[{"name": "key-auth"}]))
+    # Another plugin is left each time: see the next test.
+    echo = service(upstream.url, "echo", route("echo"), route("other", plugins=[KEY_AUTH]))
     marked = {"name": "request-termination", "config": {"status_code": 418}}
     without = document(echo)
     having = document(echo, plugins=[metering(collector.ingest_v1), marked])
@@ -148,6 +150,34 @@ def test_a_worker_meters_each_request_from_the_moment_that_it_has_the_plugin(
     collector.client.wait_for_events(len(had_it))
     stop_with_nothing_more(gateway, collector)
     assert bill(collector) == dict.fromkeys(had_it, 1)
+
+
+@pytest.mark.parametrize(("left", "billed"), [([], 0), ([KEY_AUTH], 1)], ids=["none", "another"])
+def test_what_is_under_way_when_a_plugin_is_deleted_is_billed_unless_it_was_the_last_one(
+    left: list[dict[str, Any]],
+    billed: int,
+    start_gateway: StartGateway,
+    upstream: UpstreamProcess,
+    collector: CollectorProcess,
+) -> None:
+    """Without any plugin Kong 3.9.3 runs no log phase, whatever a request began with (docs/troubleshooting.md)."""
+    echo, other = route("echo"), route("other", plugins=left)
+    with_all = service(upstream.url, "echo", echo, other, route("gone"))
+    gateway = start_gateway(document(with_all, plugins=[metering(collector.ingest_v1)]))
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(get, gateway.proxy_port, "/echo/slow/8", ("X-Tenant-Id", "acme"))
+        wait_for(lambda: plugin_status(gateway)["instances_started"], "it has begun", lambda: own_lines(gateway))
+        gateway.configure(document(service(upstream.url, "echo", echo, other)))
+        wait_for(
+            lambda: {get(gateway.proxy_port, "/gone") for _ in range(10)} == {404},
+            "all workers have the configuration",
+            lambda: own_lines(gateway),
+        )
+        assert not answer.done()
+        assert answer.result() == 200
+    collector.client.wait_for_events(billed)
+    stop_with_nothing_more(gateway, collector)
+    assert len(collector.client.events()) == billed
 
 
 def test_events_wait_while_the_endpoint_is_down_and_arrive_once_it_is_back(

@@ -294,7 +294,7 @@ def test_a_start_that_raises_keeps_its_claim_for_ten_seconds(
 def test_once_the_last_plugin_is_gone_what_is_under_way_has_no_log_phase(
     tmp_path: Path, protocol: str, left: str, logged: int
 ) -> None:
-    """Kong 3.9.3 runs none of any plugin then; a file-log missed the same requests (tests/e2e/test_lifecycle.py)."""
+    """Kong 3.9.3 runs none of any plugin then (tests/e2e/test_lifecycle.py has it on the real one)."""
     without = METERED_ECHO.partition("plugins:")[0] + left
     with running_gateway(tmp_path, METERED_ECHO, protocol=protocol, nginx_worker_processes="1") as gateway:
         gateway.script(hold=["plugin.HandleEvent access"])
