@@ -1,4 +1,4 @@
-"""What metering costs on a real Kong, next to other plugins: `make bench GATEWAY=kong`.
+"""What metering costs on a real Kong, next to other plugins, and to a floor: `make bench GATEWAY=kong`.
 
     python bench/gateway.py                    the comparison
     python bench/gateway.py --interpreters     our plugin server on each Python that is here (or: those given)
@@ -6,10 +6,11 @@
     python bench/gateway.py --flood            flat out at many connections, floods of 404
     python bench/gateway.py --all              all of it
 
-Needs a real Kong and wrk on the PATH. `--markdown FILE` writes what was found as Markdown: the machine and the first
-table are for docs/benchmarks.md, the rest for docs/benchmarks-history.md. The exit status is 1 if an event is missing
-where none may be, or a request is not answered 200 in the comparison, and 2 if it cannot run. A target is said to be
-met or missed; that does not change the status.
+Needs a real Kong and wrk on the PATH, and go for two of the candidates: the Go plugin, and the floor, which asks Kong
+what ours asks and does nothing with the answers, so that one sees what of our figures is ours. `--markdown FILE` writes
+what was found as Markdown: the machine and the first table are for docs/benchmarks.md, the rest for
+docs/benchmarks-history.md. The exit status is 1 if an event is missing where none may be, or a request is not answered
+200 in the comparison, and 2 if it cannot run. A target is said to be met or missed; that does not change the status.
 """
 
 from __future__ import annotations
@@ -26,7 +27,19 @@ from types import FrameType
 import gateway_flood
 import gateway_interpreters
 import gateway_kills
-from gateway_candidates import PROTOCOLS, Candidate, go_plugin, http_log, key_auth, nothing, ours, pdk_gevent
+from gateway_candidates import (
+    FLOOR,
+    PROTOCOLS,
+    Candidate,
+    floor,
+    go_plugin,
+    http_log,
+    judged,
+    key_auth,
+    nothing,
+    ours,
+    pdk_gevent,
+)
 from gateway_comparison import CONNECTIONS, EventsMissingError, compare, figures, verdicts
 from gateway_machine import describe_machine
 from gateway_paper import Paper
@@ -49,9 +62,11 @@ _WHAT_THEY_DO = (
     "Kongs with one nginx worker each run side by side and take turns in rounds, another one first in each round. The "
     "Go plugin and the one on kong-pdk's own server read a header in access, keep it in ctx.shared, serialize in log, "
     "build a small event and throw it away. http-log delivers its records. kong-metering does everything: subject, all "
-    "event fields, spool on disk, delivery. Each route answers by itself (`request-termination`), the cheapest service "
-    "there is. Requests differ in path, arguments and user agent: a LuaJIT that draws an unlucky seed puts most log "
-    "records that are all alike into one bucket, and such a Kong takes several times the CPU."
+    "event fields, spool on disk, delivery. The floor asks Kong over ProtoBuf, in the same writes, what kong-metering "
+    "asks for a subject by header, and throws the answers away: what it costs is Kong's and the protocol's, and what "
+    "kong-metering costs beyond that is its own. Each route answers by itself (`request-termination`), the cheapest "
+    "service there is. Requests differ in path, arguments and user agent: a LuaJIT that draws an unlucky seed puts "
+    "most log records that are all alike into one bucket, and such a Kong takes several times the CPU."
 )
 _CANNOT_RUN = 2
 
@@ -140,7 +155,7 @@ def _compare(options: argparse.Namespace, directory: Path, paper: Paper) -> None
     paper.text(_WHAT_THEY_DO)
     paper.text(_how(options.rounds, options.seconds, events))
     paper.grid(figures(candidates, samples))
-    wanted = [candidate for candidate in candidates if candidate.name in {f"ours-{one}-100" for one in PROTOCOLS}]
+    wanted = judged(candidates)
     if wanted:
         paper.grid(verdicts(wanted, samples))
 
@@ -161,15 +176,16 @@ def _chosen(only: Sequence[str] | None, directory: Path, paper: Paper) -> list[C
     before = [nothing(), key_auth(), http_log(), pdk_gevent()]
     after = [ours(protocol, batch) for protocol in PROTOCOLS for batch in (100, 1)]
     after += [ours(protocol, by_consumer=True) for protocol in PROTOCOLS]
-    names = [*(candidate.name for candidate in before), "go", *(candidate.name for candidate in after)]
+    built = {"go": go_plugin, FLOOR: floor}
+    names = [*(candidate.name for candidate in before), *built, *(candidate.name for candidate in after)]
     for name in only or ():
         if name not in names:
             raise GatewayError(f"there is no candidate {name}; there are {', '.join(names)}")
-    wants_go = "go" in only if only else True
     if not only and shutil.which("go") is None:
-        paper.text("The Go plugin is left out: there is no `go` on the PATH.")
-        wants_go = False
-    candidates = [*before, *([go_plugin(directory)] if wants_go else []), *after]
+        paper.text("The Go plugin and the floor are left out: there is no `go` on the PATH.")
+        built = {}
+    made = [make(directory) for name, make in built.items() if not only or name in only]
+    candidates = [*before, *made, *after]
     return [candidate for candidate in candidates if not only or candidate.name in only]
 
 

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from kong_metering_sandbox.conf import read_example
 from kong_metering_sandbox.gateways import GatewayError
 
 PROTOCOLS = ("protobuf", "msgpack")
+FLOOR = "floor"
 _GO_PLUGIN = "bench-go"
+_FLOOR_PLUGIN = "bench-floor"
 _GO_BUILD_SECONDS = 600
 # Batches that do not leave as fast as requests come must not be dropped: each request is to have its event.
 _QUEUE = {"max_entries": 1_000_000}
@@ -86,26 +88,16 @@ def go_plugin(directory: Path) -> Candidate:
 
     Raises `GatewayError` if there is no `go`, or it cannot build.
     """
-    program = directory / _GO_PLUGIN
-    go = shutil.which("go")
-    if go is None:
-        raise GatewayError("there is no `go` on the PATH; see https://go.dev/doc/install, or leave it out with --only")
-    done = subprocess.run(
-        [go, "build", "-o", str(program), "."],
-        cwd=BENCH / "goplugin",
-        capture_output=True,
-        text=True,
-        timeout=_GO_BUILD_SECONDS,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise GatewayError(f"the Go plugin cannot be built: {done.stderr}")
+    return _built("go", "Go plugin on go-pdk", _go_build(directory, BENCH / "goplugin", _GO_PLUGIN))
 
-    def server(prefix: Path) -> PluginServer:
-        socket = prefix / f"{_GO_PLUGIN}.socket"
-        return _plugin_server(_GO_PLUGIN, socket, f"{program} -kong-prefix {prefix}", f"{program} -dump")
 
-    return Candidate("go", "Go plugin on go-pdk", lambda _: [_small(_GO_PLUGIN)], server)
+def floor(directory: Path) -> Candidate:
+    """Have a plugin server that asks Kong what ours asks with a subject by header, and does nothing with the answers.
+
+    It is built with `go`, as the Go plugin is, but needs nothing that is not here. Raises `GatewayError` as that does.
+    """
+    title = "the floor: the same questions, nothing done"
+    return _built(FLOOR, title, _go_build(directory, BENCH / "floor", _FLOOR_PLUGIN))
 
 
 def ours(  # noqa: PLR0913 - each of them is one thing that is compared
@@ -155,6 +147,45 @@ def _check_protocol(query: str, protocol: str) -> None:
     spoken = dump.get("Protocol", _SPOKEN["msgpack"]) if isinstance(dump, dict) else _SPOKEN["msgpack"]
     if spoken != _SPOKEN[protocol]:
         raise GatewayError(f"{query} makes Kong speak {spoken}, not {_SPOKEN[protocol]}")
+
+
+def judged(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Pick those that the targets are held against, in their order.
+
+    They are ours, with each protocol, and the floor: a target that not even the floor meets is out of reach for
+    whatever asks Kong the same over the same protocol.
+    """
+    wanted = {FLOOR, *(f"ours-{protocol}-100" for protocol in PROTOCOLS)}
+    return [candidate for candidate in candidates if candidate.name in wanted]
+
+
+def _go_build(directory: Path, source: Path, plugin: str) -> Path:
+    go = shutil.which("go")
+    if go is None:
+        raise GatewayError("there is no `go` on the PATH; see https://go.dev/doc/install, or leave it out with --only")
+    program = directory / plugin
+    done = subprocess.run(
+        [go, "build", "-o", str(program), "."],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        timeout=_GO_BUILD_SECONDS,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise GatewayError(f"{plugin} cannot be built: {done.stderr}")
+    return program
+
+
+def _built(name: str, title: str, program: Path) -> Candidate:
+    """Have a small plugin that is a program of its own, with the flags of those on go-pdk."""
+    plugin = program.name
+
+    def server(prefix: Path) -> PluginServer:
+        socket = prefix / f"{plugin}.socket"
+        return _plugin_server(plugin, socket, f"{program} -kong-prefix {prefix}", f"{program} -dump")
+
+    return Candidate(name, title, lambda _: [_small(plugin)], server)
 
 
 _PROTOCOL_NAMES = {"protobuf": "ProtoBuf", "msgpack": "MessagePack"}

@@ -51,7 +51,10 @@ def _divided(one: float, other: float) -> float:
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that is wanted of ours: `limit` at most, or at least. `others` are the candidates that it needs."""
+    """A figure that is wanted of ours: `limit` at most, or at least. `others` are the candidates that it needs.
+
+    Any other candidate can be held against it in the place of ours, as the floor is.
+    """
 
     what: str
     others: tuple[str, ...]

@@ -47,4 +47,14 @@ def test_names_the_candidates_when_one_is_unknown(tmp_path: Path) -> None:
     program(tmp_path, "wrk")
     done = run("--only", "ours-protobuf-100", "perl", path=str(tmp_path))
     assert done.returncode == CANNOT_RUN
-    assert "there is no candidate perl; there are nothing, key-auth" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "there is no candidate perl; there are nothing, key-auth" in said
+    assert "go, floor, ours-protobuf-100" in said
+
+
+def test_says_how_to_get_go_for_a_candidate_that_is_built_with_it(tmp_path: Path) -> None:
+    program(tmp_path, "kong")
+    program(tmp_path, "wrk")
+    done = run("--only", "floor", "nothing", path=str(tmp_path))
+    assert done.returncode == CANNOT_RUN
+    assert "there is no `go` on the PATH" in " ".join(done.stdout.split())

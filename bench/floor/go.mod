@@ -1,0 +1,3 @@
+module kong-metering/bench/floor
+
+go 1.21
