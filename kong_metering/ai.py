@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.record import integer, legible, readable, section, text
+from kong_metering.record import integer, legible, mapping, readable, section, text
 
 if TYPE_CHECKING:
     from kong_metering.record import Record
@@ -62,7 +62,7 @@ def ai_usages(record: Record) -> list[AIUsage]:
     A plugin handles a request once: an account that stands in the record under a second name counts once.
     """
     usages: dict[str, AIUsage] = {}
-    for name, account in islice(_accounts("proxy", section(record, "ai")), _MAX_ACCOUNTS):
+    for name, account in islice(_accounts("proxy", mapping(record.ai)), _MAX_ACCOUNTS):
         usage = _usage(_PROXY if name == "proxy" else readable(name), account)
         if usage.prompt_tokens or usage.completion_tokens:
             usages.setdefault(usage.plugin_name, usage)

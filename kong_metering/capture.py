@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from kong_pdk.exception import PDKException
 
-from kong_metering.record import LINE_SEPARATOR, REDACTED, Record, first_not_blank, header_values, is_blank
+from kong_metering.record import LINE_SEPARATOR, REDACTED, first_not_blank, header_values, is_blank, record_of
 from kong_metering.steps import PDKCall, Steps, call
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
+    from kong_metering.record import Record
 
 GET_REQUEST_ID = call("kong.nginx.get_var", "kong_request_id")
 _REQUESTS_TO_LEARN = 100
@@ -97,8 +98,7 @@ def hidden_headers(names: list[str]) -> Steps[dict[str, str]]:
     headers = yield call("kong.request.get_headers", _MAX_HEADERS)
     if not isinstance(headers, dict):
         return {}
-    record: Record = {"request": {"headers": headers}}
-    found = {name: first_not_blank(header_values(record, name)) for name in names}
+    found = {name: first_not_blank(header_values(headers, name)) for name in names}
     if sum(len(values) if isinstance(values, list) else 1 for values in headers.values()) >= _MAX_HEADERS:
         for name in (name for name in names if found[name] is None):
             value = yield _variable_of(name)
@@ -109,7 +109,7 @@ def hidden_headers(names: list[str]) -> Steps[dict[str, str]]:
 
 def piecewise_record() -> Steps[Record]:
     """Put together what is billable of a request whose log record Kong could not serialise."""
-    return {
+    found = {
         "request": {
             "id": (yield from attempt("kong.response.get_header", "x-kong-request-id")),
             "headers": (yield from attempt("kong.request.get_headers")),
@@ -121,6 +121,7 @@ def piecewise_record() -> Steps[Record]:
         "service": (yield from attempt("kong.router.get_service")),
         "consumer": (yield from attempt("kong.client.get_consumer")),
     }
+    return record_of(found)
 
 
 def attempt(method: str, *arguments: object) -> Steps[Any]:

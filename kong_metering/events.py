@@ -17,7 +17,7 @@ import orjson
 
 from kong_metering.ai import ai_usages
 from kong_metering.reasons import Skipped
-from kong_metering.record import Record, integer, legible, milliseconds, readable, section, text
+from kong_metering.record import Record, Request, integer, legible, mapping, milliseconds, readable, text
 from kong_metering.subject import ResolvedSubject, place_of, resolve_subject
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _PORTAL_FIELDS = (
     "control_plane_id",
     "portal_id",
 )
-_PORTAL_SOURCES = frozenset({*_PORTAL_FIELDS, "application"})
 EVENT_FIELDS = {
     API_REQUEST: frozenset(
         {
@@ -121,7 +120,7 @@ class Meter:
         """Build the events of a request, or tell why there are none."""
         if not self._status_allowed(request.record):
             return Skipped.STATUS_NOT_ALLOWED
-        request_id = text(section(request.record, "request").get("id")) or str(uuid.uuid4())
+        request_id = request.record.request.id or str(uuid.uuid4())
         due = self._due(request.record, request_id)
         if not due:
             return []
@@ -137,7 +136,7 @@ class Meter:
         due = []
         if self._config.meter_api_requests:
             due.append((API_REQUEST, "api_request", api_request_data(record)))
-        if self._config.meter_ai_token_usage and "ai" in record:
+        if self._config.meter_ai_token_usage and record.ai is not None:
             usage = llm_request_data(record, request_id)
             due += [(LLM_REQUEST, f"llm_request:{name}", data) for name, data in usage]
         return due
@@ -145,7 +144,7 @@ class Meter:
     def _status_allowed(self, record: Record) -> bool:
         if not self._ranges:
             return True
-        status = integer(section(record, "response").get("status"))
+        status = record.response.status
         return status is not None and any(first <= status <= last for first, last in self._ranges)
 
     def _attribute_values(self, request: FinishedRequest) -> dict[str, str]:
@@ -160,24 +159,23 @@ class Meter:
 
 def api_request_data(record: Record) -> dict[str, Any]:
     """Collect the data fields of a `kong.api_request` event, those that the record has."""
-    request, response = section(record, "request"), section(record, "response")
-    route, service = section(record, "route"), section(record, "service")
+    request, response, route, service = record.request, record.response, record.route, record.service
     fields = {
-        "client_ip": text(record.get("client_ip")),
+        "client_ip": record.client_ip,
         "request_host": request_host(request),
-        "request_method": text(request.get("method")),
-        "request_size_bytes": integer(request.get("size")),
-        "request_uri": _path(request.get("uri")),
-        "request_user_agent": _first_text(section(request, "headers").get("user-agent")),
-        "response_http_status": integer(response.get("status")),
-        "response_size_bytes": integer(response.get("size")),
-        "route_id": text(route.get("id")),
-        "route_name": text(route.get("name")),
-        "service_id": text(service.get("id")),
-        "service_name": text(service.get("name")),
-        "service_port": integer(service.get("port")),
-        "service_protocol": text(service.get("protocol")),
-        "upstream_status": last_upstream_status(record.get("upstream_status")),
+        "request_method": request.method,
+        "request_size_bytes": request.size,
+        "request_uri": _path(request.uri),
+        "request_user_agent": _first_text(request.headers.get("user-agent")),
+        "response_http_status": response.status,
+        "response_size_bytes": response.size,
+        "route_id": route.id,
+        "route_name": route.name,
+        "service_id": service.id,
+        "service_name": service.name,
+        "service_port": service.port,
+        "service_protocol": service.protocol,
+        "upstream_status": last_upstream_status(record.upstream_status),
     }
     return {name: value for name, value in fields.items() if value is not None} if None in fields.values() else fields
 
@@ -192,9 +190,9 @@ def llm_request_data(record: Record, request_id: str) -> Iterator[tuple[str, dic
         return
     common = {
         "api_request_id": request_id,
-        "http_status": integer(section(record, "response").get("status")),
-        "route_id": text(section(record, "route").get("id")),
-        "service_id": text(section(record, "service").get("id")),
+        "http_status": record.response.status,
+        "route_id": record.route.id,
+        "service_id": record.service.id,
     }
     for usage in usages:
         plugin = {
@@ -218,25 +216,26 @@ def portal_data(record: Record) -> dict[str, Any]:
     No Kong that we know of puts them there by itself (`docs/events.md` tells where we looked); an operator can, with
     `kong.log.set_serialize_value("application.id", ...)`.
     """
-    if _PORTAL_SOURCES.isdisjoint(record):
+    own = [getattr(record, name) for name in _PORTAL_FIELDS]
+    if record.application is None and not any(own):
         return {}
-    application = section(record, "application")
-    values = {name: text(record.get(name)) or text(application.get(name)) for name in _PORTAL_FIELDS}
+    application = mapping(record.application)
+    values = {name: text(value) or text(application.get(name)) for name, value in zip(_PORTAL_FIELDS, own, strict=True)}
     values["application_id"] = values["application_id"] or text(application.get("id"))
     return {name: value for name, value in values.items() if value is not None}
 
 
-def request_host(request: Mapping[str, Any]) -> str | None:
+def request_host(request: Request) -> str | None:
     """Give the host that was asked for, without its port.
 
     Kong builds `request.url` from nginx's own idea of the host, which also knows the absolute form of a request target
     and requests without a Host header; an IPv6 address keeps its brackets.
     """
-    url = text(request.get("url"))
+    url = request.url
     if url is not None and "://" in url:
         authority = url.partition("://")[2].partition("/")[0].partition("?")[0]
     else:
-        authority = _first_text(section(request, "headers").get("host")) or ""
+        authority = _first_text(request.headers.get("host")) or ""
     host, colon, port = authority.rpartition(":")
     return (host if colon and port.isdigit() else authority) or None
 
@@ -252,8 +251,7 @@ def last_upstream_status(value: object) -> int | None:
 
 def source_of(record: Record) -> str:
     """Name the event's source: the service's name, else its id, else the gateway."""
-    service = section(record, "service")
-    return _uri_reference(text(service.get("name")) or text(service.get("id")) or _DEFAULT_SOURCE)
+    return _uri_reference(record.service.name or record.service.id or _DEFAULT_SOURCE)
 
 
 @lru_cache(maxsize=1024)
@@ -269,7 +267,7 @@ class _Envelope:
         self._request_id = request_id
         self._source = source_of(record)
         self._subject = subject
-        self._time = _rfc3339(record.get("started_at"), clock)
+        self._time = _rfc3339(record.started_at, clock)
         self._portal = portal_data(record)
 
     def around(self, event_type: str, kind: str, attributes: Mapping[str, str], data: dict[str, Any]) -> bytes:
@@ -328,8 +326,8 @@ def _range(item: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def _path(uri: object) -> str | None:
-    return text(uri.partition("#")[0].partition("?")[0]) if isinstance(uri, str) else None
+def _path(uri: str | None) -> str | None:
+    return None if uri is None else uri.partition("#")[0].partition("?")[0] or None
 
 
 def _first_text(value: object) -> str | None:

@@ -31,7 +31,7 @@ from kong_metering.events import Meter
 from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.plugin_identity import PRIORITY
 from kong_metering.reasons import Skipped
-from kong_metering.record import Record, parse_record, section, text
+from kong_metering.record import Record, parse_record
 from kong_metering.request import ASKED, FinishedRequest
 from kong_metering.runtime import Runtime, default_runtime
 from kong_metering.schema import config_fields
@@ -185,12 +185,12 @@ class Plugin:
             return None
         if captured is None and self._runtime.captured.are_identified is None:
             # A Kong whose record has an id tells it an access phase as well.
-            self._runtime.captured.are_identified = bool(_request_id(record)) or None
+            self._runtime.captured.are_identified = bool(record.request.id) or None
         return captured
 
     def _captured(self, record: Record) -> object:
         """Take what the access phase of this request kept in this process."""
-        request_id = _request_id(record)
+        request_id = record.request.id
         return self._runtime.captured.take(request_id) if self._headers and request_id else None
 
     def _queue_events(self, record: Record, captured: object) -> None:
@@ -290,7 +290,3 @@ class Plugin:
             cause_of(error),
             extra=trouble(f"{phase}:{type(error).__name__}"),
         )
-
-
-def _request_id(record: Record) -> str | None:
-    return text(section(record, "request").get("id"))

@@ -1,8 +1,10 @@
 """Kong's log record, read as what it is: data from outside.
 
 The record is the JSON that `kong.log.serialize()` gives. Its fields come from clients, upstreams, other plugins and
-whatever version of Kong runs; none is taken for granted. Bytes that are not UTF-8 arrive as Python's surrogate escapes
-and stay so until a value is used: `readable` is for any value, `subject_text` for the one that is billed.
+whatever version of Kong runs; none is taken for granted. What has the type that it should have is read as it is parsed;
+where anything has not, the whole record is read again, leniently, and what is nonsense counts as missing. Bytes that
+are not UTF-8 arrive as Python's surrogate escapes and stay so until a value is used: `readable` is for any value,
+`subject_text` for the one that is billed.
 """
 
 from __future__ import annotations
@@ -11,12 +13,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypedDict
+from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
 import msgspec
-
-Record = Mapping[str, Any]
 
 # What nginx puts between the lines of a header that it joins.
 LINE_SEPARATOR = ", "
@@ -36,56 +36,71 @@ _LARGEST_INTEGER = 2**53
 _MAX_DIGITS = 16
 _MOST_HEADERS = 100  # that Kong looks at, unless it is told otherwise (`lua_max_req_headers`)
 
-
-class _Request(TypedDict, total=False):
-    headers: Any
-    id: Any
-    method: Any
-    size: Any
-    uri: Any
-    url: Any
+Headers = Mapping[str, Any]
+# What `text` and `integer` take as they are; msgspec sees to it while it parses, at next to no cost.
+_Text = Annotated[str, msgspec.Meta(min_length=1)] | None
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_INTEGER)] | None
 
 
-class _Response(TypedDict, total=False):
-    size: Any
-    status: Any
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the client sent; a header is a string, or a list where several lines came, or nonsense."""
+
+    headers: dict[str, Any] = {}
+    id: _Text = None
+    method: _Text = None
+    size: _Count = None
+    uri: _Text = None
+    url: _Text = None
 
 
-class _Route(TypedDict, total=False):
-    id: Any
-    name: Any
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """What the client got."""
+
+    size: _Count = None
+    status: _Count = None
 
 
-class _Service(TypedDict, total=False):
-    id: Any
-    name: Any
-    port: Any
-    protocol: Any
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """The route that the request took."""
+
+    id: _Text = None
+    name: _Text = None
 
 
-class _Known(TypedDict, total=False):
-    """What is read of a record; the rest, more than half of it, is passed over without a Python object made of it."""
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """The service behind it."""
 
-    ai: Any
-    api_id: Any
-    api_package_id: Any
-    api_product_version_id: Any
-    application: Any
-    application_id: Any
-    client_ip: Any
-    consumer: Any
-    control_plane_id: Any
-    portal_id: Any
-    request: _Request
-    response: _Response
-    route: _Route
-    service: _Service
-    started_at: Any
-    tries: Any
-    upstream_status: Any
+    id: _Text = None
+    name: _Text = None
+    port: _Count = None
+    protocol: _Text = None
 
 
-_DECODER = msgspec.json.Decoder(_Known)
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of a log record; the rest, more than half of it, is passed over without a Python object made of it.
+
+    What is nonsense or missing is None, and a section of it empty. `Any` is for what has to be looked at before use.
+    """
+
+    request: Request = Request()
+    response: Response = Response()
+    route: Route = Route()
+    service: Service = Service()
+    client_ip: _Text = None
+    started_at: Any = None
+    upstream_status: Any = None
+    consumer: Any = None
+    ai: Any = None
+    application: Any = None
+    api_id: Any = None
+    api_package_id: Any = None
+    api_product_version_id: Any = None
+    application_id: Any = None
+    control_plane_id: Any = None
+    portal_id: Any = None
+
+
+_DECODER = msgspec.json.Decoder(Record)
 
 
 def parse_record(text: object) -> Record | None:
@@ -94,22 +109,56 @@ def parse_record(text: object) -> Record | None:
         return None
     try:
         return _DECODER.decode(text)
-    except (ValueError, RecursionError):  # nonsense in a section's place, no JSON, or bytes that are not UTF-8
-        return _parsed_leniently(text)
+    except (ValueError, RecursionError):  # nonsense in some place, no JSON, or bytes that are not UTF-8
+        return parsed_leniently(text)
 
 
-def _parsed_leniently(text: str) -> Record | None:
+def parsed_leniently(text: str) -> Record | None:
     """Parse whatever the standard library takes: it lets bytes through that are not UTF-8."""
     try:
-        record = json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    return record_of(found) if isinstance(found, dict) else None
 
 
-def section(record: Record, name: str) -> Mapping[str, Any]:
+def record_of(found: Mapping[str, Any]) -> Record:
+    """Make a record of whatever stands where its parts should be."""
+    request, response = section(found, "request"), section(found, "response")
+    route, service = section(found, "route"), section(found, "service")
+    headers = request.get("headers")
+    return Record(
+        request=Request(
+            headers=headers if isinstance(headers, dict) else {},
+            id=text(request.get("id")),
+            method=text(request.get("method")),
+            size=integer(request.get("size")),
+            uri=text(request.get("uri")),
+            url=text(request.get("url")),
+        ),
+        response=Response(size=integer(response.get("size")), status=integer(response.get("status"))),
+        route=Route(id=text(route.get("id")), name=text(route.get("name"))),
+        service=Service(
+            id=text(service.get("id")),
+            name=text(service.get("name")),
+            port=integer(service.get("port")),
+            protocol=text(service.get("protocol")),
+        ),
+        client_ip=text(found.get("client_ip")),
+        **{name: found.get(name) for name in _UNCHECKED},
+    )
+
+
+_UNCHECKED = tuple(field.name for field in msgspec.structs.fields(Record) if field.type is Any)
+
+
+def section(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Give the object that stands under `name`, empty where there is none (an empty Lua table is also `[]`)."""
-    value = record.get(name)
+    return mapping(found.get(name))
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Take an object, or an empty one where there is none."""
     return value if isinstance(value, dict) else _NOTHING
 
 
@@ -192,14 +241,13 @@ def _escaped_bytes(value: str) -> bool:
     return False
 
 
-def header_values(record: Record, name: str) -> list[str]:
+def header_values(headers: Headers, name: str) -> list[str]:
     """List the values of a request header, in the order of the request; `name` in any case.
 
     Kong's own lookup takes dashes and underscores for the same (`kong/tools/http.lua`), and so does this one: where the
     name as it is has no value that is not blank, those of its other spellings follow, by their names. In which order
     they came, nobody knows any more.
     """
-    headers = section(section(record, "request"), "headers")
     exact, wanted = name.lower(), _normalised(name)
     values = _lines(headers.get(exact))
     if all(map(is_blank, values)):
@@ -214,19 +262,18 @@ def _lines(found: object) -> list[str]:
     return [value for value in (found if isinstance(found, list) else [found]) if isinstance(value, str)]
 
 
-def header_lines(record: Record, name: str) -> list[str]:
+def header_lines(headers: Headers, name: str) -> list[str]:
     """List the lines of a request header, in any spelling of its name that nginx takes for the same; in any order."""
     wanted = _normalised(name)
     lines: list[str] = []
-    for key, found in section(section(record, "request"), "headers").items():
+    for key, found in headers.items():
         if _normalised(key) == wanted:
             lines += _lines(found)
     return lines
 
 
-def may_hide_headers(record: Record) -> bool:
+def may_hide_headers(headers: Headers) -> bool:
     """Tell whether the request may have had more headers than the record shows."""
-    headers = section(section(record, "request"), "headers")
     if len(headers) >= _MOST_HEADERS:
         return True
     return sum(len(value) if isinstance(value, list) else 1 for value in headers.values()) >= _MOST_HEADERS

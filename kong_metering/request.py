@@ -14,7 +14,6 @@ from kong_metering.record import (
     is_blank,
     may_hide_headers,
     query_values,
-    section,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class FinishedRequest:
         """Give the first value of a request header that is not blank, as the client sent it."""
         value = self._captured.get(name) if self._captured is not None else None
         if value is None and not self._was_asked_for(name):
-            return first_not_blank(header_values(self.record, name))
+            return first_not_blank(header_values(self.record.request.headers, name))
         if isinstance(value, list):
             return self._first_line(name, value[0]) if value and isinstance(value[0], str) else None
         if not isinstance(value, str):
@@ -65,7 +64,7 @@ class FinishedRequest:
         """Whether a value that was captured looks like several, or a later plugin changed or removed it."""
         if not self._captured:
             return False
-        shown = section(section(self.record, "request"), "headers")
+        shown = self.record.request.headers
         for name, value in self._captured.items():
             if name == ASKED:
                 continue
@@ -73,15 +72,15 @@ class FinishedRequest:
                 return True
             lowered = name.lower()
             # What nearly always holds is found out without going through all headers.
-            if shown.get(lowered) == value or lowered in REDACTED or value in header_lines(self.record, name):
+            if shown.get(lowered) == value or lowered in REDACTED or value in header_lines(shown, name):
                 continue
-            return not may_hide_headers(self.record)
+            return not may_hide_headers(shown)
         return False
 
     def argument(self, name: str) -> str | None:
         """Give the first value of a query argument that is not blank, from the target that the client asked for."""
-        uri = section(self.record, "request").get("uri")
-        return first_not_blank(query_values(uri, name)) if isinstance(uri, str) else None
+        uri = self.record.request.uri
+        return first_not_blank(query_values(uri, name)) if uri is not None else None
 
     def _first_line(self, name: str, joined: str) -> str | None:
         """Give the first line that is not blank, of those that nginx has joined.
@@ -89,11 +88,11 @@ class FinishedRequest:
         The record has them one by one, unless a later plugin changed them or they stand behind too many others. Then
         the first part counts, so that nobody becomes somebody else by sending a header twice.
         """
-        lines = joined.split(LINE_SEPARATOR)
-        shown = LINE_SEPARATOR.join(header_lines(self.record, name)).split(LINE_SEPARATOR)
+        lines, headers = joined.split(LINE_SEPARATOR), self.record.request.headers
+        shown = LINE_SEPARATOR.join(header_lines(headers, name)).split(LINE_SEPARATOR)
         is_shown = sorted(lines) == sorted(shown)
-        return first_not_blank(header_values(self.record, name) if is_shown else lines)
+        return first_not_blank(header_values(headers, name) if is_shown else lines)
 
     def _first_of_several(self, name: str) -> str | None:
-        values = header_values(self.record, name)
+        values = header_values(self.record.request.headers, name)
         return first_not_blank(values) if len(values) > 1 else None

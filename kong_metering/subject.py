@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kong_metering.log import printable
-from kong_metering.record import legible, section, subject_text
+from kong_metering.record import legible, mapping, subject_text
 
 if TYPE_CHECKING:
     from kong_metering.config import Subject
@@ -26,7 +26,7 @@ def resolve_subject(settings: Subject, request: FinishedRequest) -> ResolvedSubj
         return _resolved(request.header(field or ""), "header")
     if look_up == "query":
         return _resolved(request.argument(field or ""), "query")
-    entity = section(request.record, look_up)
+    entity = mapping(request.record.consumer if look_up == "consumer" else request.record.application)
     if field is not None:
         return _resolved(_scalar(entity.get(field)), f"{look_up}_{field}")
     identifier = _scalar(entity.get("id"))

@@ -11,14 +11,13 @@ from kong_metering.errors import ConfigError
 from kong_metering.events import Meter
 from kong_metering.reasons import Skipped
 from kong_metering.record import legible, query_values, subject_text
-from kong_metering.request import FinishedRequest
 from kong_metering_sandbox.gateway.query import decode_args
 from tests.fuzz.cases import Case, Target
 from tests.fuzz.invariants import check_events
 from tests.fuzz.strategies import as_client_text, client_texts, names, whole_config
 from tests.fuzz.variation import varied_list, varied_text
 from tests.support.clock import FakeClock
-from tests.support.records import log_record
+from tests.support.records import finished, log_record
 
 _ALL = 10**9
 _SYNTAX = st.sampled_from(
@@ -69,7 +68,7 @@ def check(case: Case) -> None:
     # Names are trimmed.
     found = list(query_values(uri, settings.subject.field or ""))
     meter = Meter(settings, FakeClock())
-    events = meter.events(FinishedRequest(log_record(request={"uri": uri})))
+    events = meter.events(finished(log_record(request={"uri": uri})))
     subjects = [legible(subject) for value in found if (subject := subject_text(value))]
     if isinstance(events, Skipped):
         assert subjects == []

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from kong_metering.record import Record, record_of
+from kong_metering.request import FinishedRequest
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -45,6 +49,11 @@ def log_record(*, request: dict[str, Any] | None = None, **changes: Any) -> dict
 def answered_early(**changes: Any) -> dict[str, Any]:
     """Make the record of a request that Kong or a plugin answered before our access phase, as with a 401."""
     return log_record(**{"response": {"status": 401, "size": 377}, "upstream_status": "", "tries": [], **changes})
+
+
+def finished(record: Mapping[str, Any] | Record, captured: object = None) -> FinishedRequest:
+    """Take a record, made up or read, for that of a finished request."""
+    return FinishedRequest(record if isinstance(record, Record) else record_of(record), captured)
 
 
 def recorded_scenarios() -> list[str]:

@@ -14,11 +14,10 @@ from kong_metering.ai import ai_usages
 from kong_metering.config import parse_config
 from kong_metering.events import LLM_REQUEST, Meter
 from kong_metering.reasons import Skipped
-from kong_metering.record import parse_record
-from kong_metering.request import FinishedRequest
+from kong_metering.record import Record, parse_record, record_of
 from tests.support.clock import FakeClock
 from tests.support.openmeter import valid_event
-from tests.support.records import DATA, STARTED_AT_RFC3339, log_record, recorded
+from tests.support.records import DATA, STARTED_AT_RFC3339, finished, log_record, recorded
 from tests.support.settings import BY_HEADER
 
 CASES = sorted((DATA / "ai").glob("*.json"))
@@ -42,9 +41,9 @@ AI_ONLY = meter()
 ALL = meter(meter_api_requests=True)
 
 
-def events_of(record: dict[str, Any], by: Meter = AI_ONLY) -> list[dict[str, Any]]:
+def events_of(record: dict[str, Any] | Record, by: Meter = AI_ONLY) -> list[dict[str, Any]]:
     """Build the events of a request, and check each."""
-    events = by.events(FinishedRequest(record, SUBJECT))
+    events = by.events(finished(record, SUBJECT))
     assert not isinstance(events, Skipped)
     return [valid_event(event) for event in events]
 
@@ -86,11 +85,11 @@ def test_they_come_beside_the_event_of_the_api_request(path: Path) -> None:
 def test_a_recorded_chat_gives_a_pair_of_events() -> None:
     record = parse_record(recorded("ai_proxy_chat"))
     assert record is not None
-    prompt, completion = events_of(dict(record))
+    prompt, completion = events_of(record)
     assert (prompt["data"]["type"], prompt["data"]["tokens"]) == ("request", 11)
     assert (completion["data"]["type"], completion["data"]["tokens"]) == ("response", 7)
     assert prompt["id"] != completion["id"]
-    assert prompt["data"]["api_request_id"] == completion["data"]["api_request_id"] == record["request"]["id"]
+    assert prompt["data"]["api_request_id"] == completion["data"]["api_request_id"] == record.request.id
 
 
 def test_several_plugins_on_one_request_give_a_pair_each() -> None:
@@ -312,7 +311,7 @@ def test_names_that_are_not_utf8_do_not_make_two_events_with_one_id() -> None:
 def test_a_record_that_claims_thousands_of_plugins_gives_few_events() -> None:
     many = {f"ai-{number}": {"meta": META, "usage": USAGE} for number in range(5000)}
     assert len(events_with(many)) == 32
-    assert len(ai_usages({"ai": {"proxy": many}})) == 16
+    assert len(ai_usages(record_of({"ai": {"proxy": many}}))) == 16
 
 
 # -- the documentation ---------------------------------------------------------------------------------------------

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from kong_metering.config import parse_config
 from kong_metering.events import API_REQUEST, EVENT_FIELDS, LLM_REQUEST, Meter
 from kong_metering.reasons import Skipped
-from kong_metering.request import FinishedRequest
 from tests.support.clock import FakeClock
 from tests.support.openmeter import valid_event
-from tests.support.records import DATA, answered_early, log_record
+from tests.support.records import DATA, answered_early, finished, log_record
 from tests.support.settings import BY_HEADER, attribute
 
 BY_APPLICATION = {"look_up_value_in": "application"}
@@ -44,7 +43,7 @@ def ai_record(**changes: Any) -> dict[str, Any]:
 
 def events_of(record: dict[str, Any], captured: object = None, **settings: Any) -> list[dict[str, Any]]:
     """Build the three events of a request to a model, of the subject acme unless told otherwise, and check them."""
-    events = meter(**settings).events(FinishedRequest(record, ACME if captured is None else captured))
+    events = meter(**settings).events(finished(record, ACME if captured is None else captured))
     assert not isinstance(events, Skipped)
     names = frozenset(item["event_property_name"] for item in settings.get("attributes", ()))
     checked = [valid_event(event, attributes=names) for event in events]
@@ -148,7 +147,7 @@ def test_an_attribute_never_takes_the_place_of_a_field(name: str, source: str, r
 def test_allowed_status_codes_are_for_both_kinds_of_event(ranges: object, status: object, metered: bool) -> None:  # noqa: FBT001
     record = ai_record(response={"status": status})
     for settings in ({}, {"meter_api_requests": False}, {"meter_ai_token_usage": False}):
-        found = meter(allow_status_codes=ranges, **settings).events(FinishedRequest(record, ACME))
+        found = meter(allow_status_codes=ranges, **settings).events(finished(record, ACME))
         assert isinstance(found, list) if metered else found is Skipped.STATUS_NOT_ALLOWED
 
 
@@ -156,7 +155,7 @@ def test_allowed_status_codes_are_for_both_kinds_of_event(ranges: object, status
 def test_any_range_holds_what_lies_between_its_ends(status: int, pairs: list[tuple[int, int]]) -> None:
     ranges = [f"{min(pair)}-{max(pair)}" for pair in pairs]
     allowed = not pairs or any(min(pair) <= status <= max(pair) for pair in pairs)
-    found = meter(allow_status_codes=ranges).events(FinishedRequest(log_record(response={"status": status}), ACME))
+    found = meter(allow_status_codes=ranges).events(finished(log_record(response={"status": status}), ACME))
     assert isinstance(found, list) == allowed
 
 
@@ -183,12 +182,12 @@ def test_an_application_is_the_subject_of_both_kinds_of_event(
 @pytest.mark.parametrize("application", [None, {}, [], "b0ae7412", {"id": ""}, {"id": None}, {"name": "Shop"}])
 def test_without_an_application_there_is_no_subject(application: object) -> None:
     record = ai_record(application=application)
-    assert meter(subject=BY_APPLICATION).events(FinishedRequest(record, ACME)) is Skipped.NO_SUBJECT
+    assert meter(subject=BY_APPLICATION).events(finished(record, ACME)) is Skipped.NO_SUBJECT
 
 
 def test_an_application_is_not_taken_from_what_a_client_sends() -> None:
     record = answered_early(request={"uri": "/?application=b0ae7412", "headers": {"x-application-id": "b0ae7412"}})
-    assert meter(subject=BY_APPLICATION).events(FinishedRequest(record)) is Skipped.NO_SUBJECT
+    assert meter(subject=BY_APPLICATION).events(finished(record)) is Skipped.NO_SUBJECT
 
 
 @pytest.mark.parametrize("name", PORTAL_FIELDS)

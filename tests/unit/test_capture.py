@@ -7,7 +7,7 @@ import pytest
 from kong_metering.capture import header_calls, headers_in
 from kong_metering.request import ASKED, FinishedRequest
 from tests.support.pdk import FakeKong
-from tests.support.records import log_record
+from tests.support.records import finished, log_record
 
 TENANT, PLAN = "X-Tenant-Id", "x_plan"
 MANY = [(f"x-other-{number}", "x") for number in range(150)]
@@ -24,7 +24,7 @@ def request(*headers: tuple[str, str], later: dict[str, object] | None = None) -
     for name, value in headers[:100]:
         shown.setdefault(name.lower(), []).append(value)
     record = log_record(request={"headers": shown if later is None else later})
-    return FinishedRequest(record, {ASKED: TENANT, **asked(*headers)})
+    return finished(record, {ASKED: TENANT, **asked(*headers)})
 
 
 def test_one_call_for_each_header_tells_all_its_lines() -> None:

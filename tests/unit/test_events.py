@@ -23,8 +23,7 @@ from kong_metering.events import (
     source_of,
 )
 from kong_metering.reasons import Skipped
-from kong_metering.record import parse_record
-from kong_metering.request import FinishedRequest
+from kong_metering.record import Record, parse_record, record_of
 from kong_metering_sandbox.collector.formats import is_uri_reference
 from tests.support.clock import FakeClock
 from tests.support.openmeter import catalogue, valid_event
@@ -33,6 +32,7 @@ from tests.support.records import (
     STARTED_AT,
     STARTED_AT_RFC3339,
     answered_early,
+    finished,
     log_record,
     recorded,
     recorded_scenarios,
@@ -48,13 +48,17 @@ def meter(clock: FakeClock | None = None, **settings: Any) -> Meter:
     return Meter(parse_config(raw), clock or FakeClock())
 
 
-def event_of(record: dict[str, Any], captured: object = None, **settings: Any) -> dict[str, Any]:
+def event_of(record: dict[str, Any] | Record, captured: object = None, **settings: Any) -> dict[str, Any]:
     """Build the one event of a request, of the subject acme unless told otherwise, and check it."""
-    events = meter(**settings).events(FinishedRequest(record, ACME if captured is None else captured))
+    events = meter(**settings).events(finished(record, ACME if captured is None else captured))
     assert not isinstance(events, Skipped)
     (event,) = events
     names = frozenset(item["event_property_name"] for item in settings.get("attributes", ()))
     return valid_event(event, attributes=names)
+
+
+def host_of(request: dict[str, Any]) -> str | None:
+    return request_host(record_of({"request": request}).request)
 
 
 def data_of(record: dict[str, Any], captured: object = None, **settings: Any) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def test_a_recorded_request_gives_exactly_this_event(scenario: str) -> None:
     record = parse_record(recorded(scenario))
     assert record is not None
     kept = {} if captured is None else {"x-tenant-id": captured}
-    events = meter().events(FinishedRequest(record, kept))
+    events = meter().events(finished(record, kept))
     if expected is None:
         assert events is Skipped.NO_SUBJECT
     else:
@@ -101,10 +105,10 @@ def test_each_recorded_request_has_an_expected_event() -> None:
 def test_a_recorded_consumer_is_the_subject() -> None:
     record = parse_record(recorded("consumer_key_auth_hidden_credentials"))
     assert record is not None
-    event = event_of(dict(record), {}, subject={"look_up_value_in": "consumer", "field": "custom_id"})
+    event = event_of(record, {}, subject={"look_up_value_in": "consumer", "field": "custom_id"})
     assert event["subject"] == "alice-custom"
     assert event["data"]["subject_type"] == "consumer_custom_id"
-    assert event_of(dict(record), {}, subject={})["subject"] == "consumer:b32379d9-3d28-5683-a79c-72139be6e34f"
+    assert event_of(record, {}, subject={})["subject"] == "consumer:b32379d9-3d28-5683-a79c-72139be6e34f"
 
 
 # -- the envelope --------------------------------------------------------------------------------------------------
@@ -181,12 +185,12 @@ def test_a_request_without_an_id_has_a_uuid() -> None:
     ],
 )
 def test_the_source_is_the_service(service: object, expected: str) -> None:
-    assert source_of({"service": service}) == expected
+    assert source_of(record_of({"service": service})) == expected
 
 
 @given(st.text(alphabet=st.characters(codec=None, categories=None)))
 def test_the_source_is_a_uri_reference_whatever_a_service_is_called(name: str) -> None:
-    source = source_of({"service": {"name": name}})
+    source = source_of(record_of({"service": {"name": name}}))
     assert source
     assert is_uri_reference(source)
 
@@ -194,7 +198,7 @@ def test_the_source_is_a_uri_reference_whatever_a_service_is_called(name: str) -
 @given(st.text(), st.text())
 def test_two_services_are_two_sources(one: str, other: str) -> None:
     if one and other and one != other:
-        assert source_of({"service": {"name": one}}) != source_of({"service": {"name": other}})
+        assert source_of(record_of({"service": {"name": one}})) != source_of(record_of({"service": {"name": other}}))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +302,7 @@ def test_the_request_uri_is_the_path(uri: object, expected: str | None) -> None:
     ],
 )
 def test_the_host_is_nginxs_without_the_port(url: str, expected: str | None) -> None:
-    assert request_host({"url": url, "headers": {"host": "forged.example"}}) == expected
+    assert host_of({"url": url, "headers": {"host": "forged.example"}}) == expected
 
 
 @pytest.mark.parametrize(
@@ -318,11 +322,11 @@ def test_the_host_is_nginxs_without_the_port(url: str, expected: str | None) -> 
 )
 @pytest.mark.parametrize("url", [None, "", 5, "/anything"])
 def test_without_a_url_the_host_is_the_header(url: object, host: object, expected: str | None) -> None:
-    assert request_host({"url": url, "headers": {"host": host}}) == expected
+    assert host_of({"url": url, "headers": {"host": host}}) == expected
 
 
 def test_without_anything_there_is_no_host() -> None:
-    assert request_host({}) is None
+    assert host_of({}) is None
     assert "request_host" not in data_of(log_record(request={"url": None, "headers": {}}))
 
 
@@ -392,8 +396,8 @@ def test_a_subject_of_8_kilobytes_is_kept_whole() -> None:
 
 
 def test_no_subject_is_no_event() -> None:
-    assert meter().events(FinishedRequest(log_record())) is Skipped.NO_SUBJECT
-    assert meter().events(FinishedRequest(log_record(), {"x-tenant-id": " "})) is Skipped.NO_SUBJECT
+    assert meter().events(finished(log_record())) is Skipped.NO_SUBJECT
+    assert meter().events(finished(log_record(), {"x-tenant-id": " "})) is Skipped.NO_SUBJECT
 
 
 @pytest.mark.parametrize(
@@ -415,19 +419,19 @@ def test_no_subject_is_no_event() -> None:
     ],
 )
 def test_only_allowed_status_codes_are_metered(ranges: object, status: object, metered: bool) -> None:  # noqa: FBT001
-    request = FinishedRequest(log_record(response={"status": status}), ACME)
+    request = finished(log_record(response={"status": status}), ACME)
     events = meter(allow_status_codes=ranges).events(request)
     assert isinstance(events, list) if metered else events is Skipped.STATUS_NOT_ALLOWED
 
 
 def test_the_status_that_counts_is_the_one_that_the_client_got() -> None:
-    request = FinishedRequest(log_record(response={"status": 502}, upstream_status="200"), ACME)
+    request = finished(log_record(response={"status": 502}, upstream_status="200"), ACME)
     assert meter(allow_status_codes=["200-299"]).events(request) is Skipped.STATUS_NOT_ALLOWED
 
 
 def test_api_requests_can_be_left_unmetered() -> None:
-    assert meter(meter_api_requests=False).events(FinishedRequest(log_record(), ACME)) == []
-    assert meter(meter_api_requests=False, meter_ai_token_usage=True).events(FinishedRequest(log_record(), ACME)) == []
+    assert meter(meter_api_requests=False).events(finished(log_record(), ACME)) == []
+    assert meter(meter_api_requests=False, meter_ai_token_usage=True).events(finished(log_record(), ACME)) == []
 
 
 # -- attributes ----------------------------------------------------------------------------------------------------
@@ -527,14 +531,14 @@ def assert_only_valid_events(found: list[bytes] | Skipped) -> None:
 
 @given(meters, st.dictionaries(any_text | st.sampled_from(SECTIONS), json_values), json_values)
 def test_any_object_is_a_record(meter: Meter, record: dict[str, Any], captured: object) -> None:
-    assert_only_valid_events(meter.events(FinishedRequest(record, captured)))
+    assert_only_valid_events(meter.events(finished(record, captured)))
 
 
 @given(meters, st.dictionaries(st.sampled_from(SECTIONS), json_values, min_size=1), any_text)
 def test_any_section_may_be_anything(meter: Meter, sections: dict[str, Any], subject: str) -> None:
     record = {**log_record(consumer={"id": "b32379d9"}, application={"id": "a"}), **sections}
     captured = {"x-tenant-id": f"a{subject}", "x-department": subject}
-    assert_only_valid_events(meter.events(FinishedRequest(record, captured)))
+    assert_only_valid_events(meter.events(finished(record, captured)))
 
 
 @given(meters, st.dictionaries(st.sampled_from(FIELDS), json_values, min_size=1))
@@ -542,7 +546,7 @@ def test_any_field_may_be_anything(meter: Meter, fields: dict[tuple[str, str], A
     record = log_record(consumer={"id": "b32379d9"}, application={"id": "a"}, request={"uri": "/a?t=acme"})
     for (part, name), value in fields.items():
         record[part] = {**record[part], name: value}
-    assert_only_valid_events(meter.events(FinishedRequest(record, ACME)))
+    assert_only_valid_events(meter.events(finished(record, ACME)))
 
 
 @pytest.mark.parametrize("value", [[], {}, 5, True, None, "", "caf\udce9"])
@@ -561,7 +565,7 @@ def test_any_field_of_an_ai_plugin_may_be_anything(part: str, name: str, value: 
         "cache": {"cache_status": "Hit"},
     }
     account[part][name] = value
-    events = meter(meter_ai_token_usage=True).events(FinishedRequest(log_record(ai={"proxy": account}), ACME))
+    events = meter(meter_ai_token_usage=True).events(finished(log_record(ai={"proxy": account}), ACME))
     assert not isinstance(events, Skipped)
     kinds = [valid_event(event)["data"].get("type", "api") for event in events]
     without = {"prompt_tokens": "request", "completion_tokens": "response"}.get(name) if value != 5 else None
@@ -576,15 +580,15 @@ def test_any_subject_that_is_not_blank_gives_a_valid_event(raw: bytes) -> None:
 
 @given(st.dictionaries(st.sampled_from(SECTIONS), json_values))
 def test_the_data_never_hold_nothing(record: dict[str, Any]) -> None:
-    assert None not in api_request_data(record).values()
-    assert "" not in api_request_data(record).values()
+    assert None not in api_request_data(record_of(record)).values()
+    assert "" not in api_request_data(record_of(record)).values()
 
 
 def test_an_event_that_waits_takes_hardly_more_memory_than_its_bytes() -> None:
     made, record = meter(), log_record()
     tracemalloc.start()
     try:
-        waiting = [made.events(FinishedRequest(record, ACME)) for _ in range(100)]
+        waiting = [made.events(finished(record, ACME)) for _ in range(100)]
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

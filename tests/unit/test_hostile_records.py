@@ -9,10 +9,9 @@ import pytest
 
 from kong_metering.config import parse_config
 from kong_metering.events import Meter
-from kong_metering.request import FinishedRequest
 from tests.support.clock import FakeClock
 from tests.support.openmeter import valid_event
-from tests.support.records import DATA
+from tests.support.records import DATA, finished
 
 SCENARIOS = sorted(path.stem for path in (DATA / "hostile").glob("*.json"))
 
@@ -20,7 +19,7 @@ SCENARIOS = sorted(path.stem for path in (DATA / "hostile").glob("*.json"))
 def events_of(scenario: dict[str, Any], captured: object) -> object:
     settings = {"ingest_endpoint": "https://openmeter.example/events", "api_token": "om_token"}
     config = parse_config({**settings, "meter_ai_token_usage": False, "subject": scenario["subject"]})
-    return Meter(config, FakeClock()).events(FinishedRequest(scenario["record"], captured))
+    return Meter(config, FakeClock()).events(finished(scenario["record"], captured))
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

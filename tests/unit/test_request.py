@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kong_metering.record import parse_record
-from kong_metering.request import ASKED, FinishedRequest
-from tests.support.records import answered_early, log_record, recorded
+from kong_metering.request import ASKED
+from tests.support.records import answered_early, finished, log_record, recorded
 
 TENANT = "x-tenant-id"
 BLANKS = ["", " ", "\t ", "\u3000", "\udca0"]  # the last one is a byte: latin-1's space that does not break
@@ -32,43 +32,43 @@ def with_target(uri: object) -> dict[str, Any]:
 
 
 def test_the_captured_value_counts_and_not_what_another_plugin_made_of_it() -> None:
-    assert FinishedRequest(with_header("changed"), {TENANT: "acme"}).header(TENANT) == "acme"
+    assert finished(with_header("changed"), {TENANT: "acme"}).header(TENANT) == "acme"
 
 
 def test_a_captured_value_counts_when_a_later_plugin_removed_the_header() -> None:
     record = parse_record(recorded("request_transformer_removes_subject"))
     assert record is not None
-    assert TENANT not in record["request"]["headers"]
-    assert FinishedRequest(record, {TENANT: "acme"}).header(TENANT) == "acme"
+    assert TENANT not in record.request.headers
+    assert finished(record, {TENANT: "acme"}).header(TENANT) == "acme"
 
 
 def test_a_header_that_a_later_plugin_added_does_not_count() -> None:
-    request = FinishedRequest(with_header("added"), {"x-department": "engineering"})
+    request = finished(with_header("added"), {"x-department": "engineering"})
     assert request.header(TENANT) is None
 
 
 def test_a_header_that_a_later_plugin_added_does_not_count_when_nothing_was_captured() -> None:
-    assert FinishedRequest(with_header("added"), {ASKED: TENANT}).header(TENANT) is None
+    assert finished(with_header("added"), {ASKED: TENANT}).header(TENANT) is None
 
 
 @pytest.mark.parametrize("blank", BLANKS)
 def test_a_blank_header_is_absent(blank: str) -> None:
-    assert FinishedRequest(with_header(blank), {TENANT: blank}).header(TENANT) is None
+    assert finished(with_header(blank), {TENANT: blank}).header(TENANT) is None
 
 
 @pytest.mark.parametrize("blank", BLANKS)
 def test_a_blank_first_value_does_not_hide_a_second_one(blank: str) -> None:
     record = with_header([blank, "acme"])
-    assert FinishedRequest(record, {TENANT: blank}).header(TENANT) == "acme"
+    assert finished(record, {TENANT: blank}).header(TENANT) == "acme"
 
 
 def test_a_blank_header_does_not_become_what_a_later_plugin_made_of_it() -> None:
-    assert FinishedRequest(with_header("changed"), {TENANT: ""}).header(TENANT) is None
+    assert finished(with_header("changed"), {TENANT: ""}).header(TENANT) is None
 
 
 @pytest.mark.parametrize("value", [None, 5, True, [], {}, [5], [None], {"acme": 1}])
 def test_a_captured_value_that_is_no_string_is_absent(value: object) -> None:
-    assert FinishedRequest(with_header("changed"), {TENANT: value}).header(TENANT) is None
+    assert finished(with_header("changed"), {TENANT: value}).header(TENANT) is None
 
 
 # -- headers: it did not -------------------------------------------------------------------------------------------
@@ -76,32 +76,32 @@ def test_a_captured_value_that_is_no_string_is_absent(value: object) -> None:
 
 @pytest.mark.parametrize("captured", [None, {}, [], "x", 5])
 def test_the_record_counts_when_the_access_phase_did_not_run(captured: object) -> None:
-    assert FinishedRequest(early_with_header("acme"), captured).header(TENANT) == "acme"
+    assert finished(early_with_header("acme"), captured).header(TENANT) == "acme"
 
 
 @pytest.mark.parametrize("scenario", ["key_auth_rejected_401", "no_route_404"])
 def test_the_record_of_a_real_early_answer_counts(scenario: str) -> None:
     record = parse_record(recorded(scenario))
     assert record is not None
-    assert FinishedRequest(record).header("X-Tenant-ID") == "acme"
+    assert finished(record).header("X-Tenant-ID") == "acme"
 
 
 def test_the_record_counts_when_the_plugin_server_was_not_there_for_the_access_phase() -> None:
     """It was just killed, or started; the request went on to the upstream, and the log phase met the next process."""
     record = with_header("acme")
     assert record["tries"]
-    assert FinishedRequest(record, None).header(TENANT) == "acme"
+    assert finished(record, None).header(TENANT) == "acme"
 
 
 def test_the_record_counts_when_it_was_put_together_piece_by_piece() -> None:
     record = {"request": {"headers": {TENANT: ["acme"]}}}
-    assert FinishedRequest(record, None).header(TENANT) == "acme"
+    assert finished(record, None).header(TENANT) == "acme"
 
 
 @pytest.mark.parametrize("blank", BLANKS)
 def test_the_first_value_that_is_not_blank_counts(blank: str) -> None:
-    assert FinishedRequest(early_with_header([blank, "acme", "globex"])).header(TENANT) == "acme"
-    assert FinishedRequest(early_with_header([blank, blank])).header(TENANT) is None
+    assert finished(early_with_header([blank, "acme", "globex"])).header(TENANT) == "acme"
+    assert finished(early_with_header([blank, blank])).header(TENANT) is None
 
 
 # -- query arguments -----------------------------------------------------------------------------------------------
@@ -119,23 +119,23 @@ def test_the_first_value_that_is_not_blank_counts(blank: str) -> None:
     ],
 )
 def test_the_first_argument_that_is_not_blank_counts(uri: str, expected: str | None) -> None:
-    assert FinishedRequest(with_target(uri)).argument("tenant") == expected
+    assert finished(with_target(uri)).argument("tenant") == expected
 
 
 @pytest.mark.parametrize("uri", [None, 5, [], {}, ["/a?tenant=acme"]])
 def test_a_target_that_is_no_string_has_no_arguments(uri: object) -> None:
-    assert FinishedRequest(with_target(uri)).argument("tenant") is None
+    assert finished(with_target(uri)).argument("tenant") is None
 
 
 def test_arguments_are_the_clients_own_and_not_those_sent_upstream() -> None:
     record = log_record(request={"uri": "/a?tenant=acme", "querystring": {"tenant": "b"}}, upstream_uri="/a?tenant=c")
-    assert FinishedRequest(record).argument("tenant") == "acme"
+    assert finished(record).argument("tenant") == "acme"
 
 
 def test_a_recorded_query_is_read() -> None:
     record = parse_record(recorded("query_repeated_flag_and_array_args"))
     assert record is not None
-    request = FinishedRequest(record)
+    request = finished(record)
     assert [request.argument(name) for name in ("tenant", "flag", "empty", "a[]", "none")] == [
         "acme",
         None,
@@ -146,7 +146,7 @@ def test_a_recorded_query_is_read() -> None:
 
 
 def test_a_record_without_anything_has_nothing() -> None:
-    request = FinishedRequest({})
+    request = finished({})
     assert request.header(TENANT) is None
     assert request.argument("tenant") is None
 
@@ -162,6 +162,6 @@ json_values = st.recursive(
 def test_nothing_in_a_record_makes_it_raise(headers: object, captured: object) -> None:
     record = log_record(request={"headers": headers, "uri": headers}, tries=captured)
     for kept in (captured, {TENANT: captured}):
-        request = FinishedRequest(record, kept)
+        request = finished(record, kept)
         assert isinstance(request.header(TENANT), str | None)
         assert isinstance(request.argument(TENANT), str | None)

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from kong_metering.config import Subject
-from kong_metering.request import FinishedRequest
 from kong_metering.subject import ResolvedSubject, resolve_subject
-from tests.support.records import answered_early, log_record
+from tests.support.records import answered_early, finished, log_record
 
 HEADER = Subject(look_up_value_in="header", field="X-Tenant-ID")
 QUERY = Subject(look_up_value_in="query", field="tenant")
@@ -18,7 +17,7 @@ ALICE = {"id": "b32379d9", "username": "alice", "custom_id": "alice-custom", "ta
 
 
 def subject_of(settings: Subject, captured: object = None, **record: Any) -> ResolvedSubject | None:
-    return resolve_subject(settings, FinishedRequest(log_record(**record), captured))
+    return resolve_subject(settings, finished(log_record(**record), captured))
 
 
 def by_header(raw: bytes) -> ResolvedSubject | None:
@@ -67,7 +66,7 @@ def test_a_header_that_says_consumer_is_still_of_type_header() -> None:
 
 def test_the_header_of_a_request_that_was_answered_early_is_in_the_record() -> None:
     record = answered_early(request={"headers": {"x-tenant-id": ["", "acme"]}})
-    assert resolve_subject(HEADER, FinishedRequest(record)) == ResolvedSubject("acme", "header")
+    assert resolve_subject(HEADER, finished(record)) == ResolvedSubject("acme", "header")
 
 
 def test_no_header_is_no_subject() -> None:
@@ -142,13 +141,13 @@ def test_a_consumers_name_follows_the_same_rule() -> None:
 def test_kongs_word_for_a_header_that_it_hides_is_nobody(field: str) -> None:
     settings = Subject(look_up_value_in="header", field=field)
     record = answered_early(request={"headers": {field.lower(): "REDACTED"}})
-    assert resolve_subject(settings, FinishedRequest(record)) is None
+    assert resolve_subject(settings, finished(record)) is None
     assert subject_of(settings, {field: "Bearer of-the-client"}) == ResolvedSubject("Bearer of-the-client", "header")
 
 
 def test_any_other_header_may_say_redacted() -> None:
     record = answered_early(request={"headers": {"x-tenant-id": "REDACTED"}})
-    assert resolve_subject(HEADER, FinishedRequest(record)) == ResolvedSubject("REDACTED", "header")
+    assert resolve_subject(HEADER, finished(record)) == ResolvedSubject("REDACTED", "header")
 
 
 def test_a_consumer_does_not_count_when_the_header_is_asked_for() -> None:
