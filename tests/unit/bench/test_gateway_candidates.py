@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +12,11 @@ import pytest
 from gateway_candidates import FLOOR, Candidate, floor, go_plugin, http_log, judged, nothing, ours
 from gateway_comparison import verdicts
 from gateway_samples import TARGETS, Sample
+from processes import BENCH
 
 from kong_metering_sandbox.gateways import GatewayError
 
+GO_PROGRAM = shutil.which("go")
 GO = Sample(per_second=1_000, kong_us=200, plugin_us=200, p50_us=4000, p99_us=9000, p50_alone_us=300, p99_alone_us=1000)
 FAST = Sample(per_second=1_700, kong_us=140, plugin_us=60, p50_us=2000, p99_us=8000, p50_alone_us=200, p99_alone_us=900)
 
@@ -75,3 +80,19 @@ def test_the_floor_has_verdicts_of_its_own() -> None:
     assert table.columns == ["", "wanted", "the floor", "kong-metering, ProtoBuf, batches of 100"]
     assert table.rows[0] == [TARGETS[0].what, "at least 1.7", "1.70 met", "1.00 MISSED"]
     assert table.rows[1][2:] == ["not measured", "not measured"]
+
+
+@pytest.mark.skipif(GO_PROGRAM is None, reason="needs go, with which the floor is built")
+def test_the_floor_speaks_the_protocol(tmp_path: Path) -> None:
+    """Its own tests are in Go, beside it; it needs no module from anywhere."""
+    environment = {**os.environ, "GOCACHE": str(tmp_path / "cache"), "GOFLAGS": "-mod=mod", "GOPROXY": "off"}
+    for what in (["vet"], ["test", "-count=1"]):
+        done = subprocess.run(
+            [str(GO_PROGRAM), *what, "."],
+            cwd=BENCH / "floor",
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
