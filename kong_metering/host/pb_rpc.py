@@ -14,6 +14,7 @@ then forgets its instances of the plugin, starts one, and sends the event again 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +36,7 @@ _HEADER = LENGTH.size
 _END = frame(b"")
 _unpack_length = LENGTH.unpack_from
 _SEQUENCE_TAG = b"\x08"
+_SEQUENCE = re.compile(rb"\x08[\x80-\xff]*[\x00-\x7f]")
 _HANDLE_EVENT_TAG = b"\xa2\x02"
 _HANDLE_EVENT_HEAD = 3  # the tag, and a length below 128
 _VARINT_MORE = 0x80
@@ -350,20 +352,14 @@ def _refused(call: PDKCall, error: Exception) -> PDKException:
 
 def _cut(message: bytes) -> tuple[bytes, bytes]:
     """Cut a call into its sequence number, tag included, and the rest; Kong's encoder puts either first."""
-    if message[:1] == _SEQUENCE_TAG:
-        end = _end_of_integer(message, 1)
+    if found := _SEQUENCE.match(message):
+        end = found.end()
         return message[:end], message[end:]
     if message[:2] == _HANDLE_EVENT_TAG and len(message) > _HANDLE_EVENT_HEAD and message[2] < _VARINT_MORE:
         end = _HANDLE_EVENT_HEAD + message[2]
-        if message[end : end + 1] == _SEQUENCE_TAG and _end_of_integer(message, end + 1) == len(message):
+        if _SEQUENCE.fullmatch(message, end):
             return message[end:], message[:end]
     return b"", message
-
-
-def _end_of_integer(message: bytes, position: int) -> int:
-    while position < len(message) and message[position] & _VARINT_MORE:
-        position += 1
-    return position + 1
 
 
 def _call_frames(call: PDKCall) -> bytes:
