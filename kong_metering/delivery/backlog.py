@@ -36,6 +36,11 @@ class Backlog(Stock, Protocol):
         ...
 
     @property
+    def hangs_for(self) -> float:
+        """For how many seconds a write has hung, 0 when none does: what waits for it is as old as that."""
+        ...
+
+    @property
     def unread(self) -> int:
         """How many events can be read now."""
         ...
@@ -87,6 +92,7 @@ class MemoryBacklog:
     disk_state = "none"
     letters_pending = 0
     known_oldest_ms = None
+    hangs_for = 0.0
 
     def __init__(self, settings: Queue, clock: Clock, account: QueueAccount, *, adaptive_batch: int = 1) -> None:
         self._adaptive_batch = adaptive_batch

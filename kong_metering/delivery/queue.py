@@ -111,12 +111,13 @@ class EventQueue:
         ages = [wall - ms / 1000 for ms in (in_hand_ms, self._backlog.known_oldest_ms) if ms]
         # Minus infinity: it was written before this process began, and is not in its memory.
         ages += [monotonic - oldest_at] if oldest_at is not None and math.isfinite(oldest_at) else []
+        ages += [self._backlog.hangs_for]
         return {
             "endpoint": without_credentials(self._endpoint.url),
             **self._account.told(),
             **delivering,
             **self._requests.told(),
-            "oldest_seconds": round(max(ages), 3) if ages and self.waiting else 0,
+            "oldest_seconds": round(max(ages), 3) if self.waiting else 0,
             "letters_pending": self._backlog.letters_pending,
             "disk": self._backlog.disk_state,
         }

@@ -175,13 +175,15 @@ class Delivery:
     def sweep(self) -> None:
         """End the queues that nobody uses and that are empty; to be called about once a second.
 
-        Starts a courier that could not be started, too, though no event comes, and has the disk asked again whether a
-        queue may hand over, where it did not tell.
+        Starts a courier that could not be started, too, though no event comes, has the disk asked again whether a queue
+        may hand over, where it did not tell, and says when it hangs.
         """
         self._couriers.try_again()
         if self._spooler is None:
             # With a spool the janitor does it.
             self._connections.sweep(self._clock.monotonic())
+        else:
+            self._spooler.say_what_hangs()
         with self._lock:
             self._queues.ask_again()
             closing = self._queues.unneeded()

@@ -71,6 +71,10 @@ class SourceList:
             return disk
         return Disk.HANGS if now - since >= _HANGS_AFTER_SECONDS else before
 
+    def hangs_for(self, now: float) -> float:
+        """Tell for how many seconds a write has been under way that hangs; 0 when none does."""
+        return now - self._writing_since if self.seen(now) is Disk.HANGS else 0.0
+
     @property
     def is_failing(self) -> bool:
         """Whether events are in memory because the disk refused them."""

@@ -113,6 +113,11 @@ class SpooledBacklog:
         """The state of the disk in a word."""
         return self._sources.seen(self._clock.monotonic()).value
 
+    @property
+    def hangs_for(self) -> float:
+        """For how many seconds a write has hung; 0 when none does."""
+        return self._sources.hangs_for(self._clock.monotonic())
+
     def on_ready(self, callback: Callable[[], None]) -> None:
         """Have this called when there is more to read."""
         self._sources.on_ready = callback

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.outages import in_words
 from kong_metering.log import LOGGER, trouble
 from kong_metering.upkeep.guard import guarded
 
@@ -38,7 +37,6 @@ _IDLE_ROUNDS = 10
 # How long the writer may take to let go of logs that are gone.
 _LETTING_GO_SECONDS = 1.0
 # A write that takes longer is said.
-_HANGING_SECONDS = 5.0
 
 
 class Janitor:
@@ -80,8 +78,6 @@ class Janitor:
         self.rounds = 0
         self._round_over = threading.Condition()
         self._round_ended_at = self._clock.monotonic()
-        # The write that hangs: when it began.
-        self._hangs_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="metering janitor", daemon=True)
 
     def start(self) -> None:
@@ -253,22 +249,6 @@ class Janitor:
         self.order_spills()
         for backlog in self.backlogs():
             guarded(backlog.try_again)
-        self._look_at_writer()
-
-    def _look_at_writer(self) -> None:
-        """Say that the disk hangs, and when it goes on."""
-        since = self._writer.writing_since
-        if self._hangs_since is not None and since != self._hangs_since:
-            lasted = in_words(self._clock.monotonic() - self._hangs_since)
-            LOGGER.warning("the disk works again after it hung for %s", lasted, extra=trouble("disk works"))
-            self._hangs_since = None
-        if since is not None and self._clock.monotonic() - since > _HANGING_SECONDS:
-            self._hangs_since = since
-            LOGGER.error(
-                "the disk hangs: a write has taken %.0f s by now; events wait in memory meanwhile",
-                self._clock.monotonic() - since,
-                extra=trouble("disk hangs"),
-            )
 
     def _close_idle_connections(self) -> None:
         self._connections.sweep(self._clock.monotonic())

@@ -30,6 +30,7 @@ from kong_metering.upkeep.adoption import Adoptions
 from kong_metering.upkeep.bounds import Bounds
 from kong_metering.upkeep.guard import guarded, within
 from kong_metering.upkeep.holdings import Holdings
+from kong_metering.upkeep.hungwrite import HungWrite
 from kong_metering.upkeep.janitor import ROUND_SECONDS, Janitor
 from kong_metering.upkeep.logmoves import LogMoves
 from kong_metering.upkeep.redirection import Redirection, Renewal
@@ -97,6 +98,7 @@ class Spooler:
             round_seconds=janitor_round_seconds,
         )
         self._syncer = Syncer(self._unsynced, clock, timings.sync)
+        self._hung_write = HungWrite(self._writer, clock)
 
     def _opened(self, place: Place | None, bell: Bell) -> Inbox:
         """Open the inbox in shared memory, which belongs to the spool's directory; else in our own."""
@@ -190,6 +192,10 @@ class Spooler:
         """Close what a queue that has ended has on disk; what waits there stays."""
         self._writer.forget(self._number_of.pop(backlog))
         self._janitor.release(backlog)
+
+    def say_what_hangs(self) -> None:
+        """Say that a write hangs, or does so no more; to be called about once a second."""
+        self._hung_write.look()
 
     def waiting_for_instances(self) -> dict[str, int]:
         """Tell how many events waited on disk, within the last minute, for queues that are not open here."""

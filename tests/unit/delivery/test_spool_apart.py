@@ -143,6 +143,7 @@ def test_nothing_is_sent_from_memory_while_a_write_may_still_complete(
         it.put(*events[1:])
         steered.advance(6)
         it.process.wait_for_a_round()
+        it.process.spooler.say_what_hangs()
         assert it.endpoint.requests == [[b"first"]]
         account = it.process.account()
         full = account.dropped["queue_full"]
@@ -151,9 +152,14 @@ def test_nothing_is_sent_from_memory_while_a_write_may_still_complete(
         assert log.with_text("the disk hangs: a write has taken")
         assert len(log.with_text("the disk hangs, and memory is full")) == 1
         disk.go_on()
+        wait_until(lambda: says_that_it_works(it.process, log), "its end is said")
         assert it.process.settle() == Snapshot(accepted=201, delivered=201 - full, dropped={"queue_full": full})
     assert it.endpoint.delivered == [b"first", *events[: 200 - full]]
-    wait_until(lambda: log.with_text("the disk works again after it hung for 6 s"), "its end is said")
+
+
+def says_that_it_works(process: Process, log: LogLines) -> bool:
+    process.spooler.say_what_hangs()
+    return bool(log.with_text("the disk works again after it hung for 6 s"))
 
 
 # -- memory is bounded -------------------------------------------------------------------------------------------------

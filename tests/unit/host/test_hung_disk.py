@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kong_metering.commands.serversocket import server_status
 from kong_metering.config import parse_entity
 from kong_metering.spool.directory import SpoolDirectory
 from kong_metering.spool.identity import QueueIdentity
@@ -89,6 +90,25 @@ def test_kong_is_answered_and_the_end_comes_while_the_disk_hangs(
     wait_until(lambda: len({event["id"] for event in ingest.events()}) == 60, "all events")
     end_in_time(following)
     assert on_disk(spool) == []
+
+
+def test_a_disk_that_hangs_is_said_and_the_age_of_what_waits_is_told(
+    serve: Serve, faults: Faults, ingest: IngestServer
+) -> None:
+    """Though all who look after the spool wait for it themselves."""
+    server = serve()
+    meter(server, ingest.url, range(10))
+    ingest.wait_for_events(10)
+    faults.set_disk(DiskFault.HANGS)
+    meter(server, ingest.url, range(10, 20))
+    wait_until(lambda: any("the disk hangs: a write has taken" in line for line in server.log), "it is said", 20)
+    _, told = server_status(server.path, 10)
+    details = [queue for one in told["Status"]["servers"] for queue in one["queue_details"]]
+    assert [(queue["waiting"], queue["disk"]) for queue in details] == [(10, "hangs")]
+    assert details[0]["oldest_seconds"] >= 5
+    faults.set_disk(None)
+    ingest.wait_for_events(20)
+    end_in_time(server)
 
 
 def test_kong_is_answered_and_the_end_comes_while_the_disk_hangs_from_the_start(
