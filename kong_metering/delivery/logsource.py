@@ -289,9 +289,14 @@ class LogSource:
 
     def _save(self) -> None:
         self.is_unsaved = True
-        self._log.save_position()
-        if self._syncs_each_write:
-            self._log.unsynced().sync()
+        try:
+            self._log.save_position()
+            if self._syncs_each_write:
+                self._log.unsynced().sync()
+        except OSError:
+            # Whoever comes next finds no log where that has been removed, and needs no note about it.
+            if self.held.directory.is_dir():
+                raise
         self.is_unsaved = False
         self._unsaved_since_ms = None
 

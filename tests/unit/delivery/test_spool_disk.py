@@ -334,6 +334,25 @@ def test_a_directory_that_is_removed_while_in_use_is_made_anew(
     assert log.with_text("stay there, for now") == []
 
 
+def test_what_was_in_directories_that_were_removed_one_after_the_other_is_not_held_back(
+    process: ProcessMaker, root: Path
+) -> None:
+    """The second log stands behind the first, so that it was never written down what of it was sent, nor can be."""
+    it = process().open(down(), max_batch_size=10)
+    for number in range(2):
+        it.put_on_disk(*numbered(20, first=20 * number))
+        it.process.wait_for_a_round()
+        for source in it.backlog._sources.logs():  # as when it was quiet for a while
+            source.held.log.rest()
+        shutil.rmtree(root)
+        it.process.wait_for_a_round()
+    it.put_on_disk(*numbered(20, first=40))
+    it.endpoint.decide = lambda _: Delivered()
+    account = it.process.settle()
+    assert account.delivered + account.dead_letters.get("unreadable", 0) == account.accepted == 60
+    assert it.endpoint.delivered[-20:] == numbered(20, first=40)
+
+
 def test_a_directory_that_is_emptied_before_the_first_event_is_used_all_the_same(
     process: ProcessMaker, root: Path
 ) -> None:
