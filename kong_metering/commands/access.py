@@ -13,6 +13,8 @@ from pathlib import Path
 from kong_metering.errors import SpoolError
 
 _LOCK = "lock"
+# Where a spool is below a directory that is easily taken for it: Kong's prefix, or a service's state directory.
+_USUAL = (Path("metering-spool"), Path("spool"))
 
 
 def check_readable(root: Path) -> None:
@@ -45,6 +47,19 @@ def _check_there(root: Path) -> None:
         raise SpoolError(f"{root} may not be looked at by {_me()}: run this as the user that Kong runs as") from None
     if not root.is_dir():
         raise SpoolError(f"{root} is not a directory: name the spool's with --spool-dir, or Kong's prefix with -p")
+    _check_is_spool(root)
+
+
+def _check_is_spool(root: Path) -> None:
+    """See that a server has kept its spool there: of any other directory it would be said that nothing waits."""
+    if not os.access(root, os.X_OK, effective_ids=os.access in os.supports_effective_ids) or (root / _LOCK).exists():
+        return
+    inside = next((path for path in _USUAL if (root / path / _LOCK).exists()), None)
+    hint = f"; is it {root / inside}?" if inside else ", or a server that has kept nothing there so far"
+    raise SpoolError(
+        f"{root} is no spool, none of its files is in there{hint}: name the server's --spool-dir with --spool-dir, or "
+        "Kong's prefix with -p"
+    )
 
 
 def owner_of(root: Path) -> int:

@@ -18,6 +18,7 @@ from kong_metering.host.kongs import who_cannot_connect
 from kong_metering.log import printable
 from kong_metering.watching import verdict
 from kong_metering.watching.verdict import Health
+from kong_metering.watching.words import waiting
 
 _LONGEST_LINE = 1000
 
@@ -81,4 +82,5 @@ def _told(figures: Mapping[str, Any]) -> str:
     started = figures.get("instances_started", 0)
     kong = f"Kong has started {started} instances" if started else "Kong has not come yet"
     dead = sum(figures.get("dead_letters", {}).values())
-    return f"{kong}; {figures.get('waiting', 0)} events wait, {dead} dead letters in this server's life"
+    waits = waiting(figures.get("waiting", 0), sum(figures.get("waiting_for_instances", {}).values()))
+    return f"{kong}; {waits}; {dead} dead letters in this server's life"

@@ -17,7 +17,7 @@ from kong_metering.commands.output import Failure, cell, console, cut, say, tabl
 from kong_metering.commands.serversocket import cause_of_silence, server_options, server_socket, server_status
 from kong_metering.quantities import Duration
 from kong_metering.watching.view import View
-from kong_metering.watching.words import ago, duration, stalled_threads, standing
+from kong_metering.watching.words import ago, duration, stalled_threads, standing, waiting
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,9 +92,12 @@ def _document(told: Mapping[str, Any]) -> dict[str, Any]:
 def _print(told: Mapping[str, Any], now: float) -> None:
     view = _view(told)
     processes = ", ".join(f"{server.pid} ({server.version or 'another version'})" for server in view.servers)
-    tell(f"servers {processes}; {len(told.get('Instances', ()))} instances; {view.waiting} events wait")
+    waits = waiting(view.waiting, view.waiting_later)
+    tell(f"servers {processes}; {len(told.get('Instances', ()))} instances; {waits}")
     if stalled := stalled_threads(view):
         tell(f"DELIVERY IS NOT ALIVE: {', '.join(stalled)} stalled for two minutes")
+    for name, events in view.waiting_for_instances.items():
+        tell(f"{events} events of {words.shown(name)} wait on disk until Kong starts the plugin: send it a request")
     if not view.plugins:
         tell("No plugin has been started yet: Kong starts one with its first metered request.")
         return
@@ -104,15 +107,13 @@ def _print(told: Mapping[str, Any], now: float) -> None:
         if queue.last_failure:
             when, why = ago(now, queue.last_failure["at"]), words.shown(queue.last_failure["reason"])
             console().print(Text(f"{queue.name}: last failure {when}: {why}"))
-    for name, events in view.waiting_for_instances.items():
-        tell(f"{events} events of {words.shown(name)} wait on disk until Kong starts the plugin: send it a request")
 
 
 def _queues(view: View, now: float) -> Table:
     made = table(
         "plugin",
         "endpoint",
-        "it",
+        "state",
         "waiting",
         "oldest",
         "delivered",

@@ -95,6 +95,12 @@ class QueueStatus:
         return min((log.oldest_ms for log in self.logs if log.oldest_ms is not None), default=None)
 
     @property
+    def asked_about(self) -> list[LogStatus]:
+        """The logs by which a server can say more of the queue: of one that is done with, it may know nothing more."""
+        held = [log for log in self.logs if log.held_by is not None]
+        return [log for log in held if log.waiting] or held
+
+    @property
     def holders(self) -> list[int]:
         """The processes that hold logs of it."""
         return sorted(self.held)
@@ -165,7 +171,7 @@ def _ask(root: Path, found: SpoolStatus) -> None:
     held = {
         queue.identity: [Found(root / log.directory, queue.identity, log.held_by) for log in held_logs]
         for queue in found.queues
-        if queue.identity and (held_logs := [log for log in queue.logs if log.held_by is not None])
+        if queue.identity and (held_logs := queue.asked_about)
     }
     with Interruption() as interruption:
         try:

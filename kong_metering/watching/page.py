@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from kong_metering.watching.words import ago, duration, stalled_threads, standing
+from kong_metering.watching.words import ago, duration, stalled_threads, standing, waiting
 
 if TYPE_CHECKING:
     from kong_metering.watching.exposition import Surroundings
@@ -99,7 +99,7 @@ def _summary(view: View, around: Surroundings) -> str:
         words.append(_mark(f"{around.deaths} ended and were replaced", "bad"))
     if stalled := stalled_threads(view):
         words.append(_mark(f"delivery is not alive: {', '.join(stalled)} stalled", "bad"))
-    words.append("1 event waits" if view.waiting == 1 else f"{view.waiting:,} events wait")
+    words.append(waiting(view.waiting, view.waiting_later))
     if around.spool_bytes is not None and view.spool:
         most = view.spool.get("max_bytes") or 0
         share = f" ({around.spool_bytes * 100 // most} % of its bound)" if most else ""

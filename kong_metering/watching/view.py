@@ -118,6 +118,11 @@ class View:
         """How many events wait in all queues."""
         return sum(queue.waiting for queue in self.queues.values())
 
+    @property
+    def waiting_later(self) -> int:
+        """How many events wait on disk for plugins that Kong has not started."""
+        return sum(self.waiting_for_instances.values())
+
     def counters(self) -> dict[str, Any]:
         """Return what only ever grows while the servers live, to be added to that of others."""
         return {

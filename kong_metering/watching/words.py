@@ -37,6 +37,13 @@ def standing(queue: QueueView) -> Told:
     return Told("; ".join(said), queue.condition == "works" and queue.disk not in _DISKS)
 
 
+def waiting(events: int, for_instances: int) -> str:
+    """Write how many events wait in queues, and how many on disk for plugins that Kong has not started."""
+    wait = "event waits" if events == 1 else "events wait"
+    later = f", and {for_instances:,} on disk until Kong starts their plugin" if for_instances else ""
+    return f"{events:,} {wait}{later}"
+
+
 def stalled_threads(view: View) -> list[str]:
     """Return which threads have ended, or have been at one thing for two minutes: events are not delivered then."""
     return [name for name, count in view.stalled.items() if count]

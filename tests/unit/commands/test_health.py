@@ -59,7 +59,7 @@ def test_a_server_that_serves_is_well_before_kong_comes_and_afterwards(prefix: P
     with IngestServer() as ingest, PluginServerProcess(prefix=prefix) as server:
         pid = server.server_pid
         ok = f"ok: process {pid} serves on {server.path}; "
-        told = "; 0 events wait, 0 dead letters in this server's life"
+        told = "; 0 events wait; 0 dead letters in this server's life"
         assert health("-p", str(prefix)) == (0, f"{ok}Kong has not come yet{told}")
         KongClient(server.path).start_instance(header_config(ingest.url))
         assert health("--socket", str(server.path)) == (0, f"{ok}Kong has started 1 instances{told}")
@@ -78,7 +78,7 @@ def test_events_that_wait_for_an_endpoint_that_fails_are_told_and_no_illness(pre
         client.run_phases(instance, KongRequest(answers("acme")))
         status, line = health("-p", str(prefix))
     assert status == 0
-    assert "; 1 events wait, " in line
+    assert "; 1 event waits; " in line
 
 
 def test_no_server_is_said(prefix: Path) -> None:
@@ -159,9 +159,26 @@ def test_a_delivery_that_is_not_alive_has_a_status_of_its_own(prefix: Path) -> N
         assert status == 3
         assert line == (
             "serves, and delivery is not alive: writer, couriers stalled for two minutes; "
-            "Kong has started 2 instances; 12 events wait, 3 dead letters in this server's life"
+            "Kong has started 2 instances; 12 events wait; 3 dead letters in this server's life"
         )
         assert health("--socket", str(path), "--serving")[0] == 0
+
+
+def test_what_waits_for_a_plugin_that_kong_has_not_started_is_told_by_each_command(prefix: Path) -> None:
+    """As after a restart: nothing waits in a queue, for there is none yet, and all of it on disk."""
+    path = prefix / "plugin.sock"
+    figures = {"waiting": 0, "waiting_for_instances": {"orders for https://openmeter.example": 2}}
+    waits = "0 events wait, and 2 on disk until Kong starts their plugin"
+    with answering(path, figures | {"servers": [figures | {"pid": 7, "version": "1"}]}):
+        status, line = health("--socket", str(path))
+        assert (status, line.partition("; ")[2]) == (
+            0,
+            f"Kong has not come yet; {waits}; 0 dead letters in this server's life",
+        )
+        command = [str(BIN / "kong-metering"), "status", "--socket", str(path)]
+        shown = subprocess.run(command, env={}, capture_output=True, text=True, timeout=60, check=True).stdout
+        assert f"; {waits}\n" in shown
+        assert "2 events of orders for https://openmeter.example wait on disk until Kong starts the plugin" in shown
 
 
 # A Kong that may not connect

@@ -10,6 +10,7 @@ from zlib import crc32
 
 import pytest
 
+from kong_metering.commands.status import LogStatus, QueueStatus
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import SpoolDirectory, survey
@@ -43,6 +44,32 @@ def test_an_empty_spool_says_so(root: Path) -> None:
     assert result.exit_code == 0
     assert "Nothing waits, and there are no dead letters." in result.stdout
     assert run_json(root, "status")["queues"] == []
+
+
+@pytest.mark.parametrize("command", ["status", "list"])
+def test_a_directory_that_is_no_spool_is_no_clean_bill(root: Path, command: str) -> None:
+    """Its parent is easily taken for it."""
+    waiting(root, [event(1)])
+    result = run(root.parent, command)
+    assert result.exit_code == 1
+    assert f"{root.parent} is no spool" in result.stderr
+    assert f"is it {root}?" in result.stderr
+    (root.parent / "empty").mkdir()
+    result = run(root.parent / "empty", command)
+    assert result.exit_code == 1
+    assert "is no spool" in result.stderr
+
+
+def test_a_server_is_asked_about_logs_in_which_something_waits() -> None:
+    """Of one that it is done with it may know nothing any more, and would never answer."""
+
+    def log(waiting: int, held_by: int | None) -> LogStatus:
+        return LogStatus("d", waiting, 0, 0, None, held_by, None)
+
+    done, full, free = log(0, 7), log(2, 7), log(3, None)
+    assert QueueStatus(None, [done, full, free]).asked_about == [full]
+    assert QueueStatus(None, [done, free]).asked_about == [done]
+    assert QueueStatus(None, [free]).asked_about == []
 
 
 def test_several_logs_of_one_queue_are_joined(root: Path) -> None:

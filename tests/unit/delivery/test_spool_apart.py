@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from kong_metering.eventlog.format import StoredEvent
     from tests.support.loglines import LogLines
     from tests.unit.delivery.conftest import ProcessMaker
+    from tests.unit.delivery.fakes import Process
 
 REPOSITORY = Path(__file__).parents[3]
 HOLDER = (

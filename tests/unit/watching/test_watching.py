@@ -140,7 +140,7 @@ def test_what_waits_and_why_is_shown_by_metrics_page_and_command(ingest: IngestS
         shown = command_line("status", "--socket", str(one.server.path), COLUMNS="240")
         assert "503" in shown.stdout
         assert "next try in" in shown.stdout
-        assert "1 events wait" in shown.stdout
+        assert "1 event waits" in shown.stdout
 
 
 def test_counts_go_on_when_a_server_is_killed(ingest: IngestServer) -> None:
