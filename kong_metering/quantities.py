@@ -71,6 +71,12 @@ class Size(click.ParamType):  # type: ignore[type-arg] # the same
         return size
 
 
+class WholeNumber(click.IntRange):
+    """A whole number within bounds, which a complaint calls so."""
+
+    name = "whole number"
+
+
 class PluginName(click.ParamType):  # type: ignore[type-arg] # the same
     """What a plugin can be called: part of a list with commas, of a file's name and of a setting's."""
 

@@ -31,7 +31,7 @@ from kong_metering.commands.tokens import read_token
 from kong_metering.delivery.delivering import Delivering
 from kong_metering.errors import DISK_ERRORS, KongMeteringError
 from kong_metering.ingest.client import Endpoint, IngestClient
-from kong_metering.quantities import Duration
+from kong_metering.quantities import Duration, WholeNumber
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import Found, HeldLog, survey
 from kong_metering.spool.requests import Kind
@@ -112,7 +112,7 @@ class Rest:
 @click.option("--insecure", is_flag=True, help="Do not verify the endpoint's certificate.")
 @click.option(
     "--batch-size",
-    type=click.IntRange(1, 100_000),
+    type=WholeNumber(1, 100_000),
     default=1000,
     show_default=True,
     metavar="N",

@@ -34,7 +34,7 @@ from kong_metering.installation.unit import Service, unit_text
 from kong_metering.lenient import complaints_of
 from kong_metering.log import printable
 from kong_metering.plugin_identity import PRIORITY, PluginIdentity
-from kong_metering.quantities import PluginName
+from kong_metering.quantities import PluginName, WholeNumber
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -108,7 +108,7 @@ def _where_options(command: F) -> F:
 @click.option(
     "--priority",
     metavar="N",
-    type=click.IntRange(-_LARGEST_PRIORITY, _LARGEST_PRIORITY),
+    type=WholeNumber(-_LARGEST_PRIORITY, _LARGEST_PRIORITY),
     default=PRIORITY,
     show_default=True,
 )
