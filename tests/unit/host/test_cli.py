@@ -225,9 +225,7 @@ def test_a_value_that_cannot_be_used_is_left_out_where_there_is_no_default(
     prefix: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["--dump", "--kong-prefix", str(prefix), "--metrics-listen", "foo"]) == 0
-    said = (
-        "--metrics-listen: foo is no address, such as 127.0.0.1:9542, [::1]:9542 or unix:/run/metrics.sock"
-    )
+    said = "--metrics-listen: foo is no address, such as 127.0.0.1:9542, [::1]:9542 or unix:/run/metrics.sock"
     assert f"{said}; it is left out: no metrics are served\n" in capsys.readouterr().err
 
 
