@@ -24,7 +24,7 @@ from kong_metering.commands.handdelivery import Account, HandDelivery, HeldEvent
 from kong_metering.commands.holders import Holder, held_by, waiting_in
 from kong_metering.commands.holding import Holding, held_logs
 from kong_metering.commands.interruption import Interrupted, Interruption
-from kong_metering.commands.options import Place, json_option, place_options, taking
+from kong_metering.commands.options import CaBundle, Place, json_option, place_options, taking
 from kong_metering.commands.output import note, progress, say, tell
 from kong_metering.commands.sharedmemory import pour
 from kong_metering.commands.tokens import read_token
@@ -105,7 +105,7 @@ class Rest:
 )
 @click.option(
     "--ca-bundle",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=CaBundle(),
     metavar="FILE",
     help="PEM file with the certificate authorities to verify the endpoint against.",
 )

@@ -105,7 +105,12 @@ def _give(place: Path, owner: pwd.struct_passwd, mode: int) -> None:
 def _write(place: Path, text: str) -> None:
     """Write a file; the directory may be another user's, whose links are not followed."""
     draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        # Of the file that was asked for; nobody knows of the draft.
+        error.filename = str(place)
+        raise
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(text.encode("utf-8", "surrogateescape"))

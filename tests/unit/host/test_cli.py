@@ -289,6 +289,8 @@ def test_the_dump_says_what_will_not_work(prefix: Path) -> None:
     assert f"the socket's path has {len(str(prefix)) + 101} bytes, and Kong can connect to one of 107" in complaint
     (complaint,) = dumped("--kong-prefix", str(prefix), "--no-spool", "--ca-bundle", "/nowhere.pem")
     assert "--ca-bundle /nowhere.pem cannot be read by user " in complaint
+    (complaint,) = dumped("--kong-prefix", str(prefix), "--no-spool", "--ca-bundle", "/etc/passwd")
+    assert complaint.endswith("--ca-bundle /etc/passwd holds no certificate (PEM): nothing is delivered over TLS")
     (complaint,) = dumped("--kong-prefix", str(prefix), "--spool-dir", "/proc/version/spool")
     assert "cannot keep files in /proc/version/spool: events wait in memory" in complaint
 
