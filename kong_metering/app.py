@@ -18,6 +18,7 @@ from kong_metering.information import PHASES, plugin_information
 from kong_metering.log import LOGGER, ProcessLog, Reminder
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
+from kong_metering.trial.words import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -176,10 +177,10 @@ def _details(runtime: Runtime, delivery: DeliveryOptions) -> dict[str, Any]:
 def _say_account(runtime: Runtime) -> None:
     account = runtime.stats.snapshot()
     LOGGER.info(
-        "ended: process %d, %d events accepted, %d adopted, %d delivered, %d left on disk; dead letters %s; "
+        "ended: process %d, %s accepted, %d adopted, %d delivered, %d left on disk; dead letters %s; "
         "dropped %s; requests without an event %s%s%s",
         os.getpid(),
-        account.accepted,
+        events(account.accepted),
         account.adopted,
         account.delivered,
         account.left,
