@@ -24,10 +24,8 @@ def test_a_python_that_is_too_old_is_said_and_its_environment_is_made_anew(tmp_p
     code = "import sys; sys.version_info = (3, 9, 18); exec(sys.argv[1])"
     old.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}' \"$2\"\n")
     old.chmod(0o755)
-    refused = make(tmp_path, old)
-    assert refused.stderr.startswith(
-        f"Python 3.10 or later is needed, and {old} is 3.9: type, for example, make .venv/bin/python PYTHON=python3.12\n"
-    )
+    said = f"Python 3.10 or later is needed, and {old} is 3.9: type, for example, make "
+    assert make(tmp_path, old).stderr.startswith(f"{said}.venv/bin/python PYTHON=python3.12\n")
     assert not (tmp_path / ".venv").exists()
     environment = tmp_path / ".venv/bin"
     environment.mkdir(parents=True)
