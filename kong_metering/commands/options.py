@@ -131,7 +131,7 @@ class CaBundle(click.Path):
         """Look into it; fails as click's own types do."""
         from kong_metering.authorities import holds_certificates  # noqa: PLC0415 - takes long
 
-        path = super().convert(value, param, ctx)
+        path: Any = super().convert(value, param, ctx)
         if not holds_certificates(Path(path)):
             self.fail(f"{value} holds no certificate (PEM)", param, ctx)
         return path
