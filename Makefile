@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # The tests start our own programs many hundred times: compiled once, each starts in two thirds of the time. An empty
 # variable is as good as none, and bytecode stays away where it is set for pip, docker and the like.
 unexport PYTHONDONTWRITEBYTECODE
+# A .venv of a Python that is too old, or gone, is made anew.
+UNUSABLE := $(if $(wildcard $(VENV)),$(shell $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+  2>/dev/null || echo anew))
 GATEWAY ?= standin
 PROJECTS := pyproject.toml sandbox/pyproject.toml
 
@@ -120,8 +123,11 @@ format: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) build dist
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+.PHONY: anew
+$(VENV)/bin/python: $(UNUSABLE)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit("Python 3.10 or later is needed, and $(PYTHON) \
+	is %d.%d: type, for example, make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv --clear $(VENV)
 
 $(VENV)/.sandbox: $(VENV)/bin/python $(PROJECTS)
 	@echo "installing into $(VENV)/ ..."

@@ -18,6 +18,7 @@ from kong_metering.information import PHASES, plugin_information
 from kong_metering.log import LOGGER, ProcessLog, Reminder
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
+from kong_metering.trial.words import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -176,16 +177,20 @@ def _details(runtime: Runtime, delivery: DeliveryOptions) -> dict[str, Any]:
 def _say_account(runtime: Runtime) -> None:
     account = runtime.stats.snapshot()
     LOGGER.info(
-        "ended: process %d, %d events accepted, %d adopted, %d delivered, %d left on disk, dead letters %s, "
+        "ended: process %d, %s accepted, %d adopted, %d delivered, %d left on disk; dead letters %s; "
         "dropped %s; requests without an event %s%s%s",
         os.getpid(),
-        account.accepted,
+        events(account.accepted),
         account.adopted,
         account.delivered,
         account.left,
-        account.dead_letters or "none",
-        account.dropped or "none",
-        account.skipped or "none",
+        _listed(account.dead_letters),
+        _listed(account.dropped),
+        _listed(account.skipped),
         f"; {account.dead_letters_dropped} dead letters dropped for newer ones" if account.dead_letters_dropped else "",
-        f"; read back: {account.verified}" if account.verified else "",
+        f"; read back {_listed(account.verified)}" if account.verified else "",
     )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"

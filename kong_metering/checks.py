@@ -110,8 +110,17 @@ def _complaints(places: Places, user: str) -> Iterator[str]:
             f"{user} cannot keep files in {places.spool}: events wait in memory, and are lost when the process ends; "
             "let that user write there, or choose another place with --spool-dir"
         )
-    if places.ca_bundle is not None and not os.access(places.ca_bundle, os.R_OK):
-        yield f"--ca-bundle {places.ca_bundle} cannot be read by {user}: nothing is delivered over TLS"
+    if places.ca_bundle is not None:
+        yield from _complaints_of_bundle(places.ca_bundle, user)
+
+
+def _complaints_of_bundle(bundle: str, user: str) -> Iterator[str]:
+    from kong_metering.authorities import holds_certificates  # noqa: PLC0415 - takes long
+
+    if not os.access(bundle, os.R_OK):
+        yield f"--ca-bundle {bundle} cannot be read by {user}: nothing is delivered over TLS"
+    elif not holds_certificates(Path(bundle)):
+        yield f"--ca-bundle {bundle} holds no certificate (PEM): nothing is delivered over TLS"
 
 
 def _complaints_of_interpreter(user: str) -> Iterator[str]:

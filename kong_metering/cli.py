@@ -32,7 +32,7 @@ from kong_metering.host.restart import Restart
 from kong_metering.lenient import LenientCommand, LenientOption, complaints_of
 from kong_metering.log import LOGGER, ProcessLog, Relay, Repeats, cause_of, configure, printable
 from kong_metering.plugin_identity import PRIORITY, PluginIdentity
-from kong_metering.quantities import DirectoryOrNone, Duration, Listen, ListenAddress, PluginName, Size
+from kong_metering.quantities import DirectoryOrNone, Duration, Listen, ListenAddress, PluginName, Size, WholeNumber
 from kong_metering.spool.options import INBOX_DIRECTORY, SpoolOptions, Sync
 from kong_metering.trial.batching import ADAPTIVE_BATCH
 
@@ -167,21 +167,21 @@ def _is_on(name: str) -> bool:
 )
 @_setting(
     "--priority",
-    type=click.IntRange(-_LARGEST_PRIORITY, _LARGEST_PRIORITY),
+    type=WholeNumber(-_LARGEST_PRIORITY, _LARGEST_PRIORITY),
     default=PRIORITY,
     metavar="N",
     help="Place among Kong's plugins: those with a higher one run before.",
 )
 @_setting(
     "--servers",
-    type=click.IntRange(1, _MOST_SERVERS),
+    type=WholeNumber(1, _MOST_SERVERS),
     default=1,
     metavar="N",
     help="How many processes serve. One is enough for about two of Kong's workers; each worker stays with one.",
 )
 @_setting(
     "--listen-queue-size",
-    type=click.IntRange(1, _LARGEST_COUNT),
+    type=WholeNumber(1, _LARGEST_COUNT),
     default=4096,
     metavar="N",
     help="How many connections may wait to be accepted.",
@@ -223,7 +223,7 @@ def _is_on(name: str) -> bool:
 )
 @_setting(
     "--adaptive-batch",
-    type=click.IntRange(1, _LARGEST_COUNT),
+    type=WholeNumber(1, _LARGEST_COUNT),
     default=ADAPTIVE_BATCH,
     metavar="N",
     help="With a max_batch_size of 1, Kong's default: how many events that come soon one after the other leave in one "
@@ -313,6 +313,7 @@ def _is_on(name: str) -> bool:
     "--metrics-listen",
     type=ListenAddress(),
     metavar="ADDRESS",
+    without="no metrics are served",
     help="Where to serve /metrics for Prometheus, /healthz, /readyz and a status page: HOST:PORT or unix:PATH; nowhere "
     "by default. Whoever can connect can read it.",
 )

@@ -6,6 +6,9 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+# 24 days: a socket waits by `poll`, for milliseconds in a C int; a longer time is taken for another one.
+LONGEST_SOCKET_WAIT = 2_147_483.0
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 

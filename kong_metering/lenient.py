@@ -20,7 +20,15 @@ def complaints_of(context: click.Context) -> list[str]:
 
 
 class LenientOption(click.Option):
-    """An option whose default stands for a value that cannot be used."""
+    """An option whose default stands for a value that cannot be used.
+
+    `without`: what comes of that where there is no default.
+    """
+
+    def __init__(self, *arguments: Any, without: str = "", **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self._has_default = attributes.get("default") is not None
+        self._without = without
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         """Read the value, or the default if that fails."""
@@ -28,7 +36,8 @@ class LenientOption(click.Option):
             return super().process_value(ctx, value)
         except click.BadParameter as error:
             default = self.get_default(ctx)
-            complaints_of(ctx).append(f"{self.opts[0]}: {error.message}; the default is used, {default}")
+            instead = f"the default is used, {default}" if self._has_default else f"it is left out: {self._without}"
+            complaints_of(ctx).append(f"{self.opts[0]}: {error.message}; {instead}")
             return super().process_value(ctx, default)
 
 

@@ -11,6 +11,8 @@ import click
 
 _SIZES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _LARGEST_PORT = 65_535
+# More than anybody means, and less than threads can wait for (292 years).
+_MOST_DAYS = 36_500
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -48,6 +50,8 @@ class Duration(click.ParamType):  # type: ignore[type-arg] # generic for the typ
         if not math.isfinite(seconds) or (seconds == 0 and not self._may_be_zero):
             above = "" if self._may_be_zero else " above 0"
             self.fail(f"{value} is not a length of time{above}, such as 90s, 15m, 24h or 30d", param, ctx)
+        if seconds > _MOST_DAYS * _SECONDS["d"]:
+            self.fail(f"{value} is too long: {_MOST_DAYS}d, a hundred years, is the most", param, ctx)
         return seconds
 
 
@@ -65,6 +69,12 @@ class Size(click.ParamType):  # type: ignore[type-arg] # the same
         if size == 0:
             self.fail(f"{value} is not a size above 0, such as 500M or 1G", param, ctx)
         return size
+
+
+class WholeNumber(click.IntRange):
+    """A whole number within bounds, which a complaint calls so."""
+
+    name = "whole number"
 
 
 class PluginName(click.ParamType):  # type: ignore[type-arg] # the same

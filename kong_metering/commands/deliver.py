@@ -24,14 +24,14 @@ from kong_metering.commands.handdelivery import Account, HandDelivery, HeldEvent
 from kong_metering.commands.holders import Holder, held_by, waiting_in
 from kong_metering.commands.holding import Holding, held_logs
 from kong_metering.commands.interruption import Interrupted, Interruption
-from kong_metering.commands.options import Place, json_option, place_options, taking
+from kong_metering.commands.options import CaBundle, Place, json_option, place_options, taking
 from kong_metering.commands.output import note, progress, say, tell
 from kong_metering.commands.sharedmemory import pour
 from kong_metering.commands.tokens import read_token
 from kong_metering.delivery.delivering import Delivering
 from kong_metering.errors import DISK_ERRORS, KongMeteringError
 from kong_metering.ingest.client import Endpoint, IngestClient
-from kong_metering.quantities import Duration
+from kong_metering.quantities import Duration, WholeNumber
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import Found, HeldLog, survey
 from kong_metering.spool.requests import Kind
@@ -105,14 +105,14 @@ class Rest:
 )
 @click.option(
     "--ca-bundle",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=CaBundle(),
     metavar="FILE",
     help="PEM file with the certificate authorities to verify the endpoint against.",
 )
 @click.option("--insecure", is_flag=True, help="Do not verify the endpoint's certificate.")
 @click.option(
     "--batch-size",
-    type=click.IntRange(1, 100_000),
+    type=WholeNumber(1, 100_000),
     default=1000,
     show_default=True,
     metavar="N",

@@ -64,7 +64,8 @@ def waiting_told(found: Iterable[Found]) -> list[str]:
         for holder, count in held_by(logs).items()
     ]
     if free := sum(waiting_in(log.directory) for log in logs if log.holder is None):
-        told.append(f"{words.events(free)} held by nobody: `kong-metering spool deliver` delivers them.")
+        it = "it" if free == 1 else "them"
+        told.append(f"{words.events(free)} held by nobody: `kong-metering spool deliver` delivers {it}.")
     return told
 
 

@@ -7,6 +7,7 @@ removed.
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import json
 import os
@@ -34,7 +35,7 @@ from kong_metering.installation.unit import Service, unit_text
 from kong_metering.lenient import complaints_of
 from kong_metering.log import printable
 from kong_metering.plugin_identity import PRIORITY, PluginIdentity
-from kong_metering.quantities import PluginName
+from kong_metering.quantities import PluginName, WholeNumber
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -100,6 +101,16 @@ def _where_options(command: F) -> F:
     return conf(write(dry(root(command))))
 
 
+@contextlib.contextmanager
+def _naming_root() -> Iterator[None]:
+    """Let an error about rights say what to do."""
+    try:
+        yield
+    except PermissionError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise StartupError(f"{where}{error.strerror}: run this as root") from error
+
+
 @click.command()
 @_where_options
 @click.option("-p", "--kong-prefix", metavar="DIR", type=click.Path(path_type=Path), help="Kong's prefix.")
@@ -108,12 +119,13 @@ def _where_options(command: F) -> F:
 @click.option(
     "--priority",
     metavar="N",
-    type=click.IntRange(-_LARGEST_PRIORITY, _LARGEST_PRIORITY),
+    type=WholeNumber(-_LARGEST_PRIORITY, _LARGEST_PRIORITY),
     default=PRIORITY,
     show_default=True,
 )
 @click.option("--flags", metavar="TEXT", default="", help="Further flags of the plugin server, as on a command line.")
 @taking(Wish)
+@_naming_root()
 def install(wish: Wish) -> None:
     """Have systemd run the plugin server beside Kong.
 
@@ -147,15 +159,17 @@ def install(wish: Wish) -> None:
 @click.command()
 @_where_options
 @taking(Where)
+@_naming_root()
 def uninstall(where: Where) -> None:
     """Take away what `install` has made, but for the events that wait.
 
-    Kong first: its lines go, and it is reloaded; then the service is stopped; then the rest goes. What is not done yet
-    is told, and nothing that is needed until then is removed.
+    Kong first: its lines go, and it is restarted, as a reload keeps them; then the service is stopped; then the rest
+    goes. What is not done yet is told, and nothing that is needed until then is removed.
     """
     changes = where.changes
     conf = kong_conf(where.kong_conf)
     text = changes.text_of(conf) or ""
+    is_here = kongconf.has_ours(text) or any(os.path.lexists(changes.at(path)) for path in (UNIT, _STATE, _RUN))
     if kongconf.has_ours(text):
         without = kongconf.without_ours(text)
         if not where.write:
@@ -175,6 +189,8 @@ def uninstall(where: Where) -> None:
             f"`kong-metering spool deliver` sends it; remove {_STATE} when nothing does"
         )
     changes.remove(_STATE)
+    if not is_here:
+        click.echo("nothing to do: nothing that `install` makes is here")
 
 
 def _still_to_do(conf: Path) -> Iterator[str]:
@@ -225,8 +241,15 @@ def _group_of(kong: Findings) -> str:
 
 
 def _server_options(flags: str) -> Mapping[str, Any]:
-    """Return what the server takes these flags for. Raises `StartupError` when it would not understand one."""
-    context = cli.program.make_context(_PROGRAM, shlex.split(flags))
+    """Return what the server takes these flags for.
+
+    Raises `StartupError` when it would not understand one, `click.UsageError` when they are no command line.
+    """
+    try:
+        arguments = shlex.split(flags)
+    except ValueError as error:
+        raise click.UsageError(f"--flags: {str(error).lower()} in {printable(flags)}") from None
+    context = cli.program.make_context(_PROGRAM, arguments)
     for complaint in complaints_of(context):
         raise StartupError(f"--flags: {complaint}")
     return context.params

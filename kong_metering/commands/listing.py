@@ -23,6 +23,7 @@ from kong_metering.commands.options import ChosenEvents, Place, filter_options, 
 from kong_metering.commands.output import cell, console, cut, note, say, table, tell
 from kong_metering.commands.sharedmemory import tell_unwritten
 from kong_metering.errors import KongMeteringError
+from kong_metering.quantities import WholeNumber
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
 from kong_metering.urls import without_credentials
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from kong_metering.spool.identity import QueueIdentity
 
 _LIMIT = 50
+_MOST_LISTED = 1_000_000_000
 _WIDE = 100
 
 
@@ -61,7 +63,7 @@ class _WaitingEvent:
 @click.option("--dead-letters", is_flag=True, help="List the dead letters, not the events that wait.")
 @click.option(
     "--limit",
-    type=click.IntRange(min=0),
+    type=WholeNumber(0, _MOST_LISTED),
     metavar="N",
     help=f"List N at most, 0 for all.  [default: {_LIMIT}; with --json all]",
 )
@@ -191,7 +193,7 @@ class ShowOptions(Place):
 
 @click.command()
 @place_options
-@click.argument("letter_id", metavar="ID", type=click.IntRange(min=1))
+@click.argument("letter_id", metavar="ID", type=WholeNumber(min=1))
 @json_option("one JSON document")
 @taking(ShowOptions)
 def show(options: ShowOptions) -> None:

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from kong_metering import ENVIRONMENT_PREFIX, SPOOL_DIRECTORY
 from kong_metering.commands.filters import Filters
 from kong_metering.quantities import DirectoryOrNone
+from kong_metering.reasons import Buried
 from kong_metering.spool.options import INBOX_DIRECTORY
 
 R = TypeVar("R")
@@ -120,6 +121,22 @@ def place_options(command: F) -> F:
     return directory(prefix(inbox(command)))
 
 
+class CaBundle(click.Path):
+    """A PEM file with certificate authorities."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False, readable=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Look into it; fails as click's own types do."""
+        from kong_metering.authorities import holds_certificates  # noqa: PLC0415 - takes long
+
+        path: Any = super().convert(value, param, ctx)
+        if not holds_certificates(Path(path)):
+            self.fail(f"{value} holds no certificate (PEM)", param, ctx)
+        return path
+
+
 def filter_options(command: F) -> F:
     """Let a command take the choice of queues and of dead letters."""
     plugin = click.option(
@@ -128,9 +145,8 @@ def filter_options(command: F) -> F:
         help="Only those of the plugin entity with this id ('unknown': those of no known plugin).",
     )
     endpoint = click.option("--endpoint", metavar="URL", help="Only what was accepted for this ingest endpoint.")
-    reason = click.option(
-        "--reason", metavar="WORD", help="Only dead letters for this reason: rejected, ambiguous or unreadable."
-    )
+    reasons = ", ".join(reason.value for reason in Buried)
+    reason = click.option("--reason", metavar="WORD", help=f"Only dead letters for this reason: {reasons}.")
     return plugin(endpoint(reason(command)))
 
 

@@ -15,7 +15,7 @@ from kong_metering.commands.access import check_readable
 from kong_metering.commands.filters import Filters
 from kong_metering.commands.handdelivery import Timing
 from kong_metering.commands.interruption import Interrupted, Interruption
-from kong_metering.commands.options import Place
+from kong_metering.commands.options import CaBundle, Place
 from kong_metering.commands.tokens import TOKEN_VARIABLE, chosen_token
 from kong_metering.errors import KongMeteringError
 from kong_metering.ingest.client import Endpoint
@@ -77,7 +77,7 @@ def reading_back_options(command: F) -> F:
             ),
             click.option(
                 "--ca-bundle",
-                type=click.Path(path_type=Path, exists=True, dir_okay=False),
+                type=CaBundle(),
                 metavar="FILE",
                 help="PEM file with the certificate authorities to verify the endpoint against.",
             ),

@@ -26,6 +26,7 @@ from kong_metering.commands.letters import ChosenLetters, alone, groups, matchin
 from kong_metering.commands.options import Chosen, filter_options, json_option, place_options, taking, yes_option
 from kong_metering.commands.output import confirmed, note, progress, say, tell
 from kong_metering.errors import KongMeteringError
+from kong_metering.quantities import WholeNumber
 from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
@@ -71,7 +72,7 @@ class Replayed:
 @click.command()
 @place_options
 @filter_options
-@click.argument("ids", metavar="[ID]...", nargs=-1, type=click.IntRange(min=1))
+@click.argument("ids", metavar="[ID]...", nargs=-1, type=WholeNumber(min=1))
 @click.option("--all", "everything", is_flag=True, help="All dead letters but the ambiguous ones.")
 @json_option("one JSON document with the counts")
 @yes_option

@@ -17,6 +17,7 @@ import msgpack
 from click.core import ParameterSource
 
 from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME
+from kong_metering.clock import LONGEST_SOCKET_WAIT
 from kong_metering.host.handover import status_request
 from kong_metering.host.paths import reachable
 from kong_metering.quantities import Duration, PluginName
@@ -127,7 +128,7 @@ def cause_of_silence(error: OSError | ValueError, timeout: float) -> str:
 def _asked(path: Path, timeout: float) -> Any:
     unpacker = msgpack.Unpacker(strict_map_key=False, unicode_errors="surrogateescape")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout)
+        connection.settimeout(min(timeout, LONGEST_SOCKET_WAIT))
         with reachable(path) as address:
             connection.connect(address)
         connection.sendall(status_request())

@@ -87,7 +87,7 @@ def verify(options: VerifyOptions) -> None:
     \b
     Exit status:
       0  all that is kept is stored, and will be counted
-      1  events are missing (or, after --resend, still are)
+      1  events are missing (or, after --resend, still are), or something failed
       2  wrong call
       3  not all could be asked for
       4  all is stored, but some events are no customer's, or no meter counts them

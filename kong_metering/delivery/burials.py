@@ -22,6 +22,7 @@ from kong_metering.log import LOGGER, cause_of, trouble
 from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetter, DeadLetters
 from kong_metering.spool.syncing import synced
+from kong_metering.trial.words import events
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
@@ -122,7 +123,7 @@ class Burials:
         for damage in damages:
             self._note_damage(damage)
         if lost:
-            self._account.bury(Buried.UNREADABLE, lost, f"{lost} events on disk cannot be read")
+            self._account.bury(Buried.UNREADABLE, lost, f"{events(lost)} on disk cannot be read")
 
     def _note_damage(self, damage: Damage) -> None:
         kept = f", its bytes are kept in {damage.kept_in}" if damage.kept_in else ""

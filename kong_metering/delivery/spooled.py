@@ -25,6 +25,7 @@ from kong_metering.log import cause_of
 from kong_metering.reasons import Buried, Dropped
 from kong_metering.spool.times import STEADY_SECONDS
 from kong_metering.trial import batching
+from kong_metering.trial.words import events_were
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
@@ -317,7 +318,7 @@ class SpooledBacklog:
         self._burials.end()
         self._sources.end()
         if in_memory := self._sources.memory.end():
-            message = f"{in_memory} events were only in memory when the process ended: the spool cannot be written"
+            message = f"{events_were(in_memory)} only in memory when the process ended: the spool cannot be written"
             self._account.drop(Dropped.PROCESS_ENDED, in_memory, message)
         left = self.chores.close_all(in_order=is_written)
         if in_inbox := 0 if is_written else self._account.waiting - left:

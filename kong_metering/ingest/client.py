@@ -18,6 +18,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from kong_metering import __version__
+from kong_metering.clock import LONGEST_SOCKET_WAIT
 from kong_metering.ingest.answer import parse_retry_after
 from kong_metering.ingest.transport import Connection, PostError, innermost
 from kong_metering.log import printable
@@ -52,13 +53,17 @@ _V3_INDEX = re.compile(r"^\[?(\d{1,7})\]?(?:\.|$)")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how events are posted; times in seconds, `keepalive` 0 means for ever."""
+    """Where and how events are posted; times in seconds, `keepalive` 0 means for ever, `timeout` is 24 days at most."""
 
     url: str
     token: str = field(repr=False)
     timeout: float
     keepalive: float
     verify: bool | str
+
+    def __post_init__(self) -> None:
+        """Keep to what a socket can wait for: Kong's schema takes any `config.timeout`."""
+        object.__setattr__(self, "timeout", min(self.timeout, LONGEST_SOCKET_WAIT))
 
     @classmethod
     def of(cls, config: PluginConfig, ca_bundle: str | None) -> Endpoint:

@@ -43,22 +43,15 @@ class Changes:
     def directory(self, path: Path, owner: pwd.struct_passwd, mode: int) -> None:
         """Make a directory that is somebody's, or make it his. Nothing is done to what a link leads to."""
         place = self.at(path)
-        if not os.path.lexists(place):
-            self._told("made", f"{path} for user {owner.pw_name}, {mode:04o}")
-            if self.is_dry:
-                return
-            place.mkdir(parents=True)
-        elif not _is_right(place.lstat(), owner, mode):
-            self._told("gave", f"{path} to user {owner.pw_name}, {mode:04o}")
-        if self.is_dry:
+        is_new = not os.path.lexists(place)
+        if not is_new and _is_right(place.lstat(), owner, mode):
             return
-        directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            if not _is_right(os.fstat(directory), owner, mode):
-                os.fchown(directory, owner.pw_uid, owner.pw_gid)
-                os.fchmod(directory, mode)
-        finally:
-            os.close(directory)
+        if not self.is_dry:
+            if is_new:
+                place.mkdir(parents=True)
+            _give(place, owner, mode)
+        done, to = ("made", "for") if is_new else ("gave", "to")
+        self._told(done, f"{path} {to} user {owner.pw_name}, {mode:04o}")
 
     def file(self, path: Path, text: str) -> bool:
         """Write a file that everybody may read; tells whether that changed anything.
@@ -67,12 +60,12 @@ class Changes:
         """
         if self.text_of(path) == text:
             return False
-        self._told("wrote", f"{path}")
         if not self.is_dry:
             place = self.at(path)
             place.parent.mkdir(parents=True, exist_ok=True)
             # A link stays one.
             _write(place.resolve(), text)
+        self._told("wrote", f"{path}")
         return True
 
     def remove(self, path: Path) -> None:
@@ -99,10 +92,25 @@ def _is_right(found: os.stat_result, owner: pwd.struct_passwd, mode: int) -> boo
     return stat.S_ISDIR(found.st_mode) and (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == wanted
 
 
+def _give(place: Path, owner: pwd.struct_passwd, mode: int) -> None:
+    directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not _is_right(os.fstat(directory), owner, mode):
+            os.fchown(directory, owner.pw_uid, owner.pw_gid)
+            os.fchmod(directory, mode)
+    finally:
+        os.close(directory)
+
+
 def _write(place: Path, text: str) -> None:
     """Write a file; the directory may be another user's, whose links are not followed."""
     draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        # Of the file that was asked for; nobody knows of the draft.
+        error.filename = str(place)
+        raise
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(text.encode("utf-8", "surrogateescape"))

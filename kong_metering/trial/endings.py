@@ -9,6 +9,7 @@ from kong_metering.reasons import Dropped
 from kong_metering.trial.decisions import BREAKER_OPENED, Note
 from kong_metering.trial.outcome import Failed, Rejected, is_about_no_event
 from kong_metering.trial.parts import Part, in_order, thirds
+from kong_metering.trial.words import events_were
 
 if TYPE_CHECKING:
     from kong_metering.trial.decisions import Answered
@@ -96,4 +97,4 @@ class Endings(Generic[T]):
         self._hand.forget(parts)
         answered.given_up = in_order(parts)
         answered.reason = reason
-        answered.words = f"{len(answered.given_up)} events were lost, {_WHY_LOST[reason]}: {failure.reason}"
+        answered.words = f"{events_were(len(answered.given_up))} lost, {_WHY_LOST[reason]}: {failure.reason}"

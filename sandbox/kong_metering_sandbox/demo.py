@@ -106,7 +106,9 @@ def _demo(console: Console, directory: Path, gateway_name: str, requests: int) -
         configuration = declarative(upstream.url, deck_example(collector.ingest_v3))
         gateway = GATEWAYS[gateway_name](directory / "gateway", configuration, environment=VARIABLES)
         running.enter_context(gateway)
-        console.print(f"Applied {DECK_EXAMPLE.name} of the mission's decK examples: metering by {SUBJECT_HEADER}.")
+        console.print(
+            f"Applied {DECK_EXAMPLE.name} of the vendor plugin's decK examples: metering by {SUBJECT_HEADER}."
+        )
         before = _status_after_warm_up(gateway)
         sent = _send(console, gateway.proxy_port, requests)
         billable = sum(count for kind, count in sent.items() if kind.subject is not None)

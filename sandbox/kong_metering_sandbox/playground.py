@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering import SPOOL_DIRECTORY
+from kong_metering.commands.tokens import TOKEN_VARIABLE
 from kong_metering_sandbox.collector.process import CollectorProcess
 from kong_metering_sandbox.control import Control, Troubles, Vault
 from kong_metering_sandbox.faulty_server import Faults
@@ -49,7 +51,7 @@ def play(console: Console, directory: Path, gateway_name: str, *, usual_ports: b
         )
         running.enter_context(gateway)
         control = running.enter_context(Control(Troubles(gateway, collector, faults, vault)))
-        at = Addresses(gateway.proxy_url, gateway.admin_url, collector.url, control.url)
+        at = Addresses(gateway.proxy_url, gateway.admin_url, collector.url, control.url, _verifying(gateway))
         console.print("\n".join(_words(gateway, at, writable=writable)), markup=False, soft_wrap=True)
         with _interrupts() as interrupted:
             while not interrupted:
@@ -68,7 +70,7 @@ def _settings(directory: Path, faults: Faults, *, writable: bool, usual_ports: b
 
 
 def _usual_ports() -> dict[str, str]:
-    """Take Kong's usual ports where they are free, so that the mission's examples work letter by letter."""
+    """Take Kong's usual ports where they are free, so that the vendor plugin's examples work letter by letter."""
     ports = {"proxy_listen": 8000, "admin_listen": 8001}
     return {name: f"127.0.0.1:{port}" for name, port in ports.items() if _is_free(port)}
 
@@ -76,6 +78,19 @@ def _usual_ports() -> dict[str, str]:
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _verifying(gateway: Gateway) -> str:
+    """Give the command as it works here: with the token, beside this interpreter, at once."""
+    command = [
+        str(Path(sys.executable).with_name("kong-metering")),
+        "verify",
+        "-p",
+        str(gateway.prefix),
+        "--settle",
+        "1s",
+    ]
+    return f"{TOKEN_VARIABLE}={_FIRST_SECRET} {shlex.join(command)}"
 
 
 def _words(gateway: Gateway, at: Addresses, *, writable: bool) -> Iterator[str]:

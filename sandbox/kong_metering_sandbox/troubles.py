@@ -37,12 +37,16 @@ _ROWS = (_DOWN, _WRONG, _ONE_EVENT, _LOST, _NO_ANSWER, _KILLED, _KONG, _DISK, _B
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where everything is; URLs without a slash at the end. `control` is the sandbox's own."""
+    """Where everything is; URLs without a slash at the end. `control` is the sandbox's own.
+
+    `verifying`: the command that reads back what was delivered.
+    """
 
     proxy: str
     admin: str
     collector: str
     control: str
+    verifying: str
 
     @property
     def ingest(self) -> str:
@@ -107,7 +111,7 @@ def _of_the_endpoint(at: Addresses) -> Iterator[Trouble]:
         _LOST,
         _fault(at, f'{{"lose": {{"subject": "{LOST}"}}}}'),
         f"requests of {LOST} are `delivered` in `curl {at.control}/status`, and not in `curl {at.collector}/usage`: "
-        "`kong-metering verify` finds them",
+        f"`{at.verifying}` finds them",
         well,
     )
     yield Trouble(

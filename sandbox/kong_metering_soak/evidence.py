@@ -28,7 +28,7 @@ DEAD_LETTERS = "dead-letters"
 _CAME = ("accepted", "adopted")
 _WENT = ("delivered", "dead letters", "dropped", "left", "waiting")
 _ENDED = re.compile(r"\] info: ended: process (\d+), (.*)")
-_COUNT = r"(\d+)(?: events?)? {name}|{name}:? (\d+|none|\{{[^}}]*\}})"
+_COUNT = r"(\d+)(?: events?)? {name}\b|(?:^|; ){name} [^;]*"
 
 
 def gather(world: World, issued: int, accounts: list[ProcessAccount]) -> Evidence:
@@ -129,6 +129,6 @@ def _total(value: Any) -> int:
 
 
 def _count_in(text: str, name: str) -> int:
-    """Find a count in a sentence: `3 delivered`, `dropped none` or `dropped {'a': 1, 'b': 2}`."""
+    """Find a count in a sentence: `3 delivered`, `dropped none` or `dropped a 1, b 2`."""
     found = re.search(_COUNT.format(name=name), text)
     return sum(map(int, re.findall(r"\d+", found[0]))) if found else 0

@@ -58,6 +58,7 @@ class Sandbox:
             name: url.strip() for name, url in re.findall(r"^(\w[\w ]+?)  +(http://[\d.:]+)", printed, re.MULTILINE)
         }
         (self.enabling,) = re.findall(r"^  (curl -X POST \S+/plugins/ .*)$", printed, re.MULTILINE)
+        (self.verifying,) = re.findall(r"`(\S+ \S+/kong-metering verify .*)` finds them", printed)
         (self.well,) = re.findall(r"^  (curl -X DELETE \S+/troubles)$", printed, re.MULTILINE)
         self.ways: dict[str, list[Way]] = defaultdict(list)
         for row, block in re.findall(r"^- (.+)\n((?:  .*\n)+)", printed, re.MULTILINE):
@@ -209,6 +210,11 @@ def test_events_that_are_lost_after_a_2xx(sandbox: Sandbox) -> None:
     sandbox.wait_for([sandbox.ask()])
     assert lost not in sandbox.arrived
     assert sandbox.usage("umbrella") == 0
+    verified = subprocess.run(
+        ["/bin/sh", "-c", sandbox.verifying], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert verified.returncode == 1, verified.stderr
+    assert "1 event MISSING" in verified.stdout
 
 
 def test_an_answer_that_does_not_come(sandbox: Sandbox) -> None:

@@ -52,7 +52,10 @@ def test_the_account_in_a_last_line_is_read_in_full(monkeypatch: pytest.MonkeyPa
     stats.drop(Dropped.QUEUE_FULL, 2)
     stats.drop(Dropped.PROCESS_ENDED, 3)
     stats.skip(Skipped.NO_SUBJECT)
-    (account,) = final_accounts(last_line_of(stats, monkeypatch))
+    line = last_line_of(stats, monkeypatch)
+    assert "; dead letters rejected 4, ambiguous 1; " in line
+    assert line.endswith("; requests without an event no_subject 1\n")
+    (account,) = final_accounts(line)
     went = {"delivered": 11, "dead letters": 5, "dropped": 5, "left": 6}
     assert account == ProcessAccount(os.getpid(), "its last line", {"accepted": 20, "adopted": 7}, went)
     assert account.holds

@@ -41,6 +41,13 @@ def test_a_length_of_time_may_be_nothing_where_that_makes_sense() -> None:
         Duration(may_be_zero=True)("-1")
 
 
+def test_a_length_of_time_is_a_hundred_years_at_most() -> None:
+    assert Duration()("36500d") == 36_500 * 86_400
+    for text in ("36501d", "99999999999999999999999h", "1e300"):
+        with pytest.raises(click.BadParameter, match=rf"^{text} is too long: 36500d, a hundred years, is the most$"):
+            Duration()(text)
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [

@@ -20,6 +20,7 @@ from kong_metering.commands.check import kongconf
 from kong_metering.commands.check.checking import check_text
 from kong_metering.commands.check.files import name_of, read_file
 from kong_metering.commands.check.findings import Finding, Level
+from kong_metering.commands.check.rules import RULES
 from kong_metering.commands.options import json_option
 from kong_metering.commands.output import cell, console, say, tell
 
@@ -48,7 +49,13 @@ class _Report:
 @click.argument("file", required=False, metavar="[FILE|-]")
 @click.option("--kong-conf", metavar="FILE", help="Kong's own settings: is the plugin loaded as it should be?")
 @click.option("--strict", is_flag=True, help="Exit with 1 for warnings too.")
-@click.option("--ignore", multiple=True, metavar="RULE", help="Leave out what this rule finds; may be given again.")
+@click.option(
+    "--ignore",
+    type=click.Choice(RULES),
+    multiple=True,
+    metavar="RULE",
+    help="Leave out what this rule finds; may be given again.",
+)
 @json_option("one JSON document with all findings")
 def check(file: str | None, kong_conf: str | None, *, strict: bool, ignore: Sequence[str], as_json: bool) -> None:
     """Look for mistakes in a configuration before Kong has it.

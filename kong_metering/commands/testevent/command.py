@@ -14,7 +14,7 @@ import click
 
 from kong_metering.clock import SystemClock
 from kong_metering.commands import words
-from kong_metering.commands.options import json_option
+from kong_metering.commands.options import CaBundle, json_option
 from kong_metering.commands.output import say, tell
 from kong_metering.commands.testevent.advice import Advice, advice_for
 from kong_metering.commands.testevent.post import EVENT_TYPE, Answer, TestEvent, send
@@ -48,7 +48,7 @@ NOT_REACHED = 3
 )
 @click.option(
     "--ca-bundle",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=CaBundle(),
     metavar="FILE",
     help="PEM file with the certificate authorities to verify the endpoint against.",
 )

@@ -56,6 +56,9 @@ def test_a_list_ends_at_its_limit_and_tells_how_many_there_are(root: Path) -> No
     assert "65 more" in run(root, "list", "--dead-letters", "--limit", 5).stderr
     assert len(json_lines(root, "list", "--dead-letters")) == 70
     assert len(json_lines(root, "list", "--limit", 2)) == 2
+    beyond = run(root, "list", "--limit", 99999999999999999999)
+    assert (beyond.exit_code, "is not in the range 0<=x<=1000000000" in beyond.stderr) == (2, True)
+    assert "'abc' is not a valid whole number" in run(root, "show", "abc").stderr
 
 
 def test_filters_choose_the_queue_and_the_reason(root: Path) -> None:
@@ -175,7 +178,9 @@ def test_an_exported_file_is_private_and_replaced_only_by_force(root: Path, tmp_
     assert run(root, "export", "-o", target, "--force").exit_code == 0
     assert event_ids(target.read_bytes()) == [1]
     assert "is not a file" in run(root, "export", "-o", "/dev/null", "--force").stderr
-    assert "No such file" in run(root, "export", "-o", tmp_path / "no" / "where").stderr
+    assert run(root, "export", "-o", tmp_path / "no" / "where").stderr == (
+        f"Error: {tmp_path}/no/where: No such file or directory\n"
+    )
     assert sorted(tmp_path.iterdir()) == [target.with_name("events.jsonl"), root]
 
 

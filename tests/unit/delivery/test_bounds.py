@@ -123,7 +123,7 @@ def test_beyond_its_bytes_the_oldest_events_are_dropped_and_counted(
     put_one_by_one(it, large(200))
     dropped = dropped_down_to(it.process, 10 * MIB)
     assert it.process.account().waiting == it.queue.waiting
-    assert len(log.with_text("were dropped: the spool is at --spool-max-bytes")) == 1
+    assert len(log.with_text("were dropped, the oldest: the spool is at --spool-max-bytes")) == 1
     # The first one is on its way, and lives on in memory.
     assert on_disk(root) == large(200)[dropped + 1 :]
     it.endpoint.decide = take_all

@@ -726,8 +726,8 @@ def test_a_batch_is_given_up_after_max_retry_time(rig: RigMaker, log: LogLines) 
     assert it.settle() == Snapshot(accepted=1, dropped={"retry_time_exceeded": 1})
     assert it.clock.monotonic() - started == pytest.approx(81.91)  # as Kong's: measured, 14 tries in 82 s
     assert it.endpoint.requests == [[b"unlucky"]] * 14
-    assert log.with_text("were lost") == [
-        ("ERROR", f"queue metering: 1 events were lost, max_retry_time is exceeded: {UNREACHABLE.reason}")
+    assert log.with_text("1 event was lost") == [
+        ("ERROR", f"queue metering: 1 event was lost, max_retry_time is exceeded: {UNREACHABLE.reason}")
     ]
 
 
@@ -785,7 +785,7 @@ def test_a_failure_is_said_with_its_reason(rig: RigMaker, log: LogLines, failure
     it.put(b"event")
     it.settle()
     assert log.lines == [
-        (level, f"queue metering: could not deliver 1 events, will try again: {failure.reason}"),
+        (level, f"queue metering: could not deliver 1 event, will try again: {failure.reason}"),
     ]
 
 
@@ -801,7 +801,7 @@ def test_an_endpoint_whose_words_change_each_time_does_not_flood_the_log(rig: Ri
     it.settle()
     assert len(it.endpoint.requests) == 14
     assert [text.split(": ")[1] for _, text in log.lines] == [
-        "could not deliver 1 events, will try again",
+        "could not deliver 1 event, will try again",
         "the endpoint works again after 82 s; 1 event waited",
     ]
 

@@ -193,7 +193,7 @@ def test_help_can_be_read_whatever_is_in_the_environment(value: str) -> None:
 
 WRONG = (
     ("--plugin-name", "My Plugin", "My Plugin is no name for a plugin: small letters, digits, '-' and '_', 64 at most"),
-    ("--priority", "first", "'first' is not a valid integer range"),
+    ("--priority", "first", "'first' is not a valid whole number"),
     ("--parent", "nonsense", "'nonsense' is not one of 'auto', 'watch', 'ignore'"),
     ("--phase-timeout", "soon", "soon is not a length of time above 0, such as 90s, 15m, 24h or 30d"),
     ("--phase-timeout", "nan", "nan is not a length of time above 0"),
@@ -219,6 +219,14 @@ def test_a_value_that_cannot_be_used_is_said_and_the_default_is_used(
     assert json.loads(printed.out)["Plugins"]
     assert f"error: {PLUGIN}: {flag}: {complaint}" in printed.err
     assert "; the default is used, " in printed.err
+
+
+def test_a_value_that_cannot_be_used_is_left_out_where_there_is_no_default(
+    prefix: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--dump", "--kong-prefix", str(prefix), "--metrics-listen", "foo"]) == 0
+    said = "--metrics-listen: foo is no address, such as 127.0.0.1:9542, [::1]:9542 or unix:/run/metrics.sock"
+    assert f"{said}; it is left out: no metrics are served\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -281,6 +289,8 @@ def test_the_dump_says_what_will_not_work(prefix: Path) -> None:
     assert f"the socket's path has {len(str(prefix)) + 101} bytes, and Kong can connect to one of 107" in complaint
     (complaint,) = dumped("--kong-prefix", str(prefix), "--no-spool", "--ca-bundle", "/nowhere.pem")
     assert "--ca-bundle /nowhere.pem cannot be read by user " in complaint
+    (complaint,) = dumped("--kong-prefix", str(prefix), "--no-spool", "--ca-bundle", "/etc/passwd")
+    assert complaint.endswith("--ca-bundle /etc/passwd holds no certificate (PEM): nothing is delivered over TLS")
     (complaint,) = dumped("--kong-prefix", str(prefix), "--spool-dir", "/proc/version/spool")
     assert "cannot keep files in /proc/version/spool: events wait in memory" in complaint
 

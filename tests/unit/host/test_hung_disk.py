@@ -120,7 +120,7 @@ def test_kong_is_answered_and_the_end_comes_while_the_disk_hangs_from_the_start(
     end_in_time(server)
     # There was no place in shared memory yet that the next process would look in.
     assert "50 events accepted" in server.log[-1]
-    assert "dropped {'process_ended': 50}" in server.log[-1]
+    assert "; dropped process_ended 50; " in server.log[-1]
 
 
 def leave_in_doubt(spool: Path, endpoint: str) -> set[bytes]:

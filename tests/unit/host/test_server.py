@@ -348,7 +348,7 @@ def test_the_end_does_not_wait_longer_than_told_for_an_endpoint_that_does_not_an
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < 30
-    assert "1 events accepted, 0 adopted, 0 delivered, 1 left on disk" in server.log[-1]
+    assert "1 event accepted, 0 adopted, 0 delivered, 1 left on disk" in server.log[-1]
 
 
 def orphan(prefix: Path, *flags: str) -> tuple[subprocess.Popen[bytes], PluginServerProcess]:

@@ -1209,6 +1209,7 @@ def test_the_environment_changes_nothing(  # noqa: PLR0913, PLR0917 - fixtures
         ({"timeout": 2500, "keepalive": 1500}, 2.5, 1.5),
         ({"timeout": 0, "keepalive": 0}, 60.0, 0.0),
         ({"timeout": -1, "keepalive": -1}, 60.0, 0.0),
+        ({"timeout": 1e18}, 2_147_483.0, 60.0),
     ],
 )
 def test_milliseconds_of_the_configuration_become_seconds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -15,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from kong_metering import information
+from kong_metering.commands.main import program
+from kong_metering.installation.changes import Changes
 from kong_metering.installation.unit import Service, unit_text
 from kong_metering.plugin_identity import PluginIdentity
 from tests.support.kongs import kong_in
@@ -215,6 +219,34 @@ def test_flags_that_the_server_would_not_understand_are_refused_before_anything_
     assert host.files() == before
 
 
+def test_flags_that_are_no_command_line_are_a_wrong_call(host: Host) -> None:
+    assert "Error: --flags: no closing quotation in --servers '2" in host.call(
+        "install", "--dry-run", "--flags", "--servers '2", status=2
+    )
+
+
+def test_what_could_not_be_made_is_not_told_as_made(tmp_path: Path) -> None:
+    (tmp_path / "var").write_text("a file", encoding="utf-8")
+    (tmp_path / "etc").symlink_to("nowhere")
+    told: list[str] = []
+    changes = Changes(tmp_path, is_dry=False, tell=told.append)
+    with pytest.raises(NotADirectoryError):
+        changes.directory(Path("/var/lib"), pwd.getpwnam(OWN), 0o755)
+    with pytest.raises(OSError, match="exists"):
+        changes.file(Path("/etc/unit"), "text")
+    assert told == []
+
+
+def test_who_may_not_make_something_is_told_to_be_root(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/var/lib/kong-metering")
+
+    monkeypatch.setattr(Changes, "directory", refused)
+    flags = ["--root", str(host.root), "-c", "/etc/kong.conf", "--user", OWN, "-p", str(host.prefix)]
+    said = CliRunner().invoke(program, ["install", *flags])
+    assert (said.exit_code, said.stderr) == (1, "Error: /var/lib/kong-metering: Permission denied: run this as root\n")
+
+
 def test_a_user_who_is_not_there_is_told(host: Host) -> None:
     assert "there is no user no-such-user (--user); name the user of Kong's workers" in host.call(
         "install", user="no-such-user", status=1
@@ -328,6 +360,8 @@ def test_uninstalling_leaves_the_spool_and_kong_conf_as_it_was(host: Host) -> No
     files = {name for name, what in host.files().items() if isinstance(what, str)}
     assert files == {f"{SPOOL[1:]}/events", "etc/kong.conf"}
     assert "removed" not in host.call("uninstall", "--write")
+    shutil.rmtree(host.root / "var")
+    assert host.call("uninstall", "--dry-run") == "nothing to do: nothing that `install` makes is here\n"
 
 
 def test_kong_is_restarted_before_its_server_goes(host: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from kong_metering.commands.check import command
+from kong_metering.commands.check.rules import RULES
+from kong_metering.commands.check.violations import Kind
 from tests.support.settings import BY_HEADER
 from tests.unit.commands.check.helpers import CASES, above_notes, findings, run
 from tests.unit.commands.helpers import PROGRAM, REPOSITORY
@@ -117,6 +121,18 @@ def test_warnings_count_with_strict_and_rules_can_be_left_out() -> None:
     assert run(file).exit_code == 0
     assert run(file, "--strict").exit_code == 1
     assert run(file, "--strict", "--ignore", "http-with-token").exit_code == 0
+    unknown = run(file, "--ignore", "no-such-rule")
+    assert unknown.exit_code == 2
+    assert "'no-such-rule' is not one of 'api-version', 'application', " in unknown.stderr
+
+
+def test_all_rules_are_known_by_their_names() -> None:
+    sources = [ast.parse(path.read_text("utf-8")) for path in Path(command.__file__).parent.glob("*.py")]
+    calls = [node for source in sources for node in ast.walk(source) if isinstance(node, ast.Call)]
+    finders = {"find", "finding", "Finding", "_missing"}
+    finding = [call for call in calls if ast.unparse(call.func).rpartition(".")[2] in finders and len(call.args) > 1]
+    named = {call.args[1].value for call in finding if isinstance(call.args[1], ast.Constant)}
+    assert sorted(named | {kind.value for kind in Kind}, key=str) == list(RULES)
 
 
 @pytest.mark.parametrize("arguments", [[], ["/nowhere/kong.yaml"], ["--kong-conf", "/nowhere/kong.conf"], ["--jsn"]])

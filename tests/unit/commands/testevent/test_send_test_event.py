@@ -144,6 +144,8 @@ def test_tls_is_told_apart(endpoint: IngestServer, certificate: Path, tls_contex
         assert (found["outcome"], found["exit"]) == ("certificate", 3)
         assert "--ca-bundle" in found["remedy"]
         assert told(server.url, "--ca-bundle", certificate)["accepted"]
+        wrong = run("--ingest-endpoint", server.url, "--ca-bundle", __file__, **TOKEN)
+        assert (wrong.exit_code, f"{__file__} holds no certificate (PEM)" in wrong.stderr) == (2, True)
         assert told(server.url, "--insecure")["accepted"]
 
 
