@@ -11,6 +11,7 @@ import pwd
 from pathlib import Path
 
 from kong_metering.errors import SpoolError
+from kong_metering.spool.free import PART
 
 _LOCK = "lock"
 # Where a spool is below a directory that is easily taken for it: Kong's prefix, or a service's state directory.
@@ -52,12 +53,16 @@ def _check_there(root: Path) -> None:
 
 def _check_is_spool(root: Path) -> None:
     """See that a server has kept its spool there: of any other directory it would be said that nothing waits."""
-    if not os.access(root, os.X_OK, effective_ids=os.access in os.supports_effective_ids) or (root / _LOCK).exists():
+    may_look = os.access(root, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+    # Without its lock it may be one that was copied from somewhere.
+    if not may_look or (root / _LOCK).exists() or any(root.glob(f"{PART}*")):
         return
-    inside = next((path for path in _USUAL if (root / path / _LOCK).exists()), None)
-    hint = f"; is it {root / inside}?" if inside else ", or a server that has kept nothing there so far"
+    inside = next((root / path for path in _USUAL if (root / path / _LOCK).exists()), None)
+    hint = (
+        f"is it {inside}? Name" if inside else "either it is another directory, or no server has run with it yet: name"
+    )
     raise SpoolError(
-        f"{root} is no spool, none of its files is in there{hint}: name the server's --spool-dir with --spool-dir, or "
+        f"{root} is no spool, none of its files is in there; {hint} the server's --spool-dir with --spool-dir, or "
         "Kong's prefix with -p"
     )
 

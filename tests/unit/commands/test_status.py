@@ -54,6 +54,8 @@ def test_a_directory_that_is_no_spool_is_no_clean_bill(root: Path, command: str)
     assert result.exit_code == 1
     assert f"{root.parent} is no spool" in result.stderr
     assert f"is it {root}?" in result.stderr
+    (root / "lock").unlink()
+    assert run(root, command).exit_code == 0
     (root.parent / "empty").mkdir()
     result = run(root.parent / "empty", command)
     assert result.exit_code == 1
