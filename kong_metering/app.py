@@ -14,6 +14,7 @@ from kong_metering.host.instances import PluginDefinition
 from kong_metering.host.load import Load
 from kong_metering.host.server import Hooks, serve
 from kong_metering.host.supervisor import Supervisor, SupervisorOptions
+from kong_metering.inbox.lent import LentMemory, LentRings
 from kong_metering.information import PHASES, plugin_information
 from kong_metering.log import LOGGER, ProcessLog, Reminder
 from kong_metering.plugin import Plugin
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kong_metering.host.board import Slot
+    from kong_metering.host.keeping import Lent
     from kong_metering.host.opening import Opening
     from kong_metering.host.station import Station
     from kong_metering.plugin_identity import PluginIdentity
@@ -100,6 +102,7 @@ def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> No
         spool=delivery.spool,
         adaptive_batch=delivery.adaptive_batch,
         shared_key=identity.name,
+        lent=rings_in(station.lent),
     )
     figures = Figures(station, lambda: _figures(runtime, dispatcher), lambda: _details(runtime, delivery), alike=_ALIKE)
     definition = _definition(identity, runtime, figures.told)
@@ -137,6 +140,12 @@ def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> No
         log.repeats.flush()
         figures.publish()
     _say_account(runtime)
+
+
+def rings_in(lent: Lent) -> LentRings:
+    """Return the rings in what the supervisor lends a server."""
+    fresh = None if lent.fresh is None else LentMemory(*lent.fresh)
+    return LentRings(fresh, [LentMemory(*memory) for memory in lent.left])
 
 
 def _definition(

@@ -22,6 +22,7 @@ from kong_metering.upkeep.spooler import Spooler
 from kong_metering.upkeep.verifier import Verifier
 
 if TYPE_CHECKING:
+    from kong_metering.inbox.lent import LentRings
     from kong_metering.spool.options import SpoolOptions
 
 _EXIT_FLUSH_SECONDS = 5.0
@@ -55,8 +56,11 @@ def make_runtime(  # noqa: PLR0913, PLR0917 - what it is made of
     spool: SpoolOptions | None = None,
     adaptive_batch: int = ADAPTIVE_BATCH,
     shared_key: str = PLUGIN_NAME,
+    lent: LentRings | None = None,
 ) -> Runtime:
     """Put a runtime together from its parts; without `spool` events wait in memory.
+
+    `lent`: memory that outlives this process, and what dead ones have left there.
 
     Raises `StartupError` when the spool's threads cannot be started.
     """
@@ -66,7 +70,7 @@ def make_runtime(  # noqa: PLR0913, PLR0917 - what it is made of
     connections = Connections(clock, functools.partial(IngestClient, clock=clock))
     spooler = None
     if spool is not None:
-        spooler = Spooler(spool, clock=clock, stats=stats, connections=connections, timings=timings)
+        spooler = Spooler(spool, clock=clock, stats=stats, connections=connections, timings=timings, lent=lent)
         spooler.start()
     delivery = Delivery(
         clock=clock,

@@ -31,7 +31,7 @@ def pouring_for(place: Place) -> Pouring | None:
     """Return what pours into this spool; None where there is no shared memory."""
     if place.inbox_dir is None:
         return None
-    return Pouring(rings.Place(place.inbox_dir, place.root), place.root, lambda: time.time_ns() // 1_000_000)
+    return Pouring([rings.Place(place.inbox_dir, place.root)], place.root, lambda: time.time_ns() // 1_000_000)
 
 
 def pour(place: Place) -> list[Unpoured]:

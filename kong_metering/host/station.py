@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kong_metering.host.board import Slot
     from kong_metering.host.channels import Channel
     from kong_metering.host.handover import Inheritance, Sockets
+    from kong_metering.host.keeping import Lent
     from kong_metering.host.workers import Workers
 
 
@@ -20,7 +21,7 @@ class Station:
 
     Of `sockets.servers` and `slots` each server has one, at its `index`. `supervisor` is the process that started it,
     `kong` the master process of the gateway that has started the supervisor, if any has. `inheritance` is its share of
-    what the servers before leave, if it `takes_over` from any.
+    what the servers before leave, if it `takes_over` from any; `lent` the supervisor's memory, for this server's use.
     """
 
     path: Path
@@ -33,6 +34,7 @@ class Station:
     kong: int | None
     takes_over: bool
     inheritance: Inheritance
+    lent: Lent
 
     @property
     def channel(self) -> Channel:

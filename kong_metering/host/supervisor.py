@@ -38,6 +38,7 @@ from kong_metering.host.attendant import Attendant
 from kong_metering.host.board import Board, State
 from kong_metering.host.channels import Channel, Kind
 from kong_metering.host.handover import Elder, Inheritance, Sockets, Successor, process_of
+from kong_metering.host.keeping import Keeping
 from kong_metering.host.lifetime import ORPHANED, SIGNALS
 from kong_metering.host.names import SERVER_NAME, SUPERVISOR_NAME, WATCHER_NAME, name_process
 from kong_metering.host.opening import listen
@@ -49,6 +50,7 @@ from kong_metering.log import LOGGER, ProcessLog, cause_of, flush, trouble
 
 if TYPE_CHECKING:
     from kong_metering.host.board import Slot
+    from kong_metering.host.keeping import Lent
     from kong_metering.host.opening import Opening
 
 _LOOK_SECONDS = 1.0
@@ -125,6 +127,7 @@ class Supervisor:
         self._posts = [_Post() for _ in range(options.servers)]
         self._board = Board(options.servers)
         self._workers = Workers(options.servers)
+        self._keeping = Keeping()
         slots, pid = self._board.slots, self._pid
         self._attendant = None if watch is None else Attendant(lambda: watch(slots, pid))
         self._takes_over = opening.takes_over
@@ -244,12 +247,15 @@ class Supervisor:
         """Start a server, which takes its share of what is left by those before."""
         post = self._posts[index]
         self._board.slots[index].clear()
+        lent = self._keeping.lend()
         pid = self._forked()
         if pid is None:
+            self._keeping.put_back(lent)
             post.due_at = time.monotonic() + _LONGEST_PAUSE_SECONDS
             return
         if pid == 0:
-            self._be_server(index, shares)
+            self._be_server(index, shares, lent)
+        self._keeping.note(pid, lent)
         # What was to be said through Kong, the new server says.
         while self._log.relay.take() is not None:
             pass
@@ -290,10 +296,11 @@ class Supervisor:
             if unneeded is not None:
                 unneeded.close()
         self._watch.forget()
+        self._keeping.close()
         self._opening.leave()
         name_process(name)
 
-    def _be_server(self, index: int, shares: Sequence[Inheritance]) -> NoReturn:
+    def _be_server(self, index: int, shares: Sequence[Inheritance], lent: Lent) -> NoReturn:
         status = 1
         try:
             self._begin_as_child(SERVER_NAME)
@@ -302,7 +309,7 @@ class Supervisor:
                     share.close()
             _be_told_of_parents_death()
             self._board.slots[index].claim()
-            self._serve(self._station(index, shares[index] if shares else Inheritance()))
+            self._serve(self._station(index, shares[index] if shares else Inheritance(), lent))
             status = 0
         except StartupError as error:
             LOGGER.critical("cannot start: %s", error)
@@ -312,7 +319,7 @@ class Supervisor:
             flush()
             os._exit(status)
 
-    def _station(self, index: int, inheritance: Inheritance) -> Station:
+    def _station(self, index: int, inheritance: Inheritance, lent: Lent) -> Station:
         return Station(
             path=self._opening.place.path,
             backlog=self._opening.place.backlog,
@@ -324,6 +331,7 @@ class Supervisor:
             kong=self._options.kong,
             takes_over=self._takes_over,
             inheritance=inheritance,
+            lent=lent,
         )
 
     # -- ends of servers ----------------------------------------------------------------------------------------------
@@ -337,6 +345,7 @@ class Supervisor:
                 self._bury(pid, os.waitstatus_to_exitcode(status))
 
     def _bury(self, pid: int, code: int) -> None:
+        self._keeping.reclaim(pid)
         if self._leaving.pop(pid, None) is not None:
             return
         if self._rehearsal is not None and self._rehearsal[0] == pid:

@@ -6,9 +6,9 @@ that does, and never raise for what those do. One thread, the consumer, drains a
 the consumer sleeps, so `wake` has to be remembered; and it must not wait.
 
 An event whose `append` returned True is given by `drain` in order, until it is advanced past. While it is in the ring
-it outlives the death of the process by SIGKILL, not that of the machine: see `pouring.py`. It is not in the ring, but
-in this process's memory alone, when there is no place for shared memory (said once, when the inbox is opened), and when
-the ring was full: then up to `OVERFLOW_BYTES` of events wait behind it. Beyond that an event is refused, and the caller
+it outlives the death of the process by SIGKILL, not that of the machine: see `pouring.py`; one that the supervisor
+keeps (`lent.py`) does not outlive that. An event is in this process's memory alone where there is neither, and when the
+ring was full: then up to `OVERFLOW_BYTES` of events wait behind it. Beyond that an event is refused, and the caller
 counts it as dropped.
 
 A number is one identity's for as long as the process lives. `close` comes after the last `append` and `advance`: if the
@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import InboxError
-from kong_metering.inbox.place import RING_BYTES, Place, RingFile
+from kong_metering.inbox.place import RING_BYTES
 from kong_metering.inbox.queues import ListedQueue, encode_queue
 from kong_metering.inbox.ring import HEADER_BYTES, Drained, Ring
 from kong_metering.log import LOGGER
 
 if TYPE_CHECKING:
+    from kong_metering.inbox.place import RingFile, Rings
     from kong_metering.spool.identity import QueueIdentity
 
 OVERFLOW_BYTES = 64 * 1024 * 1024
@@ -41,7 +42,10 @@ OVERFLOW_BYTES = 64 * 1024 * 1024
 class Inbox:
     """The inbox of this process."""
 
-    def __init__(self, ring: Ring, file: RingFile | None, wake: Callable[[], None], overflow_bytes: int) -> None:
+    def __init__(
+        self, ring: Ring, file: RingFile | None, wake: Callable[[], None], overflow_bytes: int, *, is_kept: bool
+    ) -> None:
+        self.is_kept = is_kept
         self._ring = ring
         self._file = file
         self._wake = wake
@@ -52,23 +56,19 @@ class Inbox:
     @classmethod
     def open(
         cls,
-        place: Place,
+        rings: Rings,
         wake: Callable[[], None],
         *,
+        is_kept: bool = True,
         ring_bytes: int = RING_BYTES,
         overflow_bytes: int = OVERFLOW_BYTES,
     ) -> Inbox:
-        """Make the inbox of this process, in shared memory if that can be had."""
-        try:
-            file, ring = place.create(ring_bytes)
-        except InboxError as error:
-            LOGGER.warning(
-                "a plugin server that is killed will lose its last events, those of some 10 ms: %s "
-                "(choose another place with --inbox-dir)",
-                error,
-            )
-            return cls.in_memory(wake, ring_bytes=ring_bytes, overflow_bytes=overflow_bytes)
-        return cls(ring, file, wake, overflow_bytes)
+        """Make the inbox of this process, with its ring there. Raises `InboxError`.
+
+        `is_kept`: whether what is in it outlives this process whoever dies with it.
+        """
+        file, ring = rings.create(ring_bytes)
+        return cls(ring, file, wake, overflow_bytes, is_kept=is_kept)
 
     @classmethod
     def in_memory(
@@ -76,17 +76,12 @@ class Inbox:
     ) -> Inbox:
         """Make an inbox that ends with the process."""
         memory = mmap.mmap(-1, HEADER_BYTES + ring_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        return cls(Ring(memory), None, wake, overflow_bytes)
+        return cls(Ring(memory), None, wake, overflow_bytes, is_kept=False)
 
     @property
     def name(self) -> str | None:
         """PID-RANDOM, which the ring's file is named after; None when it ends with the process."""
         return self._file.stem if self._file else None
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether what is in it outlives this process."""
-        return self._file is not None
 
     @property
     def waiting(self) -> int:
@@ -96,7 +91,7 @@ class Inbox:
     def lost_with_process(self, number: int, events: int) -> int:
         """Tell how many of a queue's events in it, which are so many, end with this process, if nobody takes them out.
 
-        To be called when nothing is appended any more.
+        To be called when nothing is appended any more. The supervisor's memory mostly ends as well, so it counts.
         """
         return min(events, self._overflow.count_of(number)) if self.is_kept else events
 

@@ -24,6 +24,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from kong_metering.errors import InboxError, SpoolFormatError
 from kong_metering.inbox.ring import HEADER_BYTES, Ring, read_header
@@ -40,10 +41,36 @@ _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ATTEMPTS = 10
 
 
-class RingFile:
-    """A ring's file that we hold the lock of."""
+class Rings(Protocol):
+    """Where rings are that outlive their processes: a `Place`, or what the supervisor keeps (`lent.py`)."""
 
-    def __init__(self, place: Place, name: str, descriptor: int) -> None:
+    @property
+    def path(self) -> Path:
+        """Where they are. Raises `InboxError`."""
+        ...
+
+    def create(self, capacity: int = RING_BYTES) -> tuple[RingFile, Ring]:
+        """Make a ring whose space is taken. Raises `InboxError`, which tells why that cannot be."""
+        ...
+
+    def orphans(self) -> Iterator[RingFile]:
+        """Take the rings whose processes are dead, one after the other. Raises `InboxError`."""
+        ...
+
+    def lists(self) -> Iterator[tuple[str, bytes]]:
+        """Give the list of each ring, with PID-RANDOM of its process. Raises `InboxError`."""
+        ...
+
+    def unlink(self, name: str) -> None:
+        """Remove a ring, if it is still there. Raises `InboxError`."""
+        ...
+
+
+class RingFile:
+    """A ring's file that nobody else has: we hold its lock."""
+
+    def __init__(self, place: Rings, name: str, descriptor: int) -> None:
+        """Take a descriptor, which `release` closes."""
         self.name = name
         self._place = place
         self._descriptor = descriptor
@@ -60,7 +87,7 @@ class RingFile:
 
     def read(self) -> bytes:
         """Read all of it. Raises the system's `OSError`."""
-        return _read_from(self._descriptor, 0)
+        return read_from(self._descriptor, 0)
 
     def add_line(self, line: bytes) -> None:
         """Add a line to the list, for all processes to see. Raises the system's `OSError`."""
@@ -133,7 +160,7 @@ class Place:
                 descriptor = os.open(name, _OPEN, dir_fd=directory)
                 try:
                     header = read_header(os.pread(descriptor, HEADER_BYTES, 0))
-                    found = _read_from(descriptor, HEADER_BYTES + header.capacity) if header else b""
+                    found = read_from(descriptor, HEADER_BYTES + header.capacity) if header else b""
                 finally:
                     os.close(descriptor)
                 yield name.removesuffix(".ring"), found
@@ -149,7 +176,7 @@ class Place:
                 try:
                     # Nobody waits for it: who would pour it meanwhile comes again.
                     fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                    found = _read_from(descriptor, 0)
+                    found = read_from(descriptor, 0)
                 finally:
                     os.close(descriptor)
                 yield name.removesuffix(".ring"), found
@@ -239,7 +266,8 @@ def _open_directory(name: str, above: int, *, is_new: bool) -> int:
     return directory
 
 
-def _read_from(descriptor: int, offset: int) -> bytes:
+def read_from(descriptor: int, offset: int) -> bytes:
+    """Read a file from there to its end. Raises the system's `OSError`."""
     parts: list[bytes] = []
     while part := os.pread(descriptor, RING_BYTES, offset):
         parts.append(part)

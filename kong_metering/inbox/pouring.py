@@ -18,7 +18,7 @@ they have already is noted in the ring.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from kong_metering.errors import InboxError, SpoolFormatError
 from kong_metering.eventlog import files
 from kong_metering.eventlog.log import DAMAGED, Damage, EventLog
+from kong_metering.inbox.place import Place
 from kong_metering.inbox.queues import QueueList, decode_list, encode_poured
 from kong_metering.inbox.remains import Remains, parts_of, sorted_out
 from kong_metering.inbox.ring import HEADER_BYTES, read_header, read_unread
@@ -35,7 +36,7 @@ from kong_metering.spool.free import PART
 from kong_metering.spool.identity import load_identity, save_identity
 
 if TYPE_CHECKING:
-    from kong_metering.inbox.place import Place, RingFile
+    from kong_metering.inbox.place import RingFile, Rings
     from kong_metering.inbox.strays import Stray
     from kong_metering.spool.delivered import Delivered, Keep
     from kong_metering.spool.identity import QueueIdentity
@@ -75,14 +76,16 @@ class HeldBack:
 
 
 class Pouring:
-    """Pours the rings of one place into one spool."""
+    """Pours rings into one spool."""
 
-    def __init__(self, place: Place, root: Path, now_ms: Callable[[], int], delivered: Delivered | None = None) -> None:
-        """Take the place of the rings, the spool's root, which is there, and the wall clock, in milliseconds.
+    def __init__(
+        self, places: Sequence[Rings], root: Path, now_ms: Callable[[], int], delivered: Delivered | None = None
+    ) -> None:
+        """Take where the rings are, the spool's root, which is there, and the wall clock, in milliseconds.
 
         `delivered` keeps the segments in which all is delivered; None to keep nothing.
         """
-        self._place = place
+        self._places = places
         self._root = root
         self._now_ms = now_ms
         self._delivered = delivered
@@ -92,16 +95,17 @@ class Pouring:
         """Pour the rings of all processes that are dead. Never raises for the disk's sake: it tells what went wrong."""
         poured = Poured()
         self._failed.clear()
-        try:
-            for ring in self._place.orphans():
-                self._pour(ring, poured)
-        except InboxError as error:
-            poured.unpoured.append(Unpoured(self._root, str(error)))
+        for place in self._places:
+            try:
+                for ring in place.orphans():
+                    self._pour(ring, poured)
+            except InboxError as error:
+                poured.unpoured.append(Unpoured(self._root, str(error)))
         return poured
 
     def strays(self) -> list[Stray]:
         """Clear away what is empty in shared memory and belongs to no spool here; tell of what is not empty."""
-        return tidy(self._place)
+        return [stray for place in self._places if isinstance(place, Place) for stray in tidy(place)]
 
     def held_back(self) -> HeldBack:
         """Give the logs of rings that are not poured yet, of living processes too, but not of those that failed here.
@@ -110,13 +114,14 @@ class Pouring:
         """
         directories: set[Path] = set()
         parts: set[str] = set()
-        # A place that cannot be used has no rings that anybody will pour.
-        with contextlib.suppress(InboxError):
-            for stem, data in self._place.lists():
-                if stem not in self._failed:
-                    queues = decode_list(data).queues.values()
-                    directories |= {self._root / queue.directory for queue in queues if queue.directory}
-                    parts.add(PART + stem)
+        for place in self._places:
+            # One that cannot be used has no rings that anybody will pour.
+            with contextlib.suppress(InboxError):
+                for stem, data in place.lists():
+                    if stem not in self._failed:
+                        queues = decode_list(data).queues.values()
+                        directories |= {self._root / queue.directory for queue in queues if queue.directory}
+                        parts.add(PART + stem)
         return HeldBack(frozenset(directories), frozenset(parts))
 
     def _pour(self, ring: RingFile, poured: Poured) -> None:

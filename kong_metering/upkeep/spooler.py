@@ -16,7 +16,7 @@ from kong_metering.clock import EpochClock
 from kong_metering.delivery.burials import LetterBox
 from kong_metering.delivery.couriers import STALLED_SECONDS
 from kong_metering.delivery.spooled import Shared, SpooledBacklog
-from kong_metering.errors import StartupError
+from kong_metering.errors import InboxError, StartupError
 from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.place import Place
 from kong_metering.inbox.pouring import Pouring
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from kong_metering.config import Queue
     from kong_metering.delivery.account import QueueAccount
     from kong_metering.eventlog.files import Unsynced
+    from kong_metering.inbox.lent import LentRings
     from kong_metering.ingest.connections import Connections
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.options import SpoolOptions
@@ -65,6 +66,7 @@ class Spooler:
         stats: Stats,
         connections: Connections,
         timings: Timings | None = None,
+        lent: LentRings | None = None,
         janitor_round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self._options = options
@@ -77,13 +79,14 @@ class Spooler:
         self._holdings = Holdings(options.directory, kept)
         bell = Bell()
         place = Place(options.inbox_directory, options.directory) if options.inbox_directory else None
-        self._inbox = self._opened(place, bell)
+        self._inbox = self._opened(place, lent, bell)
         self._writer = Writer(self._inbox, bell, clock, timings.write)
         self.acceptances = Acceptances(options.directory)
         self._shared = Shared(self._holdings, LetterBox(options, epoch, stats), options, epoch, times)
         self._numbers = itertools.count(1)
         self._number_of: dict[SpooledBacklog, int] = {}
-        pouring = Pouring(place, options.directory, epoch.wall_ms, kept) if place else None
+        rings = [each for each in (place, lent) if each is not None]
+        pouring = Pouring(rings, options.directory, epoch.wall_ms, kept) if rings else None
         log_moves = LogMoves(self._holdings, options)
         adoptions = Adoptions(self._shared, pouring, self.acceptances, log_moves)
         self._bounds = Bounds(self._shared, adoptions, delivered=delivered, stats=stats, times=times)
@@ -100,19 +103,50 @@ class Spooler:
         self._syncer = Syncer(self._unsynced, clock, timings.sync)
         self._hung_write = HungWrite(self._writer, clock)
 
-    def _opened(self, place: Place | None, bell: Bell) -> Inbox:
-        """Open the inbox in shared memory, which belongs to the spool's directory; else in our own."""
-        if place is None:
-            return Inbox.in_memory(bell.ring)
-        opened: list[Inbox] = []
+    def _opened(self, place: Place | None, lent: LentRings | None, bell: Bell) -> Inbox:
+        """Open the inbox: in shared memory, else in memory that the supervisor keeps, else in our own."""
+        trouble = ""
+        try:
+            if place is not None:
+                if inbox := self._opened_in_time(place, bell):
+                    return inbox
+                trouble = "the disk hangs"
+        except InboxError as error:
+            trouble = f"{error} (choose another place with --inbox-dir)"
+        try:
+            if lent is not None:
+                inbox = Inbox.open(lent, bell.ring, is_kept=False)
+                if trouble:
+                    LOGGER.warning(
+                        "the last events of a plugin server that is killed are kept by its supervisor alone, and lost "
+                        "if that is killed with it: %s",
+                        trouble,
+                    )
+                return inbox
+        except InboxError as error:
+            trouble = trouble or str(error)
+        if trouble:
+            LOGGER.warning("a plugin server that is killed will lose its last events, those of some 10 ms: %s", trouble)
+        return Inbox.in_memory(bell.ring)
+
+    def _opened_in_time(self, place: Place, bell: Bell) -> Inbox | None:
+        """Open the inbox in shared memory, which belongs to the spool's directory; None when the disk hangs.
+
+        Raises `InboxError`.
+        """
+        opened: list[Inbox | InboxError] = []
 
         def open_it() -> None:
             guarded(self._holdings.make)
-            opened.append(Inbox.open(place, bell.ring))
+            try:
+                opened.append(Inbox.open(place, bell.ring))
+            except InboxError as error:
+                opened.append(error)
 
         if not within(_OPENING_SECONDS, open_it, "metering opening") or not opened:
-            LOGGER.error("the disk hangs: a plugin server that is killed will lose the events of its last moments")
-            return Inbox.in_memory(bell.ring)
+            return None
+        if isinstance(opened[0], InboxError):
+            raise opened[0]
         return opened[0]
 
     def start(self) -> None:

@@ -1,6 +1,6 @@
 """Two processes over one spool, each killed again and again, and an account that must add up.
 
-    python -m kong_metering_torture [--kills N] [--rate N] [--seed N] [--inbox none]
+    python -m kong_metering_torture [--kills N] [--rate N] [--seed N] [--inbox none|alone]
 
 Both put events into three queues each; one HTTP endpoint fails at times and refuses some of the events, which become
 dead letters. Each process gets SIGKILL at a random moment, and another one takes its place at once. In the end a last
@@ -37,6 +37,9 @@ from kong_metering_torture.verdict import Evidence, Verdict, judge
 
 _LANES = "ab"
 _LAST = "last"
+_KEPT, _ALONE = "none", "alone"
+# How far back what a process leaves in memory goes, where many share few cores.
+_UNSEEN_SECONDS = 0.1
 _LARGEST_SEED = 10**6
 # How old an event is on disk at the latest, where it waits in the process's own memory until then.
 _GATHERING_MS = 10.0
@@ -60,12 +63,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=200, help="how many processes are killed, at least (default: 200)")
     parser.add_argument("--rate", type=float, default=1500, help="events/s of each process (default: 1500)")
     parser.add_argument("--seed", type=int, default=random.randrange(_LARGEST_SEED), help="repeats the chances")  # noqa: S311
-    parser.add_argument("--inbox", default=str(INBOX_DIRECTORY), help="where shared memory is to be had, or none")
+    parser.add_argument(
+        "--inbox",
+        default=str(INBOX_DIRECTORY),
+        help="where shared memory is to be had; none: in the memory of the program that starts the processes, as "
+        "plugin servers without shared memory have it; alone: as if that program were killed with each of them",
+    )
     parser.add_argument(
         "--allowance",
         type=float,
         default=_GATHERING_MS,
-        help="without an inbox: how many ms before its SIGKILL what a process put may be lost (default: 10)",
+        help="with --inbox alone: how many ms before its SIGKILL what a process put may be lost (default: 10)",
     )
     parser.add_argument("--drain", type=float, default=120, help="seconds that all may take to arrive in the end")
     return parser.parse_args()
@@ -140,7 +148,7 @@ def _left_behind(setting: Setting) -> int:
     """Count the events on disk that no living process holds, and the rings of dead processes."""
     spool = setting.directory / "spool"
     place = Place(Path(setting.inbox), spool)
-    rings = 0 if setting.inbox == "none" else sum(1 for _ in place.look())
+    rings = 0 if setting.inbox in {_KEPT, _ALONE} else sum(1 for _ in place.look())
     return rings + sum(_waiting_in(found.directory) for found in survey(spool) if found.holder is None)
 
 
@@ -162,7 +170,8 @@ def _gathered(setting: Setting, kills: dict[str, float], endpoint: TortureEndpoi
         arrivals=endpoint.arrivals,
         letters=[(Name.of(orjson.loads(event)["id"]), digest(event)) for event in events],
         kills=kills,
-        allowance=allowance if setting.inbox == "none" else 0.0,
+        allowance=allowance if setting.inbox == _ALONE else 0.0,
+        overtaking=_UNSEEN_SECONDS if setting.inbox == _KEPT else 0.0,
         unordered=frozenset(number for number, queue in enumerate(QUEUES) if not queue.has_order),
         waiting=_left_behind(setting),
         unreadable=endpoint.unreadable,

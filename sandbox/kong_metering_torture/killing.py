@@ -88,6 +88,8 @@ class Lane:
                 if killed == "dead":
                     raise RuntimeError(f"{name} ended by itself")
                 self.kills[name] = float(killed)
+            # What the last one left in memory goes with the program.
+            nursery.order(f"succeed {self._name}-last")
         finally:
             nursery.end(_PATIENCE_SECONDS)
 

@@ -11,7 +11,9 @@ What must hold:
   was answered less than `NOTING_SECONDS` before, or one that was put before it was not settled (a log's position is a
   number: what stands behind an event that waits comes again with it).
 - Where a queue has an order, each process's events arrive for the first time in the order in which they were put, but
-  for `MOST_AHEAD` that may be tried ahead of others while nothing gets through.
+  for `MOST_AHEAD` that may be tried ahead of others while nothing gets through, and those that were put less than
+  `overtaking` before the SIGKILL: where others do not see what a killed process left in memory, one may send what its
+  log has while another one sends what it had not written.
 - Only what the endpoint refuses is a dead letter; nothing waits in the end; nothing unreadable came.
 """
 
@@ -72,6 +74,7 @@ class Evidence:
     letters: Sequence[tuple[Name, bytes]]
     kills: Mapping[str, float]
     allowance: float = 0.0
+    overtaking: float = 0.0
     unordered: frozenset[int] = frozenset()
     waiting: int = 0
     unreadable: int = 0
@@ -232,7 +235,8 @@ def _settled_at(arrivals: Sequence[Arrival]) -> float:
 
 def _out_of_order(evidence: Evidence, by_name: Mapping[Name, Sequence[Arrival]]) -> Iterator[str]:
     arrived: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for name in sorted(by_name, key=lambda name: (by_name[name][0].start, by_name[name][0].place)):
+    last = {name for name, at in evidence.puts if evidence.kills.get(name.process, _NEVER) - at < evidence.overtaking}
+    for name in sorted(by_name.keys() - last, key=lambda name: (by_name[name][0].start, by_name[name][0].place)):
         before = arrived[name.process, name.queue]
         ahead = before[bisect.bisect(before, name.number) :]
         if len(ahead) > MOST_AHEAD and name.queue not in evidence.unordered:

@@ -3,13 +3,14 @@
     python -m kong_metering_torture.victim DIRECTORY INBOX URL RATE
 
 DIRECTORY/spool is the spool, DIRECTORY/told/NAME the file in which the process NAME tells what it put; INBOX a
-directory for shared memory, or `none`; RATE in events a second. A process's name is its token: so the endpoint knows
-who sends.
+directory for shared memory, `none` for what this program keeps, as the supervisor of plugin servers does, or `alone`
+for each process's own memory; RATE in events a second. A process's name is its token: so the endpoint knows who sends.
 
 The program itself imports everything, so that who is forked from it meets the spool at once; it has one thread, and no
 spool. It takes orders, a line each, and answers each by a line: `start NAME` forks a process; `kill` kills that one,
-reaps it, and tells when (monotonic clock), or `dead` if it had ended by itself; `deliver NAME` makes this process the
-last one, which then says with each further order how much waits in its queues, until there are no more.
+reaps it, and tells when (monotonic clock), or `dead` if it had ended by itself; `succeed NAME` forks one that takes
+over what was left, delivers what it can, and ends; `deliver NAME` makes this process the last one, which then says with
+each further order how much waits in its queues, until there are no more.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from kong_metering.app import rings_in
 from kong_metering.config import Entity, parse_config
+from kong_metering.host.keeping import Keeping, Lent
 from kong_metering.runtime import Runtime, make_runtime
 from kong_metering.spool.options import SpoolOptions
 from kong_metering_torture.events import QUEUES, Name, event_of, told_line
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kong_metering.delivery.queue import EventQueue
 
 _LARGEST_BURST = 20
@@ -47,48 +52,66 @@ class Work:
     inbox: Path | None
     url: str
     rate: float
+    is_kept: bool
 
 
 def main() -> None:
     """Take orders."""
     directory, inbox, url, rate = sys.argv[1:]
-    work = Work(Path(directory), None if inbox == "none" else Path(inbox), url, float(rate))
+    place = None if inbox in {"none", "alone"} else Path(inbox)
+    work = Work(Path(directory), place, url, float(rate), is_kept=inbox != "alone")
+    keeping = Keeping()
     child = 0
     while order := sys.stdin.readline():
         match order.split():
             case ["start", name]:
-                child = _forked(work, name)
+                child = _forked(lambda lent: _put_for_ever(work, name, lent), keeping)
                 _say(str(child))
             case ["kill"]:
-                _say(_killed(child))
+                _say(_killed(child, keeping))
+            case ["succeed", name]:
+                child = _forked(lambda lent: _succeed(work, name, lent), keeping)
+                _say(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
             case ["deliver", name]:
                 _deliver(work, name)
                 return
 
 
-def _forked(work: Work, name: str) -> int:
+def _forked(live: Callable[[Lent], None], keeping: Keeping) -> int:
+    """Fork a process that lives so, and is lent what the supervisor would lend it."""
+    lent = keeping.lend()
     child = os.fork()
     if child == 0:
+        status = 1
         try:
-            _put_for_ever(work, name)
+            keeping.close()
+            live(lent)
+            status = 0
         except BaseException:  # noqa: BLE001 - it is shown, and this process ends
             sys.excepthook(*sys.exc_info())
         finally:
-            os._exit(1)
+            os._exit(status)
+    keeping.note(child, lent)
     return child
 
 
-def _killed(child: int) -> str:
+def _killed(child: int, keeping: Keeping) -> str:
     if os.waitpid(child, os.WNOHANG)[0]:
         return "dead"
     at = time.monotonic()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    keeping.reclaim(child)
     return str(at)
 
 
+def _succeed(work: Work, name: str, lent: Lent) -> None:
+    runtime, _ = _begun(work, name, lent)
+    runtime.delivery.close(_CLOSING_SECONDS)
+
+
 def _deliver(work: Work, name: str) -> None:
-    runtime, queues = _begun(work, name)
+    runtime, queues = _begun(work, name, Lent())
     descriptor = _told(work, name)
     numbers = (number for number in itertools.count() if not Name(name, 0, number).is_bad)
     _say("begun")
@@ -101,8 +124,9 @@ def _deliver(work: Work, name: str) -> None:
     runtime.delivery.close(_CLOSING_SECONDS)
 
 
-def _begun(work: Work, name: str) -> tuple[Runtime, list[EventQueue]]:
-    runtime = make_runtime(spool=SpoolOptions(work.directory / "spool", inbox_directory=work.inbox))
+def _begun(work: Work, name: str, lent: Lent) -> tuple[Runtime, list[EventQueue]]:
+    options = SpoolOptions(work.directory / "spool", inbox_directory=work.inbox)
+    runtime = make_runtime(spool=options, lent=rings_in(lent) if work.is_kept else None)
     return runtime, [_opened(runtime, number, work.url, name) for number in range(len(QUEUES))]
 
 
@@ -117,9 +141,9 @@ def _opened(runtime: Runtime, number: int, url: str, token: str) -> EventQueue:
     return runtime.delivery.open(Entity(f"entity-{number}", f"queue {number}"), config)
 
 
-def _put_for_ever(work: Work, name: str) -> None:
+def _put_for_ever(work: Work, name: str, lent: Lent) -> NoReturn:
     """Put events in bursts, and tell of each whose `put` returned, when."""
-    _, queues = _begun(work, name)
+    _, queues = _begun(work, name, lent)
     descriptor = _told(work, name)
     chance = random.Random(name)  # noqa: S311
     shares = [queue.share for queue in QUEUES]

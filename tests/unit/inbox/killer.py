@@ -140,7 +140,7 @@ def append_for_ever(place: Place, seed: int, pipe: int) -> None:
 def check_pouring(root: Path, kills: int, chance: random.Random) -> Counter[str]:
     """Kill servers, and those who pour what they left; whoever adopts meanwhile finds each event once, in order."""
     place = Place(root, root)
-    pouring = Pouring(place, root, lambda: 1)
+    pouring = Pouring([place], root, lambda: 1)
     heir = SpoolDirectory(root)
     account: Counter[str] = Counter()
     while account["kills"] < kills:

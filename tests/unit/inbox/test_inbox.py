@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 from collections import deque
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kong_metering.errors import InboxError
 from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.place import Place
 from kong_metering.inbox.queues import decode_list
@@ -176,15 +176,17 @@ def test_closing_removes_an_empty_one_and_leaves_one_with_events(place: Place) -
     assert not other.append(1, b"x")
 
 
-def test_without_a_place_it_is_in_memory_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "kong_metering"):
-        inbox = opened(Place(tmp_path / "none", tmp_path))
-        inbox.open_queue(1, QUEUE)
-        inbox.log_opened(1, tmp_path / "proc-1-ab" / KEY)
-        assert inbox.append(1, b"x")
-        assert take(inbox, 9) == [(1, b"x")]
-        inbox.close()
-    assert inbox.name is None
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
-        "a plugin server that is killed will lose its last events, those of some 10 ms"
-    ]
+def test_without_a_place_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InboxError, match="cannot be used: No such file or directory"):
+        opened(Place(tmp_path / "none", tmp_path))
+
+
+def test_one_in_memory_ends_with_the_process(tmp_path: Path) -> None:
+    inbox = Inbox.in_memory(no_wake, ring_bytes=RING, overflow_bytes=OVERFLOW)
+    inbox.open_queue(1, QUEUE)
+    inbox.log_opened(1, tmp_path / "proc-1-ab" / KEY)
+    assert inbox.append(1, b"x")
+    assert inbox.lost_with_process(1, 1) == 1
+    assert take(inbox, 9) == [(1, b"x")]
+    inbox.close()
+    assert (inbox.name, inbox.is_kept) == (None, False)

@@ -70,7 +70,7 @@ class World:
         self.root.mkdir(parents=True)
         shared.mkdir()
         self.place = Place(shared, self.root)
-        self.pouring = Pouring(self.place, self.root, lambda: NOW + 1)
+        self.pouring = Pouring([self.place], self.root, lambda: NOW + 1)
         self.heir = SpoolDirectory(self.root)
 
     def life(self) -> Life:
