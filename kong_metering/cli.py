@@ -241,7 +241,7 @@ def _is_on(name: str) -> bool:
     default=str(INBOX_DIRECTORY),
     metavar="DIR",
     help="Directory in shared memory for events that are not on disk yet, so that they outlive a process that is "
-    "killed; 'none' keeps them in the process's own memory.",
+    "killed; with 'none', or where it cannot be had, the supervisor keeps them.",
 )
 @_setting(
     "--spool-sync",

@@ -1,6 +1,6 @@
 """Two processes over one spool, each killed again and again, and an account that must add up.
 
-    python -m kong_metering_torture [--kills N] [--rate N] [--seed N] [--inbox none|alone]
+    python -m kong_metering_torture [--kills N] [--rate N] [--seed N] [--inbox WHERE]
 
 Both put events into three queues each; one HTTP endpoint fails at times and refuses some of the events, which become
 dead letters. Each process gets SIGKILL at a random moment, and another one takes its place at once. In the end a last
