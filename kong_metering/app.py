@@ -7,16 +7,18 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from kong_metering import __version__
+from kong_metering.capturememory import CaptureMemory, left_in
 from kong_metering.host.absence import Absence
 from kong_metering.host.dispatch import Dispatcher, Limits
 from kong_metering.host.figures import Figures
 from kong_metering.host.instances import PluginDefinition
+from kong_metering.host.keeping import Use
 from kong_metering.host.load import Load
 from kong_metering.host.server import Hooks, serve
 from kong_metering.host.supervisor import Supervisor, SupervisorOptions
 from kong_metering.inbox.lent import LentMemory, LentRings
 from kong_metering.information import PHASES, plugin_information
-from kong_metering.log import LOGGER, ProcessLog, Reminder
+from kong_metering.log import LOGGER, ProcessLog, Reminder, cause_of
 from kong_metering.plugin import Plugin
 from kong_metering.runtime import Runtime, make_runtime
 from kong_metering.trial.words import events
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from kong_metering.captured import CapturedHeaders
     from kong_metering.host.board import Slot
     from kong_metering.host.keeping import Lent
     from kong_metering.host.opening import Opening
@@ -104,6 +107,7 @@ def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> No
         shared_key=identity.name,
         lent=rings_in(station.lent),
     )
+    _keep_captured(runtime.captured, station.lent)
     figures = Figures(station, lambda: _figures(runtime, dispatcher), lambda: _details(runtime, delivery), alike=_ALIKE)
     definition = _definition(identity, runtime, figures.told)
     dispatcher = Dispatcher(definition, clock=runtime.clock, limits=options.limits)
@@ -144,8 +148,25 @@ def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> No
 
 def rings_in(lent: Lent) -> LentRings:
     """Return the rings in what the supervisor lends a server."""
-    fresh = None if lent.fresh is None else LentMemory(*lent.fresh)
-    return LentRings(fresh, [LentMemory(*memory) for memory in lent.left])
+    own = lent.empty_for(Use.EVENTS)
+    left = [LentMemory(memory.name, memory.descriptor) for memory in lent.left_for(Use.EVENTS)]
+    return LentRings(None if own is None else LentMemory(own.name, own.descriptor), left)
+
+
+def _keep_captured(captured: CapturedHeaders, lent: Lent) -> None:
+    """Have what access phases capture outlive this process, and take over what dead ones had captured."""
+    own = lent.empty_for(Use.REQUESTS)
+    if own is not None:
+        try:
+            captured.survive_in(CaptureMemory(own.descriptor))
+        except OSError as error:
+            LOGGER.warning(
+                "if this process is killed, requests under way are billed by the headers in Kong's record: %s",
+                cause_of(error),
+            )
+    for memory in lent.left_for(Use.REQUESTS):
+        captured.recover(left_in(memory.descriptor))
+        os.ftruncate(memory.descriptor, 0)
 
 
 def _definition(

@@ -5,12 +5,15 @@ id of a request, which no client can choose. A request whose log phase never com
 the memory: entries are kept in two generations, and the older one is let go of, counted and said, when the younger one
 is full (`MAX_BYTES` for both) or `GENERATION_SECONDS` old. So an entry is kept for at least so many seconds, and for
 twice as long at most, as long as there is room. A log phase that finds none goes by the headers in Kong's record.
+
+What the next process needs of requests under way is handed over when this one can (`pack`, `unpack`), and is besides in
+memory that outlives it, if it is lent any (`survive_in`, `recover`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from sys import getsizeof
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -19,6 +22,7 @@ import msgspec
 from kong_metering.log import LOGGER, cause_of, trouble
 
 if TYPE_CHECKING:
+    from kong_metering.capturememory import CaptureMemory, Headers
     from kong_metering.clock import Clock
 
 MAX_BYTES = 32 * 1024 * 1024
@@ -26,8 +30,9 @@ GENERATION_SECONDS = 12 * 3600.0
 # The id, the dictionary of headers, and their places; measured with tracemalloc.
 _ENTRY_BYTES = 320
 
-# The headers by name, and which were asked for (`request.ASKED`).
-Headers: TypeAlias = "Mapping[str, str | list[str]]"
+
+# The headers of a request, and where they are in the memory that outlives this process.
+_Kept: TypeAlias = "tuple[Headers, int | None]"
 
 
 def _bytes_of(headers: Headers) -> int:
@@ -48,10 +53,11 @@ class CapturedHeaders:
         self.are_identified: bool | None = None
         self._clock = clock
         self._most = max_bytes // 2
-        self._young: dict[str, Headers] = {}
-        self._old: dict[str, Headers] = {}
+        self._young: dict[str, _Kept] = {}
+        self._old: dict[str, _Kept] = {}
         self._young_bytes = 0
         self._turned_at = clock.monotonic()
+        self._memory: CaptureMemory | None = None
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
@@ -65,7 +71,8 @@ class CapturedHeaders:
             self.are_identified = False
             return False
         self.are_identified = True
-        self._young[request_id] = headers
+        memory = self._memory
+        self._young[request_id] = headers, None if memory is None else memory.put(request_id, headers)
         self._young_bytes += _bytes_of(headers)
         if self._young_bytes > self._most:
             self._turn()
@@ -73,10 +80,16 @@ class CapturedHeaders:
 
     def take(self, request_id: str) -> Headers | None:
         """Give what was kept of a request, and let go of it; None if nothing was."""
-        headers = self._young.pop(request_id, None)
-        if headers is None:
-            return self._old.pop(request_id, None)
-        self._young_bytes -= _bytes_of(headers)
+        kept = self._young.pop(request_id, None)
+        if kept is not None:
+            self._young_bytes -= _bytes_of(kept[0])
+        else:
+            kept = self._old.pop(request_id, None)
+            if kept is None:
+                return None
+        headers, place = kept
+        if place is not None and self._memory is not None:
+            self._memory.clear(place)
         return headers
 
     def sweep(self) -> None:
@@ -87,7 +100,8 @@ class CapturedHeaders:
     def pack(self) -> bytes:
         """Give all that is kept, for the process that goes on in the place of this one."""
         # The standard library's JSON holds bytes that are not UTF-8 as well.
-        return json.dumps({**self._old, **self._young}).encode("ascii")
+        kept = {**self._old, **self._young}
+        return json.dumps({request_id: headers for request_id, (headers, _) in kept.items()}).encode("ascii")
 
     def unpack(self, packed: bytes) -> None:
         """Keep what the process before this one had; nothing of what is not in that form."""
@@ -96,8 +110,17 @@ class CapturedHeaders:
         except ValueError as error:
             LOGGER.warning("what the previous process knew of requests in progress cannot be read: %s", cause_of(error))
             return
-        for request_id, headers in kept.items():
-            self.keep(request_id, headers)
+        self.recover(kept.items())
+
+    def survive_in(self, memory: CaptureMemory) -> None:
+        """Keep what comes from now on in this memory as well, which outlives the process."""
+        self._memory = memory
+
+    def recover(self, kept: Iterable[tuple[str, Headers]]) -> None:
+        """Keep what a process before this one had of requests, by their ids."""
+        for request_id, headers in kept:
+            if request_id not in self._young:
+                self.keep(request_id, headers)
 
     def _turn(self) -> None:
         if self._old:
@@ -107,5 +130,8 @@ class CapturedHeaders:
                 len(self._old),
                 extra=trouble("captured"),
             )
+            for _, place in self._old.values():
+                if place is not None and self._memory is not None:
+                    self._memory.clear(place)
         self._old, self._young, self._young_bytes = self._young, {}, 0
         self._turned_at = self._clock.monotonic()

@@ -29,7 +29,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from kong_metering.errors import StartupError
@@ -97,9 +97,10 @@ class _Server:
 
 @dataclass
 class _Post:
-    """The place of one of the servers: who has it, or when the next one is started."""
+    """The place of one of the servers: who has it, or when the next one is started; and what is kept for them."""
 
     server: _Server | None = None
+    keeping: Keeping = field(default_factory=Keeping)
     due_at: float = 0.0
     young_deaths: int = 0
 
@@ -127,7 +128,6 @@ class Supervisor:
         self._posts = [_Post() for _ in range(options.servers)]
         self._board = Board(options.servers)
         self._workers = Workers(options.servers)
-        self._keeping = Keeping()
         slots, pid = self._board.slots, self._pid
         self._attendant = None if watch is None else Attendant(lambda: watch(slots, pid))
         self._takes_over = opening.takes_over
@@ -247,15 +247,15 @@ class Supervisor:
         """Start a server, which takes its share of what is left by those before."""
         post = self._posts[index]
         self._board.slots[index].clear()
-        lent = self._keeping.lend()
+        lent = post.keeping.lend()
         pid = self._forked()
         if pid is None:
-            self._keeping.put_back(lent)
+            post.keeping.put_back(lent)
             post.due_at = time.monotonic() + _LONGEST_PAUSE_SECONDS
             return
         if pid == 0:
             self._be_server(index, shares, lent)
-        self._keeping.note(pid, lent)
+        post.keeping.note(pid, lent)
         # What was to be said through Kong, the new server says.
         while self._log.relay.take() is not None:
             pass
@@ -296,7 +296,8 @@ class Supervisor:
             if unneeded is not None:
                 unneeded.close()
         self._watch.forget()
-        self._keeping.close()
+        for post in self._posts:
+            post.keeping.close()
         self._opening.leave()
         name_process(name)
 
@@ -345,7 +346,8 @@ class Supervisor:
                 self._bury(pid, os.waitstatus_to_exitcode(status))
 
     def _bury(self, pid: int, code: int) -> None:
-        self._keeping.reclaim(pid)
+        for post in self._posts:
+            post.keeping.reclaim(pid)
         if self._leaving.pop(pid, None) is not None:
             return
         if self._rehearsal is not None and self._rehearsal[0] == pid:

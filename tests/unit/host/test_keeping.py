@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.host.keeping import Keeping, Lent, Memory
+from kong_metering.host.keeping import Keeping, Lent, Memory, Use
 from tests.support.plugin_server import PluginServerProcess
 from tests.support.rpc import KongClient, KongRequest
 from tests.support.waiting import wait_until
@@ -34,9 +34,10 @@ def keeping() -> Iterator[Keeping]:
     keeping.close()
 
 
-def fresh(lent: Lent) -> Memory:
-    assert lent.fresh is not None
-    return lent.fresh
+def own(lent: Lent, use: Use = Use.EVENTS) -> Memory:
+    memory = lent.empty_for(use)
+    assert memory is not None
+    return memory
 
 
 def leave(memory: Memory, data: bytes) -> None:
@@ -48,33 +49,47 @@ def leave(memory: Memory, data: bytes) -> None:
 def test_what_a_dead_process_left_is_lent_to_each_next_one_until_it_is_given_back(keeping: Keeping) -> None:
     first = keeping.lend()
     keeping.note(1, first)
-    leave(fresh(first), b"left")
+    leave(own(first), b"left")
     assert keeping.lend().left == (), "the process lives"
     keeping.reclaim(1)
     for process in (2, 3):
         lent = keeping.lend()
-        assert lent.left == (first.fresh,)
-        assert fresh(lent).descriptor != fresh(first).descriptor
+        assert lent.left_for(Use.EVENTS) == (own(first),)
+        assert lent.left_for(Use.REQUESTS) == ()
+        assert own(lent).descriptor != own(first).descriptor
         keeping.note(process, lent)
         keeping.reclaim(process)
-    os.ftruncate(fresh(first).descriptor, 0)
+    os.ftruncate(own(first).descriptor, 0)
+    lent = keeping.lend()
+    keeping.put_back(lent)
     assert keeping.lend().left == ()
+
+
+def test_each_use_has_its_own(keeping: Keeping) -> None:
+    lent = keeping.lend()
+    keeping.note(1, lent)
+    leave(own(lent, Use.REQUESTS), b"left")
+    keeping.reclaim(1)
+    again = keeping.lend()
+    assert again.left == again.left_for(Use.REQUESTS) == (own(lent, Use.REQUESTS),)
+    assert len({own(again, use).descriptor for use in Use}) == len(Use)
+    keeping.note(2, again)
 
 
 def test_a_memory_is_used_again_under_another_name(keeping: Keeping) -> None:
     first = keeping.lend()
     keeping.put_back(first)
     again = keeping.lend()
-    assert fresh(again).descriptor == fresh(first).descriptor
-    assert fresh(again).name != fresh(first).name
     keeping.put_back(again)
+    assert {each.descriptor for each in again.empty} == {each.descriptor for each in first.empty}
+    assert not {each.name for each in again.empty} & {each.name for each in first.empty}
 
 
 def test_no_two_living_processes_have_one(keeping: Keeping) -> None:
     lent = [keeping.lend() for _ in range(3)]
     for process, each in enumerate(lent, start=1):
         keeping.note(process, each)
-    assert len({fresh(each).descriptor for each in lent}) == 3
+    assert len({memory.descriptor for each in lent for memory in each.empty}) == 3 * len(Use)
 
 
 def test_what_is_left_again_and_again_does_not_take_all_descriptors(keeping: Keeping) -> None:
@@ -82,11 +97,11 @@ def test_what_is_left_again_and_again_does_not_take_all_descriptors(keeping: Kee
     for process in range(1, 200):
         lent = keeping.lend()
         keeping.note(process, lent)
-        if lent.fresh is not None:
-            leave(lent.fresh, b"left")
+        for memory in lent.empty:
+            leave(memory, b"left")
         keeping.reclaim(process)
-    assert lent.fresh is None
-    assert len(lent.left) == 64
+    assert lent.empty == ()
+    assert len(lent.left) == 128
 
 
 def test_where_the_system_has_none_to_give_nothing_is_lent(keeping: Keeping, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,12 +138,35 @@ def test_a_killed_server_loses_nothing_without_shared_memory(launch: Launch, ing
 
 
 @pytest.mark.slow
+def test_what_access_phases_read_outlives_a_killed_server(launch: Launch, ingest: IngestServer) -> None:
+    """A later plugin has taken the header out of the request; it still counts, as the client sent it."""
+    server = launch().start()
+    known: list[int] = []
+    ids = {number: {"kong.nginx.get_var": f"{number:032x}"} for number in range(30)}
+    requests = [KongRequest({**answers("acme", number), **ids[number]}) for number in ids]
+    for life in range(3):
+        client = KongClient(server.path)
+        instance = client.start_instance(header_config(ingest.url, queue=PROMPT))
+        for request in requests[life * 10 : life * 10 + 10]:
+            client.run_phases(instance, request, "access")
+        known.append(server.server_pid)
+        os.kill(known[-1], signal.SIGKILL)
+        wait_for_another(server, *known)
+    client = KongClient(server.path)
+    instance = client.start_instance(header_config(ingest.url, queue=PROMPT))
+    for request in requests:
+        client.run_phases(instance, request, "log")
+    events = ingest.wait_for_events(len(requests))
+    assert [event["subject"] for event in events] == ["acme"] * len(requests)
+
+
+@pytest.mark.slow
 def test_of_what_the_supervisor_keeps_a_server_has_its_own_alone(launch: Launch) -> None:
     server = launch("--inbox-dir", "none", "--servers", "3").start()
     wait_until(lambda: len(server.server_pids()) == 3, "three servers")
     # A server lets go of the others' a moment after it was forked.
-    wait_until(lambda: all(len(memories_of(pid)) == 1 for pid in server.server_pids()), "each has one")
-    assert len(memories_of(server.pid)) == 3
+    wait_until(lambda: all(len(memories_of(pid)) == len(Use) for pid in server.server_pids()), "each has its own")
+    assert len(memories_of(server.pid)) == 3 * len(Use)
     assert set.union(*map(memories_of, server.server_pids())) == memories_of(server.pid)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from kong_metering.app import rings_in
 from kong_metering.errors import InboxError
-from kong_metering.host.keeping import Keeping
+from kong_metering.host.keeping import Keeping, Use
 from kong_metering.inbox.inbox import Inbox
-from kong_metering.inbox.lent import LentMemory, LentRings
+from kong_metering.inbox.lent import LentRings
 from kong_metering.inbox.pouring import Pouring
 from kong_metering.inbox.ring import HEADER_BYTES
 from kong_metering.spool.directory import SpoolDirectory
@@ -35,8 +36,7 @@ def no_wake() -> None:
 def lent_to(process: int, keeping: Keeping) -> LentRings:
     lent = keeping.lend()
     keeping.note(process, lent)
-    assert lent.fresh is not None
-    return LentRings(LentMemory(*lent.fresh), [LentMemory(*each) for each in lent.left])
+    return rings_in(lent)
 
 
 def opened(rings: LentRings) -> Inbox:
@@ -155,6 +155,7 @@ def test_a_memory_without_its_space_is_given_back(keeping: Keeping, monkeypatch:
 
 def test_the_space_is_taken_at_once(keeping: Keeping) -> None:
     lent = keeping.lend()
-    assert lent.fresh is not None
-    opened(LentRings(LentMemory(*lent.fresh), []))
-    assert os.fstat(lent.fresh.descriptor).st_blocks * 512 >= HEADER_BYTES + RING
+    opened(rings_in(lent))
+    memory = lent.empty_for(Use.EVENTS)
+    assert memory is not None
+    assert os.fstat(memory.descriptor).st_blocks * 512 >= HEADER_BYTES + RING
