@@ -17,6 +17,7 @@ from kong_metering.commands.filters import reasons_told
 from kong_metering.commands.options import json_option
 from kong_metering.commands.output import Failure, cell, console, cut, say, table, tell, tell_facts
 from kong_metering.commands.serversocket import cause_of_silence, server_options, server_socket, server_status
+from kong_metering.plurals import counted, form
 from kong_metering.quantities import Duration
 from kong_metering.watching.view import View
 from kong_metering.watching.words import ago, duration, stalled_threads, standing, waiting
@@ -98,11 +99,13 @@ def _print(told: Mapping[str, Any], now: float) -> None:
     view = _view(told)
     processes = ", ".join(f"{server.pid} ({server.version or 'another version'})" for server in view.servers)
     waits = waiting(view.waiting, view.waiting_later)
-    tell(f"servers {processes}; {len(told.get('Instances', ()))} instances; {waits}")
+    servers, instances = form(len(view.servers), "server"), counted(len(told.get("Instances", ())), "instance")
+    tell(f"{servers} {processes}; {instances}; {waits}")
     if stalled := stalled_threads(view):
         tell(f"DELIVERY IS NOT ALIVE: {', '.join(stalled)} stalled for two minutes")
     for name, events in view.waiting_for_instances.items():
-        tell(f"{events} events of {words.shown(name)} wait on disk until Kong starts the plugin: send it a request")
+        what = f"{counted(events, 'event')} of {words.shown(name)} {form(events, 'waits', 'wait')}"
+        tell(f"{what} on disk until Kong starts the plugin: send it a request")
     if not view.plugins:
         tell("No plugin has been started yet: Kong starts one with its first metered request.")
         return
@@ -127,7 +130,7 @@ def _print_plugins(view: View, now: float) -> None:
 def _facts_of_plugin(plugin: PluginView, now: float) -> Iterator[tuple[str, Text]]:
     counts = {"metered": plugin.requests["metered"]} | +plugin.requests
     last = "" if plugin.last_request_at is None else f"; the last {ago(now, plugin.last_request_at)}"
-    yield "requests", cell(", ".join(words.counted(count, name) for name, count in counts.items()) + last)
+    yield "requests", cell(", ".join(f"{count:,} {name}" for name, count in counts.items()) + last)
     yield "events", cell(f"{plugin.events.total():,}")
 
 

@@ -51,7 +51,7 @@ def test_a_server_that_serves_is_well_before_kong_comes_and_afterwards(prefix: P
         told = "; 0 events wait; 0 dead letters in this server's life"
         assert health("-p", str(prefix)) == (0, f"{ok}Kong has not come yet{told}")
         KongClient(server.path).start_instance(header_config(ingest.url))
-        assert health("--socket", str(server.path)) == (0, f"{ok}Kong has started 1 instances{told}")
+        assert health("--socket", str(server.path)) == (0, f"{ok}Kong has started 1 instance{told}")
 
 
 def test_the_environment_of_a_container_is_enough(prefix: Path) -> None:

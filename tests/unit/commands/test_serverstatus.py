@@ -92,7 +92,7 @@ def test_an_endpoint_that_is_folded_is_whole_in_json(prefix: Path) -> None:
 
 def test_all_endpoints_of_a_plugin_are_in_its_block(prefix: Path) -> None:
     head, orders, payments = status(prefix, width=80).split("\n\n")
-    assert "31207" in head
+    assert head == "server 31207 (0.1.0); 0 instances; 4,818 events wait"
     assert orders.startswith("orders-and-returns-production")
     assert payments.count(PAYMENTS) == 1
     assert payments.count("\n  endpoint ") == 2

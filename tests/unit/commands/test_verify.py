@@ -316,7 +316,7 @@ def test_an_endpoint_that_cannot_be_reached_is_said(root: Path, at_once: AtOnce)
     assert reason.endswith("Connection refused")
     asked = run(root, at_once, "customers")
     assert asked.exit_code == 3
-    assert "0 of 1 subjects are a customer's" in asked.stdout
+    assert "0 of 1 subject is a customer's" in asked.stdout
     assert "http://127.0.0.1:9/api/v3/openmeter/customers: " in asked.stderr
     assert "Connection refused" in asked.stderr
 
