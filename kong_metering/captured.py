@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.plurals import counted, form
 
 if TYPE_CHECKING:
     from kong_metering.capturememory import CaptureMemory, Headers
@@ -125,9 +126,9 @@ class CapturedHeaders:
     def _turn(self) -> None:
         if self._old:
             LOGGER.error(
-                "the headers of %d unfinished requests were discarded; those will be metered by the headers in "
-                "Kong's record",
-                len(self._old),
+                "the headers of %s were discarded; %s will be metered by the headers in Kong's record",
+                counted(len(self._old), "unfinished request"),
+                form(len(self._old), "that one", "those"),
                 extra=trouble("captured"),
             )
             for _, place in self._old.values():

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kong_metering.outlet import outlet_of
+from kong_metering.plurals import counted
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
@@ -90,7 +91,8 @@ class LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line, or count it as lost; logging never raises into the code that logs."""
-        lost = f" ({self._lost} log lines were lost before this one)".encode() if self._lost else b""
+        were = counted(self._lost, "log line was", "log lines were") if self._lost else ""
+        lost = f" ({were} lost before this one)".encode() if were else b""
         line = f"{record.levelname.lower()}: {_message_of(record)}".encode()[: _MAX_LINE_BYTES - len(lost)]
         line = line.decode("utf-8", "ignore").encode()  # without half a character at its end
         self._lost = 0 if self._outlet.write(line + lost + b"\n") else self._lost + 1

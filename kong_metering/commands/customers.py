@@ -24,6 +24,7 @@ from kong_metering.commands.readingback import (
     reading_back_options,
     unknown_api,
 )
+from kong_metering.plurals import counted, form
 from kong_metering.proof.api import CustomersApi
 from kong_metering.proof.customers import Customers
 from kong_metering.spool.settled import settled_events, waiting_events
@@ -117,7 +118,7 @@ def _subject_of(event: bytes) -> str:
 
 def _created(options: CustomersOptions, known: Customers, found: Unassigned) -> dict[str, str]:
     """Make customers, and return those that could not be, each with the reason."""
-    count = _customers(len(found.subjects))
+    count = counted(len(found.subjects), "customer")
     if not options.yes:
         for subject in found.subjects:
             note(words.shown(subject))
@@ -125,27 +126,25 @@ def _created(options: CustomersOptions, known: Customers, found: Unassigned) -> 
     return {subject: reason for subject in found.subjects if (reason := known.create(subject)) is not None}
 
 
-def _customers(count: int) -> str:
-    return words.counted(count, "customer" if count == 1 else "customers")
-
-
 def _tell(options: CustomersOptions, subjects: Subjects, found: Unassigned, refused: dict[str, str] | None) -> None:
     if options.as_json:
         say(words.json_document(_as_json(subjects, found, refused)))
         return
-    asked = len(subjects.events) - len(found.unknown)
+    asked, subjects_told = len(subjects.events) - len(found.unknown), counted(len(subjects.events), "subject")
     if not found.subjects and found.unknown:
-        tell(f"{asked:,} of {len(subjects.events):,} subjects are a customer's; the others could not be asked for.")
+        are = form(asked or len(subjects.events), "is", "are")
+        tell(f"{asked:,} of {subjects_told} {are} a customer's; the others could not be asked for.")
     elif not found.subjects:
-        tell(f"{asked:,} {'subject' if asked == 1 else 'subjects'}, each of them a customer's.")
+        tell(f"{counted(asked, 'subject, which is', 'subjects, each of them')} a customer's.")
     elif refused is None:
         shown = table("subject", "events", whole=["events"])
         for subject in sorted(found.subjects, key=lambda each: -subjects.events[each]):
             shown.add_row(cell(subject), f"{subjects.events[subject]:,}")
         console().print(shown)
-        tell(f"{len(found.subjects):,} of {len(subjects.events):,} subjects belong to no customer.")
+        belong = form(len(found.subjects), "belongs", "belong")
+        tell(f"{len(found.subjects):,} of {subjects_told} {belong} to no customer.")
     else:
-        tell(f"{_customers(len(found.subjects) - len(refused))} made.")
+        tell(f"{counted(len(found.subjects) - len(refused), 'customer')} made.")
         for subject, reason in refused.items():
             tell(f"not made: {words.shown(subject)}: {words.shown(reason)}")
     for subject, reason in list(found.unknown.items())[:10]:

@@ -31,6 +31,7 @@ from kong_metering.commands.tokens import read_token
 from kong_metering.delivery.delivering import Delivering
 from kong_metering.errors import DISK_ERRORS, KongMeteringError
 from kong_metering.ingest.client import Endpoint, IngestClient
+from kong_metering.plurals import form
 from kong_metering.quantities import Duration, WholeNumber
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import Found, HeldLog, survey
@@ -291,7 +292,7 @@ def _tell_held(rest: Rest) -> None:
     silent = held_by(asked.unheard)
     for holder, count in rest.held.items():
         if holder in silent or not asked.answers:
-            note(f"{words.events(count)} held by {holder.told}, which delivers them itself.")
+            note(f"{words.events(count)} held by {holder.told}, which delivers {form(count, 'it', 'them')} itself.")
     if silent:
         note("No answer to the request to try at once: a server may be busy, stopped, or of a version that knows none.")
     if asked.was_freed:

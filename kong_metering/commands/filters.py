@@ -78,4 +78,4 @@ def by_reason(counts: Counter[tuple[QueueIdentity, str]]) -> Counter[str]:
 
 def reasons_told(reasons: Mapping[str, int]) -> str:
     """Tell how many for which reason, such as `3 rejected, 1 ambiguous`."""
-    return ", ".join(words.counted(reasons[reason], reason) for reason in sorted(reasons)) or "none"
+    return ", ".join(f"{reasons[reason]:,} {reason}" for reason in sorted(reasons)) or "none"

@@ -24,6 +24,7 @@ from kong_metering.delivery.delivering import Sending, by_source, noted
 from kong_metering.delivery.logsource import LogSource
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.eventlog.log import DamageKind
+from kong_metering.plurals import form
 from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DeadLetter
 from kong_metering.spool.times import SpoolTimes
@@ -245,5 +246,6 @@ class HandDelivery:
 
 def _damage_told(damage: Damage) -> str:
     kept = f", its bytes are kept in {damage.kept_in}" if damage.kept_in else ""
+    length = f"{damage.length} {form(damage.length, 'byte')}"
     lost = f"{damage.events} events lost" if damage.events > 1 else "an event lost"
-    return f"{lost}, {damage.kind.value}: {damage.length} bytes at {damage.offset} of {damage.segment}{kept}"
+    return f"{lost}, {damage.kind.value}: {length} at {damage.offset} of {damage.segment}{kept}"

@@ -16,6 +16,7 @@ import click
 from kong_metering.commands.serversocket import cause_of_silence, server_options, server_socket, server_status
 from kong_metering.host.kongs import who_cannot_connect
 from kong_metering.log import printable
+from kong_metering.plurals import counted
 from kong_metering.watching import verdict
 from kong_metering.watching.verdict import Health
 from kong_metering.watching.words import waiting
@@ -80,7 +81,7 @@ def judged(path: Path, timeout: float, *, only_serving: bool = False) -> Told:
 
 def _told(figures: Mapping[str, Any]) -> str:
     started = figures.get("instances_started", 0)
-    kong = f"Kong has started {started} instances" if started else "Kong has not come yet"
+    kong = f"Kong has started {counted(started, 'instance')}" if started else "Kong has not come yet"
     dead = sum(figures.get("dead_letters", {}).values())
     waits = waiting(figures.get("waiting", 0), sum(figures.get("waiting_for_instances", {}).values()))
-    return f"{kong}; {waits}; {dead} dead letters in this server's life"
+    return f"{kong}; {waits}; {counted(dead, 'dead letter')} in this server's life"

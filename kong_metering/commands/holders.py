@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from kong_metering.commands import words
 from kong_metering.errors import KongMeteringError
 from kong_metering.eventlog.log import EventLog
+from kong_metering.plurals import form
 from kong_metering.spool.locks import LOCK
 
 if TYPE_CHECKING:
@@ -59,13 +60,14 @@ def waiting_told(found: Iterable[Found]) -> list[str]:
     """Tell who holds the events that wait in these logs, and what to do about them; nothing where none do."""
     logs = list(found)
     told = [
-        f"{words.events(count)} held by {holder.told}, which delivers them itself: `kong-metering spool deliver` has "
-        "it try at once, `kong-metering spool redirect` moves them to another URL."
+        f"{words.events(count)} held by {holder.told}, which delivers {form(count, 'it', 'them')} itself: "
+        "`kong-metering spool deliver` has it try at once, `kong-metering spool redirect` moves "
+        f"{form(count, 'it', 'them')} to another URL."
         for holder, count in held_by(logs).items()
     ]
     if free := sum(waiting_in(log.directory) for log in logs if log.holder is None):
-        it = "it" if free == 1 else "them"
-        told.append(f"{words.events(free)} held by nobody: `kong-metering spool deliver` delivers {it}.")
+        them = form(free, "it", "them")
+        told.append(f"{words.events(free)} held by nobody: `kong-metering spool deliver` delivers {them}.")
     return told
 
 

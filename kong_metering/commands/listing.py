@@ -23,6 +23,7 @@ from kong_metering.commands.options import ChosenEvents, Place, filter_options, 
 from kong_metering.commands.output import cell, console, cut, note, say, table, tell
 from kong_metering.commands.sharedmemory import tell_unwritten
 from kong_metering.errors import KongMeteringError
+from kong_metering.plurals import counted
 from kong_metering.quantities import WholeNumber
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
 from kong_metering.urls import without_credentials
@@ -281,4 +282,4 @@ def _summary_json(summary: words.EventSummary) -> dict[str, str | None]:
 
 def _tell_rest(listed: int, there: int, most: int | None) -> None:
     if most is not None and there > listed:
-        note(f"{there - listed:,} more are not listed: --limit 0 lists all.")
+        note(f"{counted(there - listed, 'more is', 'more are')} not listed: --limit 0 lists all.")

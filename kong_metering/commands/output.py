@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -26,6 +27,9 @@ from kong_metering.errors import KongMeteringError
 
 # Wide enough that no line of a table is folded, for whoever greps in it.
 _PIPE_WIDTH = 240
+_NUMBER_AND_MORE = re.compile(r"(?<!\S)(\(?[\d.,:-]+) (?=\w)")
+# Stands for a blank at which no line may be folded: no text to be shown has it, for it is not printable.
+_JOINT = "\ue000"
 
 Advance = Callable[[int], None]
 
@@ -53,6 +57,28 @@ def say(line: str) -> None:
 def tell(text: str) -> None:
     """Tell people something, folded between words on a terminal."""
     console().print(Text(text), soft_wrap=not sys.stdout.isatty())
+
+
+def tell_facts(facts: Sequence[tuple[str, Text]]) -> None:
+    """Tell people what there is to know of something: each fact behind its name, and folded there.
+
+    A number stays with what it counts, and a date with its time.
+    """
+    out, indent = console(), max(len(name) for name, _ in facts) + 4
+    for name, told in facts:
+        head = f"  {name}"
+        for line in _folded(told, out, max(1, out.width - indent)):
+            out.print(Text.assemble((head.ljust(indent), "dim"), line), soft_wrap=True)
+            head = ""
+
+
+def _folded(text: Text, out: Console, width: int) -> Iterator[Text]:
+    joined = text.copy()
+    joined.plain = _NUMBER_AND_MORE.sub(rf"\1{_JOINT}", text.plain)
+    for line in joined.wrap(out, width, overflow="fold"):
+        line.rstrip()
+        line.plain = line.plain.replace(_JOINT, " ")
+        yield line
 
 
 def note(text: str) -> None:

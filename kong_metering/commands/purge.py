@@ -35,6 +35,7 @@ from kong_metering.commands.output import confirmed, note, say, tell
 from kong_metering.commands.sharedmemory import pour
 from kong_metering.errors import KongMeteringError
 from kong_metering.eventlog.damage import ABOUT
+from kong_metering.plurals import form
 from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.directory import Found
@@ -117,7 +118,8 @@ def purge(options: PurgeOptions) -> None:
     unpoured = pour(options) if options.waiting else []
     plan = plan_of(options, cut_ms)
     for holder, count in plan.held.items():
-        note(f"{words.events(count)} left in place: held by {holder.told}, which delivers them. {_AWAY}")
+        them = form(count, "it", "them")
+        note(f"{words.events(count)} left in place: held by {holder.told}, which delivers {them}. {_AWAY}")
     if plan.is_empty:
         removed = Removed()
     else:

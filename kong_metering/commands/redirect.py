@@ -27,6 +27,7 @@ from kong_metering.commands.readdressing import readdress
 from kong_metering.commands.redirectplan import RedirectOptions, plan_of
 from kong_metering.commands.sharedmemory import pour
 from kong_metering.errors import DISK_ERRORS, KongMeteringError
+from kong_metering.plurals import counted, form
 from kong_metering.quantities import Duration
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
@@ -127,7 +128,8 @@ def _check_url(url: str) -> None:
 def _tell_plan(plan: Plan) -> None:
     note(f"{words.events(plan.events)} for {words.queue(plan.source)}")
     for holder, count in plan.held.items():
-        note(f"{words.counted(count, 'of them')} held by {holder.told}, which is asked to redirect them.")
+        them = form(count, "it", "them")
+        note(f"{count:,} of them held by {holder.told}, which is asked to redirect {them}.")
     if plan.letters.ids:
         note(f"{words.letters(len(plan.letters.ids))} ({reasons_told(plan.letters.reasons)})")
     if plan.unanswered:
@@ -229,7 +231,8 @@ def _tell(options: RedirectOptions, plan: Plan, redirected: Redirected) -> None:
         _tell_people(plan, redirected)
     _tell_troubles(options, redirected)
     if left and plan.logs:
-        note(f"{words.events(left)} wait at {words.shown(plan.source.endpoint)} now; it can be run again.")
+        wait = counted(left, "event waits", "events wait")
+        note(f"{wait} at {words.shown(plan.source.endpoint)} now; it can be run again.")
 
 
 def held_by_anybody(options: RedirectOptions, plan: Plan) -> int:
@@ -260,13 +263,14 @@ def _tell_troubles(options: RedirectOptions, redirected: Redirected) -> None:
     last = redirected.asked[-1] if redirected.asked else Asked()
     for holder, count in held_by(last.unheard).items():
         note(
-            f"No answer from {holder.told}, which holds {words.events(count)}: they stay where they are. It may be "
+            f"No answer from {holder.told}, which holds {words.events(count)}: "
+            f"{form(count, 'it stays where it is', 'they stay where they are')}. It may be "
             "busy, stopped, or of a version that knows no requests; run this again, or once it has ended."
         )
     for holder, count in held_by(last.under_way).items():
         note(
-            f"{holder.told} has {words.events(count)} and is not done after {options.wait:g} s: it redirects them once "
-            "the requests that are under way are answered."
+            f"{holder.told} has {words.events(count)} and is not done after {options.wait:g} s: it redirects "
+            f"{form(count, 'it', 'them')} once the requests that are under way are answered."
         )
     if redirected.exit:
         note("Interrupted: nothing is lost, and it can be run again.")

@@ -26,6 +26,7 @@ from kong_metering.commands.letters import ChosenLetters, alone, groups, matchin
 from kong_metering.commands.options import Chosen, filter_options, json_option, place_options, taking, yes_option
 from kong_metering.commands.output import confirmed, note, progress, say, tell
 from kong_metering.errors import KongMeteringError
+from kong_metering.plurals import form
 from kong_metering.quantities import WholeNumber
 from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters, StoredLetter
@@ -153,8 +154,8 @@ def _ask(choice: Choice, *, yes: bool) -> None:
         note(f"{words.events(count)} for {words.queue(queue)}")
     if ambiguous := choice.letters.reasons[Buried.AMBIGUOUS.value]:
         note(
-            f"WARNING: {words.counted(ambiguous, 'of them')} may have arrived. They were "
-            "sent longer ago than the deduplication window, so the endpoint may count them twice."
+            f"WARNING: {ambiguous:,} of them may have arrived. {form(ambiguous, 'It was', 'They were')} sent longer "
+            f"ago than the deduplication window, so the endpoint may count {form(ambiguous, 'it', 'them')} twice."
         )
     told = f"{words.events(len(choice.letters.ids))} ({reasons_told(choice.letters.reasons)})"
     confirmed(f"Put {told} back into the queue?", yes=yes)

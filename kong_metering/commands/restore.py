@@ -39,6 +39,7 @@ from kong_metering.eventlog.format import (
     next_record,
     segment_first,
 )
+from kong_metering.plurals import form
 from kong_metering.spool.deadletters import DEAD_LETTERS
 from kong_metering.spool.directory import SpoolDirectory
 from kong_metering.spool.identity import load_identity
@@ -108,7 +109,10 @@ def restore(options: RestoreOptions) -> None:
         )
         done = _restored(options, plan)
     if changed := len(plan.files) - len(done.files):
-        note(f"{words.files(changed)} left out: somebody has taken their events back in meanwhile, or removed them.")
+        their, them = form(changed, "its", "their"), form(changed, "it", "them")
+        note(
+            f"{words.files(changed)} left out: somebody has taken {their} events back in meanwhile, or removed {them}."
+        )
     if options.as_json:
         say(words.json_document({"restored": done.events, "files": len(done.files), "files_left": len(plan.left)}))
     else:

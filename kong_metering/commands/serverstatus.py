@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,11 @@ import click
 from rich.text import Text
 
 from kong_metering.commands import words
+from kong_metering.commands.filters import reasons_told
 from kong_metering.commands.options import json_option
-from kong_metering.commands.output import Failure, cell, console, cut, say, table, tell
+from kong_metering.commands.output import Failure, cell, console, cut, say, table, tell, tell_facts
 from kong_metering.commands.serversocket import cause_of_silence, server_options, server_socket, server_status
+from kong_metering.plurals import counted, form
 from kong_metering.quantities import Duration
 from kong_metering.watching.view import View
 from kong_metering.watching.words import ago, duration, stalled_threads, standing, waiting
@@ -22,7 +25,10 @@ from kong_metering.watching.words import ago, duration, stalled_threads, standin
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kong_metering.watching.view import QueueView
+    from kong_metering.watching.view import PluginView, QueueView
+
+# From here on the tables show numbers whole and what the other cells begin with; a pipe is wider than this.
+_WIDE = 200
 
 
 @click.command("status")
@@ -93,14 +99,58 @@ def _print(told: Mapping[str, Any], now: float) -> None:
     view = _view(told)
     processes = ", ".join(f"{server.pid} ({server.version or 'another version'})" for server in view.servers)
     waits = waiting(view.waiting, view.waiting_later)
-    tell(f"servers {processes}; {len(told.get('Instances', ()))} instances; {waits}")
+    servers, instances = form(len(view.servers), "server"), counted(len(told.get("Instances", ())), "instance")
+    tell(f"{servers} {processes}; {instances}; {waits}")
     if stalled := stalled_threads(view):
         tell(f"DELIVERY IS NOT ALIVE: {', '.join(stalled)} stalled for two minutes")
     for name, events in view.waiting_for_instances.items():
-        tell(f"{events} events of {words.shown(name)} wait on disk until Kong starts the plugin: send it a request")
+        what = f"{counted(events, 'event')} of {words.shown(name)} {form(events, 'waits', 'wait')}"
+        tell(f"{what} on disk until Kong starts the plugin: send it a request")
     if not view.plugins:
         tell("No plugin has been started yet: Kong starts one with its first metered request.")
         return
+    if console().width < _WIDE:
+        _print_plugins(view, now)
+    else:
+        _print_tables(view, now)
+
+
+def _print_plugins(view: View, now: float) -> None:
+    """Print a block for each plugin entity, which is legible wherever it is shown."""
+    queues, plugins = view.queues.values(), view.plugins
+    names = {queue.entity: queue.name for queue in queues} | {entity: one.name for entity, one in plugins.items()}
+    for entity, name in names.items():
+        console().print()
+        console().print(cell(name, "bold"))
+        of_plugin = _facts_of_plugin(plugins[entity], now) if entity in plugins else ()
+        of_queues = (_facts_of_queue(queue, now) for queue in queues if queue.entity == entity)
+        tell_facts([*of_plugin, *chain.from_iterable(of_queues)])
+
+
+def _facts_of_plugin(plugin: PluginView, now: float) -> Iterator[tuple[str, Text]]:
+    counts = {"metered": plugin.requests["metered"]} | +plugin.requests
+    last = "" if plugin.last_request_at is None else f"; the last {ago(now, plugin.last_request_at)}"
+    yield "requests", cell(", ".join(f"{count:,} {name}" for name, count in counts.items()) + last)
+    yield "events", cell(f"{plugin.events.total():,}")
+
+
+def _facts_of_queue(queue: QueueView, now: float) -> Iterator[tuple[str, Text]]:
+    yield "endpoint", cell(queue.endpoint)
+    yield "state", _condition(queue)
+    oldest = f", the oldest for {duration(queue.oldest_seconds)}" if queue.waiting else ""
+    yield "waiting", cell(words.events(queue.waiting) + oldest)
+    last = "" if queue.delivered_at is None else f", the last {ago(now, queue.delivered_at)}"
+    yield "delivered", cell(words.events(queue.counts["delivered"]) + last)
+    for name, counts in (("dead letters", queue.dead_letters), ("dropped", queue.dropped)):
+        if +counts:
+            yield name, cell(reasons_told(+counts), "yellow")
+    if +queue.verified:
+        yield "read back", cell(reasons_told(+queue.verified))
+    if queue.last_failure:
+        yield "last failure", cell(f"{ago(now, queue.last_failure['at'])}: {queue.last_failure['reason']}")
+
+
+def _print_tables(view: View, now: float) -> None:
     console().print(_queues(view, now))
     console().print(_requests(view, now))
     for queue in view.queues.values():

@@ -18,6 +18,7 @@ from kong_metering.inbox import place as rings
 from kong_metering.inbox.pouring import Pouring
 from kong_metering.inbox.strays import look
 from kong_metering.inbox.unpoured import count_unpoured
+from kong_metering.plurals import form
 
 if TYPE_CHECKING:
     from kong_metering.commands.filters import Filters
@@ -66,6 +67,6 @@ def tell_unwritten(place: Place, filters: Filters, done: str) -> None:
     """Tell of events that a command could not reach because they are not on disk; `done` is what was not done."""
     if count := unwritten(place, filters).total():
         note(
-            f"{words.events(count)} not {done}: killed processes had not written them to disk. The next server does, "
-            "or `kong-metering spool deliver`."
+            f"{words.events(count)} not {done}: killed processes had not written {form(count, 'it', 'them')} to disk. "
+            "The next server does, or `kong-metering spool deliver`."
         )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 from rich.text import Text
 
 from kong_metering.commands import words
@@ -21,7 +20,7 @@ from kong_metering.commands.filters import UNKNOWN, Filters, reasons_told
 from kong_metering.commands.interruption import Interrupted, Interruption
 from kong_metering.commands.logs import SeenLog, damaged_files, marks_of, seen_logs, unanswered_in
 from kong_metering.commands.options import Place, json_option, place_options, taking
-from kong_metering.commands.output import cell, console, say
+from kong_metering.commands.output import cell, console, say, tell_facts
 from kong_metering.commands.sharedmemory import strays, unwritten
 from kong_metering.errors import SpoolFormatError
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
@@ -256,7 +255,7 @@ def _print(found: SpoolStatus) -> None:
     for queue in found.queues:
         out.print()
         out.print(_title(queue))
-        out.print(_queue_table(queue, found.now_ms))
+        tell_facts(list(_facts(queue, found.now_ms)))
     out.print()
     if found.dead_letter_problem:
         out.print(cell(f"dead letters cannot be read: {found.dead_letter_problem}", "red"))
@@ -282,36 +281,32 @@ def _title(queue: QueueStatus) -> Text:
     return cell(words.plugin(queue.identity) or UNKNOWN, "bold")
 
 
-def _queue_table(queue: QueueStatus, now_ms: int) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
+def _facts(queue: QueueStatus, now_ms: int) -> Iterator[tuple[str, Text]]:
     if queue.identity:
-        grid.add_row("  endpoint", cell(without_credentials(queue.identity.endpoint)))
+        yield "endpoint", cell(without_credentials(queue.identity.endpoint))
     elif queue.logs:
-        grid.add_row("  log", cell(", ".join(log.directory for log in queue.logs)))
-    grid.add_row("  waiting", cell(_waiting(queue)))
+        yield "log", cell(", ".join(log.directory for log in queue.logs))
+    yield "waiting", cell(_waiting(queue))
     if queue.unwritten:
-        grid.add_row("  in memory", cell(_unwritten(queue.unwritten), "yellow"))
+        yield "in memory", cell(_unwritten(queue.unwritten), "yellow")
     if queue.oldest_ms is not None:
-        grid.add_row("  oldest", cell(_moment(queue.oldest_ms, now_ms)))
+        yield "oldest", cell(_moment(queue.oldest_ms, now_ms))
     if queue.may_have_arrived:
-        grid.add_row("  unanswered", cell(_unanswered(queue, now_ms)))
-    _add_logs(grid, queue)
+        yield "unanswered", cell(_unanswered(queue, now_ms))
+    yield from _facts_of_logs(queue)
     if queue.dead_letters:
-        grid.add_row("  dead letters", cell(reasons_told(queue.dead_letters), "yellow"))
-    return grid
+        yield "dead letters", cell(reasons_told(queue.dead_letters), "yellow")
 
 
-def _add_logs(grid: Table, queue: QueueStatus) -> None:
-    """Add which logs cannot be read, who holds them, and what those say."""
+def _facts_of_logs(queue: QueueStatus) -> Iterator[tuple[str, Text]]:
+    """Tell which logs cannot be read, who holds them, and what those say."""
     for log in queue.logs:
         if log.problem:
-            grid.add_row("  unreadable", cell(f"{log.directory}: {log.problem}", "red"))
+            yield "unreadable", cell(f"{log.directory}: {log.problem}", "red")
     if queue.logs:
-        grid.add_row("  held by", _held_by(queue))
+        yield "held by", _held_by(queue)
     for told in _told_by_servers(queue.told):
-        grid.add_row("  told", told)
+        yield "told", told
 
 
 def _waiting(queue: QueueStatus) -> str:

@@ -26,6 +26,7 @@ from kong_metering.commands.readingback import (
     unknown_api,
 )
 from kong_metering.ingest.client import IngestClient
+from kong_metering.plurals import form
 from kong_metering.proof.api import EventsApi
 from kong_metering.proof.asking import Asker
 from kong_metering.proof.resending import Resent, resend
@@ -128,12 +129,13 @@ def _resent(options: VerifyOptions, endpoint: Endpoint, verification: Verificati
     """Send what is missing again, if that was asked for and is wanted, and look for it once more."""
     if not options.resend:
         return None
-    count, url = words.events(verification.missing.count), without_credentials(endpoint.url)
+    count, url = verification.missing.count, without_credentials(endpoint.url)
     if not verification.findings.counts["confirmed"]:
         note("Nothing else was found either: OpenMeter may only be behind (does its sink-worker run, and read?).")
     try:
         confirmed(
-            f"Send {count} again to {url}, with the same ids? If they arrive later after all, OpenMeter counts them "
+            f"Send {words.events(count)} again to {url}, with the same {form(count, 'id')}? If "
+            f"{form(count, 'it arrives', 'they arrive')} later after all, OpenMeter counts {form(count, 'it', 'them')} "
             "once only with sink.dedupe.",
             yes=options.yes,
         )
@@ -185,26 +187,29 @@ def _missing_lines(outcome: Outcome) -> Iterator[str]:
             yield f"{words.events(resent.refused)} refused by the endpoint."
         if resent.problem:
             yield f"Not all were sent: {words.shown(resent.problem)}"
-    if counts["missing"]:
-        yield f"{words.events(counts['missing'])} MISSING: OpenMeter took them, and does not have them."
-        yield f"  {_some(findings.missing_ids, counts['missing'])}"
+    if missing := counts["missing"]:
+        them = form(missing, "it", "them")
+        yield f"{words.events(missing)} MISSING: OpenMeter took {them}, and does not have {them}."
+        yield f"  {_some(findings.missing_ids, missing)}"
         if resent is None:
-            yield "  `kong-metering verify --resend` sends them again."
+            yield f"  `kong-metering verify --resend` sends {them} again."
         elif resent.sent:
             yield "  Sent again, and still not there: is its sink-worker behind? What was stored once, and deleted,"
             yield "  is not stored anew for as long as sink.dedupe knows its id."
 
 
 def _uncounted_lines(findings: Findings) -> Iterator[str]:
-    counts = findings.counts
-    if counts["unassigned"]:
-        yield f"{words.events(counts['unassigned'])} unassigned: their subjects are no customer's."
-        yield f"  {_some([_counted(*each) for each in findings.subjects.most_common()], len(findings.subjects))}"
-        yield "  `kong-metering customers --create` makes customers for them."
+    counts, subjects = findings.counts, len(findings.subjects)
+    if unassigned := counts["unassigned"]:
+        whose = f"{form(unassigned, 'its', 'their')} {form(subjects, 'subject is', 'subjects are')}"
+        yield f"{words.events(unassigned)} unassigned: {whose} no customer's."
+        yield f"  {_some([_counted(*each) for each in findings.subjects.most_common()], subjects)}"
+        made = form(subjects, "a customer for it", "customers for them")
+        yield f"  `kong-metering customers --create` makes {made}."
     if counts["invalid"]:
         yield f"{words.events(counts['invalid'])} invalid: stored, and not counted."
-    if counts["unknown"]:
-        yield f"{words.events(counts['unknown'])} unknown: they could not be asked for."
+    if unknown := counts["unknown"]:
+        yield f"{words.events(unknown)} unknown: {form(unknown, 'it', 'they')} could not be asked for."
     for reason, count in findings.reasons.most_common(_SHOWN):
         yield f"  {_counted(reason, count)}"
 
@@ -212,8 +217,9 @@ def _uncounted_lines(findings: Findings) -> Iterator[str]:
 def _further_lines(findings: Findings) -> Iterator[str]:
     if findings.doubled:
         yield f"{words.events(findings.doubled)} stored more than once: is sink.dedupe on?"
-    if findings.left_out:
-        yield f"{words.events(findings.left_out)} left out: they wait, or are dead letters."
+    if left_out := findings.left_out:
+        why = form(left_out, "it waits, or is a dead letter", "they wait, or are dead letters")
+        yield f"{words.events(left_out)} left out: {why}."
     if findings.is_cut_short:
         yield "So many are missing that the rest was not asked for."
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from kong_metering.log import printable
+from kong_metering.plurals import counted
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
@@ -69,29 +70,24 @@ def shown(text: str, limit: int = _NO_LIMIT) -> str:
     return printable(text, limit)
 
 
-def counted(count: int, noun: str) -> str:
-    """Tell a number with its noun, as it is."""
-    return f"{count:,} {noun}"
-
-
 def events(count: int) -> str:
     """Tell a number of events."""
-    return counted(count, "event" if count == 1 else "events")
+    return counted(count, "event")
 
 
 def waiting(count: int) -> str:
     """Tell a number of events that wait."""
-    return counted(count, "waiting event" if count == 1 else "waiting events")
+    return counted(count, "waiting event")
 
 
 def letters(count: int) -> str:
     """Tell a number of dead letters."""
-    return counted(count, "dead letter" if count == 1 else "dead letters")
+    return counted(count, "dead letter")
 
 
 def files(count: int) -> str:
     """Tell a number of damaged files."""
-    return counted(count, "damaged file" if count == 1 else "damaged files")
+    return counted(count, "damaged file")
 
 
 def process(pid: int) -> str:
@@ -101,7 +97,7 @@ def process(pid: int) -> str:
 
 def of_them_were(count: int) -> str:
     """Tell how many of them were something."""
-    return counted(count, "of them was" if count == 1 else "of them were")
+    return counted(count, "of them was", "of them were")
 
 
 def plugin(identity: QueueIdentity) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kong_metering.delivery.outages import in_words
 from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.plurals import counted
 
 if TYPE_CHECKING:
     from kong_metering.reasons import Buried, Dropped
@@ -92,8 +93,8 @@ class QueueAccount:
 
     def say_recovery(self, seconds: float) -> None:
         """Say that the endpoint takes events again, after it took none for so long, and how many wait."""
-        events = "event" if self.waiting == 1 else "events"
-        message = f"the endpoint works again after {in_words(seconds)}; {self.waiting:,} {events} waited"
+        waited = counted(self.waiting, "event")
+        message = f"the endpoint works again after {in_words(seconds)}; {waited} waited"
         self.say("works again", message, logging.WARNING)
 
     def told(self) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.delivery.delivering import Sending, Stock
 from kong_metering.delivery.source import Entry, MemorySource
+from kong_metering.plurals import counted
 from kong_metering.reasons import Buried, Dropped
 from kong_metering.trial import batching
-from kong_metering.trial.words import events_were
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
@@ -189,7 +189,7 @@ class MemoryBacklog:
     def end(self, *, is_written: bool) -> None:  # noqa: ARG002 - nothing is written here
         """Drop what still waits."""
         if left := self._source.end():
-            message = f"{events_were(left)} not delivered before the process ended"
+            message = f"{counted(left, 'event was', 'events were')} not delivered before the process ended"
             self._account.drop(Dropped.PROCESS_ENDED, left, message)
 
     def _make_room(self, size: int) -> None:

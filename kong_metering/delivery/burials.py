@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.plurals import counted, form
 from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetter, DeadLetters
 from kong_metering.spool.syncing import synced
-from kong_metering.trial.words import events
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
@@ -58,8 +58,8 @@ class LetterBox:
         if dropped:
             self._stats.drop_letters(dropped)
             LOGGER.error(
-                "%d dead letters, the oldest, were dropped to make room for new ones",
-                dropped,
+                "%s dropped to make room for new ones",
+                counted(dropped, "dead letter, the oldest, was", "dead letters, the oldest, were"),
                 extra=trouble("letters dropped"),
             )
 
@@ -123,11 +123,12 @@ class Burials:
         for damage in damages:
             self._note_damage(damage)
         if lost:
-            self._account.bury(Buried.UNREADABLE, lost, f"{events(lost)} on disk cannot be read")
+            self._account.bury(Buried.UNREADABLE, lost, f"{counted(lost, 'event')} on disk cannot be read")
 
     def _note_damage(self, damage: Damage) -> None:
         kept = f", its bytes are kept in {damage.kept_in}" if damage.kept_in else ""
-        where = f"{damage.kind.value}: {damage.length} bytes at {damage.offset} of {damage.segment}{kept}"
+        length = f"{damage.length} {form(damage.length, 'byte')}"
+        where = f"{damage.kind.value}: {length} at {damage.offset} of {damage.segment}{kept}"
         self._account.say(f"damage {damage.kind.value}", f"found in the spool: {where}", logging.WARNING)
         if damage.events:
             self.bury([], Buried.UNREADABLE, where)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import DISK_ERRORS
+from kong_metering.plurals import counted, form
 from kong_metering.reasons import Dropped
-from kong_metering.trial.words import events_were
 
 if TYPE_CHECKING:
     from kong_metering.delivery.account import QueueAccount
@@ -139,14 +139,17 @@ class OpenLog:
     def drop_segment(self) -> None:
         """Drop the oldest segment, for the sake of the disk's space."""
         if dropped := self.log.drop_segment():
-            message = f"{events_were(dropped)} dropped, the oldest: the spool is at --spool-max-bytes"
+            message = (
+                f"{counted(dropped, 'event was', 'events were')} dropped, the oldest: the spool is at --spool-max-bytes"
+            )
             self.account.drop(Dropped.SPOOL_BYTES_FULL, dropped, message)
         self.burials.bury_damage(self.log)
 
     def drop_older_than(self, time_ms: int) -> int:
         """Drop the oldest events that were accepted before this time, some of them; tell how many."""
         if dropped := self.log.drop_older_than(time_ms):
-            message = f"{events_were(dropped)} dropped: they are older than --spool-max-age"
+            were, they_are = counted(dropped, "event was", "events were"), form(dropped, "it is", "they are")
+            message = f"{were} dropped: {they_are} older than --spool-max-age"
             self.account.drop(Dropped.SPOOL_AGE_EXCEEDED, dropped, message)
         self.burials.bury_damage(self.log)
         return dropped

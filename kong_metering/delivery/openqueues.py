@@ -17,6 +17,7 @@ from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.spooled import SpooledBacklog
 from kong_metering.delivery.succession import Succession
 from kong_metering.log import LOGGER, printable
+from kong_metering.plurals import counted
 
 if TYPE_CHECKING:
     from kong_metering.config import Entity
@@ -187,10 +188,10 @@ class OpenQueues:
     def _carry_out(self, old: OpenQueue, heir: OpenQueue) -> None:
         """Move the events; on a courier's thread, without the lock."""
         LOGGER.info(
-            "queue %s: %s never accepted an event; %d events that wait go to %s",
+            "queue %s: %s never accepted an event; %s to %s",
             old.queue.name,
             printable(old.identity.endpoint),
-            old.queue.waiting,
+            counted(old.queue.waiting, "event that waits goes", "events that wait go"),
             printable(heir.identity.endpoint),
         )
         if self._spooler is not None and old.on_disk and heir.on_disk:

@@ -22,10 +22,10 @@ from kong_metering.delivery.sourcelist import Disk, SourceList
 from kong_metering.delivery.writing import Writing
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import cause_of
+from kong_metering.plurals import counted, form
 from kong_metering.reasons import Buried, Dropped
 from kong_metering.spool.times import STEADY_SECONDS
 from kong_metering.trial import batching
-from kong_metering.trial.words import events_were
 
 if TYPE_CHECKING:
     from kong_metering.clock import EpochClock
@@ -225,17 +225,22 @@ class SpooledBacklog:
             return len(entries)
 
     def _say_unsure(self) -> None:
+        unsure = self._sources.unsure
         message = (
-            f"{self._sources.unsure:,} events on disk are not sent until the machine's clock has run evenly for "
-            f"{in_words(STEADY_SECONDS)}: some of them went out without an answer before the machine started, and "
-            "nobody knows yet how long ago that was"
+            f"{counted(unsure, 'event on disk is', 'events on disk are')} not sent until the machine's clock has run "
+            f"evenly for {in_words(STEADY_SECONDS)}: {form(unsure, 'it', 'some of them')} went out without an answer "
+            "before the machine started, and nobody knows yet how long ago that was"
         )
         self._account.say("unsure", message, logging.WARNING)
 
     def _say_held(self, error: OSError) -> None:
         # Whoever found them after a crash would take them for events that nobody has sent, however long ago that was.
         self._unnotable.fails(self._clock.monotonic())
-        message = f"{self.held_back:,} events on disk are not sent, until it can be noted there that they were"
+        held = self.held_back
+        message = (
+            f"{counted(held, 'event on disk is', 'events on disk are')} not sent, until it can be noted there that "
+            f"{form(held, 'it was', 'they were')}"
+        )
         self._account.say("held", f"{message}: {cause_of(error)}")
 
     @property
@@ -304,7 +309,8 @@ class SpooledBacklog:
         if was_held:
             lasted = self._unnotable.works(self._clock.monotonic())
             if lasted is not None:
-                message = f"the disk takes notes again after {in_words(lasted)}; {waiting:,} events waited for that"
+                waited = counted(waiting, "event")
+                message = f"the disk takes notes again after {in_words(lasted)}; {waited} waited for that"
                 self._account.say("held over", message, logging.WARNING)
             self._sources.on_ready()
 
@@ -318,7 +324,8 @@ class SpooledBacklog:
         self._burials.end()
         self._sources.end()
         if in_memory := self._sources.memory.end():
-            message = f"{events_were(in_memory)} only in memory when the process ended: the spool cannot be written"
+            were = counted(in_memory, "event was", "events were")
+            message = f"{were} only in memory when the process ended: the spool cannot be written"
             self._account.drop(Dropped.PROCESS_ENDED, in_memory, message)
         left = self.chores.close_all(in_order=is_written)
         if in_inbox := 0 if is_written else self._account.waiting - left:

@@ -20,6 +20,7 @@ from kong_metering.host.channels import Kind
 from kong_metering.host.handover import process_of
 from kong_metering.host.workers import is_living
 from kong_metering.log import LOGGER, trouble
+from kong_metering.plurals import counted
 
 if TYPE_CHECKING:
     from kong_metering.host.board import State
@@ -144,8 +145,8 @@ class Front:
         if process == 0 and self.station.workers.meets_unknown():
             LOGGER.warning(
                 "Kong runs in another PID namespace, so its workers cannot be told apart: all connections go to the "
-                "first of %d servers",
-                len(self.station.slots),
+                "first of %s",
+                counted(len(self.station.slots), "server"),
             )
         index = self.station.workers.server_of(process)
         if index == self.station.index or self._is_lost(index):

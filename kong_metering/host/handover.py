@@ -46,6 +46,7 @@ from kong_metering.errors import StartupError
 from kong_metering.host.channels import Channel, Kind, duplicate
 from kong_metering.host.paths import reachable
 from kong_metering.log import LOGGER
+from kong_metering.plurals import counted
 
 METHOD = "plugin.ShareListener"
 
@@ -373,7 +374,8 @@ def _collect(sockets: Iterable[socket.socket], seconds: float) -> list[tuple[byt
                 poll.unregister(descriptor)
                 waiting.discard(descriptor)
     if waiting:
-        LOGGER.warning("%d servers of the previous process did not hand over within %g s", len(waiting), seconds)
+        servers = counted(len(waiting), "server")
+        LOGGER.warning("%s of the previous process did not hand over within %g s", servers, seconds)
     for one, _ in received.values():
         one.close()
     return [(bytes(into.data), into.descriptors) for _, into in received.values()]

@@ -32,6 +32,7 @@ from kong_metering.host.conversation import Conversations
 from kong_metering.host.front import Front
 from kong_metering.host.lifetime import Lifetime, ignore_signals
 from kong_metering.log import LOGGER, cause_of, printable, trouble
+from kong_metering.plurals import counted
 
 if TYPE_CHECKING:
     from kong_metering.host.board import Slot
@@ -47,7 +48,7 @@ _SWITCH_SECONDS = 0.0005
 # How long the events that are under way may take to end before sockets are handed over; Kong goes on at once.
 _QUIET_SECONDS = 0.25
 _QUIET_POLL_SECONDS = 0.0005
-_BROKEN_OFF = "broke off handing over to process %d, with %d connections"
+_BROKEN_OFF = "broke off handing over to process %d, with %s"
 _NO_DESCRIPTOR_SECONDS = 0.1
 # How often the loop tells that it comes round.
 _BEAT_SECONDS = 0.25
@@ -227,9 +228,10 @@ class _Server:
             front.serve_unsent(unsent)
             front.start_accepting()
         else:
-            message = "handed over to process %d, with %d connections" if whole else _BROKEN_OFF
+            message = "handed over to process %d, with %s" if whole else _BROKEN_OFF
             level = logging.INFO if whole else logging.WARNING
-            LOGGER.log(level, message, handover.process_of(to), len(given) + len(unsent))
+            connections = counted(len(given) + len(unsent), "connection")
+            LOGGER.log(level, message, handover.process_of(to), connections)
             self._part(front, given)
             for descriptor in unsent:
                 os.close(descriptor)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
+from kong_metering.plurals import counted
 from kong_metering.trial.outcome import Failed
-from kong_metering.trial.words import events as told
 
 if TYPE_CHECKING:
     from kong_metering.config import Queue
@@ -94,7 +94,7 @@ class Note(NamedTuple):
         """Say that a request failed."""
         is_misconfigured = isinstance(failure, Failed) and failure.is_misconfigured
         kind = failure.kind if isinstance(failure, Failed) else "refused"
-        text = f"could not deliver {told(events)}, will try again: {failure.reason}"
+        text = f"could not deliver {counted(events, 'event')}, will try again: {failure.reason}"
         return cls(f"failed:{kind}", text, logging.ERROR if is_misconfigured else logging.WARNING)
 
     @classmethod

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from kong_metering.plurals import counted
 from kong_metering.reasons import Dropped
 from kong_metering.trial.decisions import BREAKER_OPENED, Note
 from kong_metering.trial.outcome import Failed, Rejected, is_about_no_event
 from kong_metering.trial.parts import Part, in_order, thirds
-from kong_metering.trial.words import events_were
 
 if TYPE_CHECKING:
     from kong_metering.trial.decisions import Answered
@@ -97,4 +97,5 @@ class Endings(Generic[T]):
         self._hand.forget(parts)
         answered.given_up = in_order(parts)
         answered.reason = reason
-        answered.words = f"{events_were(len(answered.given_up))} lost, {_WHY_LOST[reason]}: {failure.reason}"
+        lost = counted(len(answered.given_up), "event was", "events were")
+        answered.words = f"{lost} lost, {_WHY_LOST[reason]}: {failure.reason}"

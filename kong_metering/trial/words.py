@@ -1,13 +1,10 @@
-"""Numbers of events in words, for the log. Pure."""
+"""A number of events in words, for the account: plain, as programs read it. Pure."""
 
 from __future__ import annotations
+
+from kong_metering.plurals import form
 
 
 def events(count: int) -> str:
     """Tell a number of events."""
-    return "1 event" if count == 1 else f"{count} events"
-
-
-def events_were(count: int) -> str:
-    """Tell of how many events something was so."""
-    return "1 event was" if count == 1 else f"{count} events were"
+    return f"{count} {form(count, 'event')}"

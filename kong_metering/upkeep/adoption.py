@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from kong_metering.delivery.logsource import LogSource
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import LOGGER, Once, cause_of, printable, trouble
+from kong_metering.plurals import counted, form
 from kong_metering.upkeep.guard import guarded
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ class Adoptions:
             return
         poured = self._pouring.pour()
         if poured.events:
-            LOGGER.info("put %d events into logs that a process which was killed had not written yet", poured.events)
+            LOGGER.info(
+                "put %s into logs that a process which was killed had not written yet", counted(poured.events, "event")
+            )
         for damage in poured.damage:
             _say_damage("found in the log of a process that was killed", damage)
         for unpoured in poured.unpoured:
@@ -73,10 +76,11 @@ class Adoptions:
             if self._told.is_first(str(stray.directory)):
                 # No trouble of this spool's, and perhaps another Kong's that is just down.
                 LOGGER.info(
-                    "%s holds %d events of killed servers of another spool, which was replaced or whose servers do not "
-                    "run: they stay there for them (`kong-metering spool status` shows it)",
+                    "%s holds %s of killed servers of another spool, which was replaced or whose servers do not run: "
+                    "%s there for them (`kong-metering spool status` shows it)",
                     stray.directory,
-                    stray.events,
+                    counted(stray.events, "event"),
+                    form(stray.events, "it stays", "they stay"),
                 )
 
     def adopt_for(self, open_here: Mapping[str, SpooledBacklog]) -> None:
@@ -94,9 +98,9 @@ class Adoptions:
                 backlog.begin()
         if any(now - since >= _TURN_SECONDS for since in self._left_since.values()):
             LOGGER.warning(
-                "what dead processes left for %d queues is not sent yet: it waits until other queues have delivered "
+                "what dead processes left for %s is not sent yet: it waits until other queues have delivered "
                 "theirs, or for a higher limit of open files (LimitNOFILE, ulimit -n)",
-                len(left),
+                counted(len(left), "queue"),
                 extra=trouble("left"),
             )
 
@@ -152,9 +156,9 @@ class Adoptions:
             self._holdings.retire(log.held)
             return
         LOGGER.info(
-            "queue %s: took over %d events that another process left%s",
+            "queue %s: took over %s that another process left%s",
             backlog.identity.name,
-            log.waiting_at_first,
+            counted(log.waiting_at_first, "event"),
             where,
         )
 
@@ -186,5 +190,6 @@ def _say_troubles(adoption: Adoption) -> None:
 
 def _say_damage(where: str, damage: Damage) -> None:
     kept = f", they are kept in {damage.kept_in}" if damage.kept_in else ""
-    message = f"{where}: {damage.length} bytes of {damage.segment} were {damage.kind.value}{kept}"
+    length = f"{damage.length} {form(damage.length, 'byte')} of {damage.segment} {form(damage.length, 'was', 'were')}"
+    message = f"{where}: {length} {damage.kind.value}{kept}"
     LOGGER.log(logging.WARNING, message, extra=trouble("damage"))

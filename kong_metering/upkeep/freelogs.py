@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kong_metering.log import LOGGER, printable, trouble
+from kong_metering.plurals import counted, form
 from kong_metering.reasons import Dropped
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ class FreeLog:
         if dropped:
             name = _name(self.held.identity)
             LOGGER.error(
-                "queue %s: %d events, the oldest, were dropped from disk: %s",
+                "queue %s: %s dropped from disk: %s",
                 name,
-                dropped,
+                counted(dropped, "event, the oldest, was", "events, the oldest, were"),
                 reason.value,
                 extra=trouble(f"dropped:{reason.value}:{name}"),
             )
@@ -81,12 +82,14 @@ class FreeLogsReport:
             return
         self._said, self._said_at = waiting, now
         for name, events in waiting.items():
+            them = form(events, "it", "them")
             LOGGER.warning(
-                "queue %s: %d events wait on disk until an instance of the plugin starts in a process that uses this "
-                "spool (Kong starts one with its first request); `kong-metering spool` shows them, delivers or exports "
-                "them",
+                "queue %s: %s on disk until an instance of the plugin starts in a process that uses this spool (Kong "
+                "starts one with its first request); `kong-metering spool` shows %s, delivers or exports %s",
                 name,
-                events,
+                counted(events, "event waits", "events wait"),
+                them,
+                them,
                 extra=trouble(f"free:{name}"),
             )
 

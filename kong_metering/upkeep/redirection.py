@@ -16,6 +16,7 @@ from kong_metering.delivery.logsource import LogSource
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.eventlog import files
 from kong_metering.log import LOGGER, cause_of, printable, trouble
+from kong_metering.plurals import counted, form
 from kong_metering.spool.identity import identity_files
 
 if TYPE_CHECKING:
@@ -65,10 +66,11 @@ class Redirection:
             else:
                 self._holdings.retire(held)
         LOGGER.info(
-            "queue %s: somebody has redirected %d events that waited at %s: they go to %s",
+            "queue %s: somebody has redirected %s that waited at %s: %s to %s",
             self._target.name,
-            self.moved,
+            counted(self.moved, "event"),
             printable(self._old.identity.endpoint),
+            form(self.moved, "it goes", "they go"),
             printable(self._target.endpoint),
         )
         self.is_done = True

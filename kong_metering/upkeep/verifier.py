@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from kong_metering.errors import DISK_ERRORS, StartupError
 from kong_metering.ingest.client import IngestClient
 from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.plurals import counted, form
 from kong_metering.proof.api import EventsApi
 from kong_metering.proof.asking import Asker
 from kong_metering.proof.resending import resend
@@ -177,20 +178,21 @@ class Verifier:
 
     def _count(self, queue: DeliveredQueue, findings: Findings, resent: int) -> None:
         if missing := findings.counts["missing"]:
+            what = counted(missing, "event that its endpoint took is", "events that its endpoint took are")
+            which = findings.missing_ids[0] if missing == 1 else f"{findings.missing_ids[0]} for one"
+            them = form(missing, "it", "them")
             _say(
                 queue,
                 "missing",
-                f"{missing} events that its endpoint took are not stored there, {findings.missing_ids[0]} for one; "
-                "`kong-metering verify` shows them, and sends them again with --resend",
+                f"{what} not stored there, {which}; `kong-metering verify` shows {them}, and sends {them} again with "
+                "--resend",
             )
         if resent:
-            LOGGER.warning("queue %s: %d events that were missing were sent again", queue.identity.name, resent)
+            again = counted(resent, "event that was missing was", "events that were missing were")
+            LOGGER.warning("queue %s: %s sent again", queue.identity.name, again)
         if uncounted := findings.counts["unassigned"] + findings.counts["invalid"]:
-            _say(
-                queue,
-                "uncounted",
-                f"{uncounted} events are stored and will not be billed; `kong-metering verify` shows why",
-            )
+            what = counted(uncounted, "event is", "events are")
+            _say(queue, "uncounted", f"{what} stored and will not be billed; `kong-metering verify` shows why")
         for result, events in {**findings.counts, "resent": resent}.items():
             if events:
                 queue.count(result, events)

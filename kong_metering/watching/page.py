@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from kong_metering.watching.words import ago, duration, stalled_threads, standing, waiting
+from kong_metering.plurals import counted
+from kong_metering.watching.words import ago, duration, servers_serve, stalled_threads, standing, waiting
 
 if TYPE_CHECKING:
     from kong_metering.watching.exposition import Surroundings
@@ -93,10 +94,9 @@ _REQUEST_HEADS = ("+plugin", "#last request", "#metered", "not metered, by reaso
 
 def _summary(view: View, around: Surroundings) -> str:
     is_whole = around.serving >= around.expected
-    servers = f"{around.serving} of {around.expected} servers serve"
-    words = [_mark(servers, "good" if is_whole else "bad")]
+    words = [_mark(servers_serve(around.serving, around.expected), "good" if is_whole else "bad")]
     if around.deaths:
-        words.append(_mark(f"{around.deaths} ended and were replaced", "bad"))
+        words.append(_mark(counted(around.deaths, "ended and was replaced", "ended and were replaced"), "bad"))
     if stalled := stalled_threads(view):
         words.append(_mark(f"delivery is not alive: {', '.join(stalled)} stalled", "bad"))
     words.append(waiting(view.waiting, view.waiting_later))

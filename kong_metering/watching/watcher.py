@@ -29,6 +29,7 @@ from kong_metering.watching.sizes import SpoolSizes
 from kong_metering.watching.verdict import judged
 from kong_metering.watching.view import View
 from kong_metering.watching.web import Answer, Web
+from kong_metering.watching.words import servers_serve
 
 if TYPE_CHECKING:
     from kong_metering.host.board import Slot
@@ -121,7 +122,7 @@ class Watcher:
 
     def _readiness(self, _accept: str | None) -> Answer:
         serving, expected = self._serving(), len(self._slots)
-        return Answer.judged("" if serving == expected else f"{serving} of {expected} servers serve Kong")
+        return Answer.judged("" if serving == expected else f"{servers_serve(serving, expected)} Kong")
 
     def _view(self) -> View:
         with self._lock:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from kong_metering.plurals import counted, form
+
 if TYPE_CHECKING:
     from kong_metering.watching.view import QueueView, View
 
@@ -39,9 +41,17 @@ def standing(queue: QueueView) -> Told:
 
 def waiting(events: int, for_instances: int) -> str:
     """Write how many events wait in queues, and how many on disk for plugins that Kong has not started."""
-    wait = "event waits" if events == 1 else "events wait"
-    later = f", and {for_instances:,} on disk until Kong starts their plugin" if for_instances else ""
-    return f"{events:,} {wait}{later}"
+    later = (
+        f", and {for_instances:,} on disk until Kong starts {form(for_instances, 'its', 'their')} plugin"
+        if for_instances
+        else ""
+    )
+    return f"{counted(events, 'event waits', 'events wait')}{later}"
+
+
+def servers_serve(serving: int, expected: int) -> str:
+    """Write how many of the servers serve that there should be."""
+    return f"{serving} of {counted(expected, 'server')} {form(serving or expected, 'serves', 'serve')}"
 
 
 def stalled_threads(view: View) -> list[str]:

@@ -15,7 +15,7 @@ import kong_metering
 ROOT = Path(kong_metering.__file__).parent
 
 # No threads, no I/O and no clock in these: values in, decisions out.
-PURE = ("trial/*.py", "reasons.py", "delivery/precedence.py", "eventlog/format.py")
+PURE = ("trial/*.py", "plurals.py", "reasons.py", "delivery/precedence.py", "eventlog/format.py")
 # Of `logging` they take the names of the levels.
 HARMLESS = {
     "__future__", "bisect", "collections", "collections.abc", "dataclasses", "enum", "functools", "itertools",
@@ -82,7 +82,7 @@ def test_the_trial_knows_of_no_queue_endpoint_or_spool_not_even_as_a_type() -> N
     known = {name_of(path) for path in ROOT.rglob("*.py")}
     imported = {name for path in ROOT.glob("trial/*.py") for name in imported_by(path, known)}
     others = {name for name in imported if not name.startswith("kong_metering.trial")}
-    assert others == {"kong_metering.config", "kong_metering.reasons"}
+    assert others == {"kong_metering.config", "kong_metering.plurals", "kong_metering.reasons"}
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_the_loss_is_told_with_a_long_line_too(pipe: Pipe) -> None:
     pipe.read()
     pipe.handler.emit(log_record("y" * 10_000))
     line = pipe.read()
-    assert line.endswith(b" (1 log lines were lost before this one)\n")
+    assert line.endswith(b" (1 log line was lost before this one)\n")
     assert len(line) <= 2049
 
 

@@ -23,6 +23,7 @@ from kong_metering.commands.check.findings import Finding, Level
 from kong_metering.commands.check.rules import RULES
 from kong_metering.commands.options import json_option
 from kong_metering.commands.output import cell, console, say, tell
+from kong_metering.plurals import counted
 
 _STYLES = {Level.ERROR: "bold red", Level.WARNING: "bold yellow", Level.NOTE: "bold cyan"}
 
@@ -118,13 +119,9 @@ def _print(report: _Report) -> None:
 
 
 def _summary(report: _Report) -> str:
-    counts = [_counted(report.counts[level], level.value) for level in Level if report.counts[level]]
-    plugins = f" in {_counted(report.plugins, 'metering plugin')}" if report.plugins else ""
+    counts = [counted(report.counts[level], level.value) for level in Level if report.counts[level]]
+    plugins = f" in {counted(report.plugins, 'metering plugin')}" if report.plugins else ""
     return f"{', '.join(counts) or 'Nothing is wrong'}{plugins}."
-
-
-def _counted(count: int, noun: str) -> str:
-    return words.counted(count, noun if count == 1 else f"{noun}s")
 
 
 # -------------------------------------------------------------------------------------------------------- for programs

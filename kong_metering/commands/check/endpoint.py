@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from kong_metering.commands.check.entities import Origin
 from kong_metering.commands.check.findings import Level
 from kong_metering.log import printable
+from kong_metering.plurals import form
 
 if TYPE_CHECKING:
     from kong_metering.commands.check.findings import Finding
@@ -148,8 +149,9 @@ def times(settings: Settings) -> Iterator[Finding]:
                 Level.WARNING,
                 "milliseconds",
                 (name,),
-                f"{value:g} milliseconds is next to no time",
-                f"it is in milliseconds: are {value:g} seconds meant, {value * 1000:.0f}?",
+                f"{value:g} {form(value, 'millisecond')} is next to no time",
+                f"it is in milliseconds: {form(value, 'is', 'are')} {value:g} {form(value, 'second')} meant, "
+                f"{value * 1000:.0f}?",
             )
         elif value is not None and value < 0:
             problem, remedy = f"{value:g} is no length of time", "leave it out for the default"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.plugin_server import remove_directory, short_directory
 from tests.unit.ingest.ingest_server import IngestServer, running
 
 
@@ -14,6 +15,14 @@ from tests.unit.ingest.ingest_server import IngestServer, running
 def root(tmp_path: Path) -> Path:
     """Give the directory of a spool that is not there yet."""
     return tmp_path / "metering-spool"
+
+
+@pytest.fixture
+def prefix() -> Iterator[Path]:
+    """Give a directory in which a path is short enough for a socket."""
+    directory = short_directory()
+    yield directory
+    remove_directory(directory)
 
 
 @pytest.fixture

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgpack
 from click.testing import CliRunner, Result
 
 from kong_metering.commands.main import program
@@ -208,3 +211,31 @@ def holder(root: Path, queue: QueueIdentity = QUEUE) -> Iterator[int]:
     finally:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def answering(path: Path, figures: dict[str, Any]) -> Iterator[None]:
+    """Have something at the path that answers every status request with these figures."""
+    status = {"Pid": 7, "Plugins": {"metering-and-billing": {"Status": figures}}}
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                connection.sendall(msgpack.packb([1, 1, None, status]))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+            path.unlink()

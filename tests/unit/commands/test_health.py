@@ -6,19 +6,15 @@ import os
 import signal
 import socket
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import msgpack
 import pytest
 
 from tests.support.ingest import IngestServer
 from tests.support.kongs import kong_in
-from tests.support.plugin_server import BIN, PluginServerProcess, remove_directory, short_directory
+from tests.support.plugin_server import BIN, PluginServerProcess
 from tests.support.rpc import KongClient, KongRequest
+from tests.unit.commands.helpers import answering
 from tests.unit.host.conftest import answers, header_config
 
 pytestmark = pytest.mark.slow
@@ -39,13 +35,6 @@ print(verdict.status, verdict.line)
 """
 
 
-@pytest.fixture
-def prefix() -> Iterator[Path]:
-    directory = short_directory()
-    yield directory
-    remove_directory(directory)
-
-
 def health(*flags: str, **environment: str) -> tuple[int, str]:
     """Give the exit status of the probe, and its line."""
     command = [str(BIN / "kong-metering"), "health", *flags]
@@ -62,7 +51,7 @@ def test_a_server_that_serves_is_well_before_kong_comes_and_afterwards(prefix: P
         told = "; 0 events wait; 0 dead letters in this server's life"
         assert health("-p", str(prefix)) == (0, f"{ok}Kong has not come yet{told}")
         KongClient(server.path).start_instance(header_config(ingest.url))
-        assert health("--socket", str(server.path)) == (0, f"{ok}Kong has started 1 instances{told}")
+        assert health("--socket", str(server.path)) == (0, f"{ok}Kong has started 1 instance{told}")
 
 
 def test_the_environment_of_a_container_is_enough(prefix: Path) -> None:
@@ -117,33 +106,6 @@ def test_a_user_who_may_not_connect_is_told_so(prefix: Path) -> None:
 
 
 # A delivery that is not alive, as the server tells it
-
-
-@contextmanager
-def answering(path: Path, figures: dict[str, Any]) -> Iterator[None]:
-    """Have something at the path that answers every status request with these figures."""
-    status = {"Pid": 7, "Plugins": {"metering-and-billing": {"Status": figures}}}
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                connection.recv(65536)
-                connection.sendall(msgpack.packb([1, 1, None, status]))
-
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
 
 
 def test_a_delivery_that_is_not_alive_has_a_status_of_its_own(prefix: Path) -> None:

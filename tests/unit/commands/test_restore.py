@@ -98,7 +98,7 @@ def test_what_somebody_else_takes_back_in_while_one_is_asked_does_not_come_twice
             said += asked.stdout.read(1)
         assert run_json(root, "restore", "--yes")["restored"] == 10
         said += asked.communicate("y\n")[0]
-    assert "1 damaged file left out: somebody has taken their events back in meanwhile" in said
+    assert "1 damaged file left out: somebody has taken its events back in meanwhile" in said
     assert "0 events back in the queue." in said
     assert (asked.returncode, events_of(root)) == (0, [event(n) for n in range(10)])
 

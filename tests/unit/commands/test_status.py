@@ -112,6 +112,19 @@ def test_one_event_that_was_sent_is_told_as_one(root: Path) -> None:
     assert "1 of them was sent, and may have arrived" in run(root, "status", width=200).stdout
 
 
+@pytest.mark.parametrize("width", range(64, 100, 3))
+def test_no_time_and_no_number_is_torn(root: Path, width: int) -> None:
+    endpoint = "https://us.api.konghq.com/v3/openmeter/organisations/customer-facing-apis/events?workspace=eu-central-1"
+    waiting(root, [event(n) for n in range(5)], QueueIdentity(PLUGIN, PLUGIN, endpoint))
+    sent_at(root, 2, NOW)
+    told = run(root, "status", width=width).stdout
+    times = re.findall(r"\d{4}-\d\d-\d\d", told)
+    assert len(re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", told)) == len(times) == 2
+    assert "  5 events, " in told
+    assert endpoint in re.sub(r"\s", "", told)
+    assert not [line for line in told.splitlines() if line.endswith(" ")]
+
+
 def test_a_plugin_whose_name_has_its_id_is_told_once(root: Path) -> None:
     """As the server names it: by its instance name and id, or by its id alone."""
     for name in (f"orders ({PLUGIN})", PLUGIN):

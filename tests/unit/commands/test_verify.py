@@ -179,8 +179,10 @@ def test_nothing_is_sent_again_without_a_yes_and_what_was_found_is_told(
     result = run(root, at_once, "verify", "--resend", stdin=answer)
     assert result.exit_code == 1
     assert "Send 1 event again" in result.output
+    assert "with the same id? If it arrives later after all, OpenMeter counts it once only" in result.output
     assert "OpenMeter may only be behind" in result.output
-    assert "1 event MISSING" in result.stdout
+    assert "1 event MISSING: OpenMeter took it, and does not have it." in result.stdout
+    assert "`kong-metering verify --resend` sends it again." in result.stdout
     told = json.loads(run(root, at_once, "verify", "--resend", "--json", stdin=answer).stdout)
     assert (told["missing_ids"], told["resent"]) == ([event_id(1)], 0)
     assert collector.client.stats().unique == 0
@@ -222,7 +224,8 @@ def test_what_is_no_customers_and_what_no_meter_counts_is_shown(
     assert told["unassigned_subjects"] == {"stranger": 2}
     assert told["reasons"] == {"no meter found for event type: kong.other": 1}
     words = run(root, at_once, "verify").output
-    assert "2 events unassigned" in words
+    assert "2 events unassigned: their subject is no customer's." in words
+    assert "`kong-metering customers --create` makes a customer for it." in words
     assert "stranger (2)" in words
     assert "no meter found for event type: kong.other (1)" in words
 
@@ -252,6 +255,7 @@ def test_dead_letters_and_what_waits_are_left_out(collector: CollectorProcess, r
     wait(root, url, event(3))
     code, told = verified(root, at_once)
     assert (code, told["confirmed"], told["missing"], told["left_out"]) == (0, 1, 0, 2)
+    assert "2 events left out: they wait, or are dead letters." in run(root, at_once, "verify").output
 
 
 def test_the_settled_part_of_a_log_is_read_back_too(collector: CollectorProcess, root: Path, at_once: AtOnce) -> None:
@@ -316,7 +320,7 @@ def test_an_endpoint_that_cannot_be_reached_is_said(root: Path, at_once: AtOnce)
     assert reason.endswith("Connection refused")
     asked = run(root, at_once, "customers")
     assert asked.exit_code == 3
-    assert "0 of 1 subjects are a customer's" in asked.stdout
+    assert "0 of 1 subject is a customer's" in asked.stdout
     assert "http://127.0.0.1:9/api/v3/openmeter/customers: " in asked.stderr
     assert "Connection refused" in asked.stderr
 

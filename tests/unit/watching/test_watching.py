@@ -135,6 +135,7 @@ def test_what_waits_and_why_is_shown_by_metrics_page_and_command(ingest: IngestS
         wait_until(lambda: one.value("kong_metering_oldest_waiting_seconds") > 0, "an age")
         page = one.get("/")[2]
         assert "503" in page
+        assert "1 of 1 server serves" in page
         assert "&lt;script&gt;alert" in page
         assert "<script>alert" not in page
         shown = command_line("status", "--socket", str(one.server.path), COLUMNS="240")
