@@ -20,8 +20,8 @@ from kong_metering.inbox.lent import LentMemory, LentRings
 from kong_metering.information import PHASES, plugin_information
 from kong_metering.log import LOGGER, ProcessLog, Reminder, cause_of
 from kong_metering.plugin import Plugin
+from kong_metering.plurals import form
 from kong_metering.runtime import Runtime, make_runtime
-from kong_metering.trial.words import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -206,18 +206,21 @@ def _details(runtime: Runtime, delivery: DeliveryOptions) -> dict[str, Any]:
 
 def _say_account(runtime: Runtime) -> None:
     account = runtime.stats.snapshot()
+    letters = account.dead_letters_dropped
+    # The numbers are plain: programs read them.
     LOGGER.info(
-        "ended: process %d, %s accepted, %d adopted, %d delivered, %d left on disk; dead letters %s; "
+        "ended: process %d, %d %s accepted, %d adopted, %d delivered, %d left on disk; dead letters %s; "
         "dropped %s; requests without an event %s%s%s",
         os.getpid(),
-        events(account.accepted),
+        account.accepted,
+        form(account.accepted, "event"),
         account.adopted,
         account.delivered,
         account.left,
         _listed(account.dead_letters),
         _listed(account.dropped),
         _listed(account.skipped),
-        f"; {account.dead_letters_dropped} dead letters dropped for newer ones" if account.dead_letters_dropped else "",
+        f"; {letters} {form(letters, 'dead letter')} dropped for newer ones" if letters else "",
         f"; read back {_listed(account.verified)}" if account.verified else "",
     )
 

@@ -40,6 +40,11 @@ OTHER = QueueIdentity("11111111-one", "metering", "https://ingest.test/corrected
 CANNOT = "EVENTS CANNOT BE WRITTEN TO DISK and wait in memory"
 
 
+def remove(root: Path) -> None:
+    """Remove a directory that somebody may be writing to: he finds it gone at once, whatever it takes."""
+    shutil.rmtree(root.rename(root.with_name("removed")))
+
+
 def wait_for_memory(it: SpooledQueue) -> None:
     wait_until(lambda: it.backlog.is_refused, "the disk refuses")
 
@@ -322,7 +327,7 @@ def test_a_directory_that_is_removed_while_in_use_is_made_anew(
     it = process().open(down(), max_batch_size=10)
     it.put_on_disk(*numbered(30))
     it.endpoint.wait_for_request()
-    shutil.rmtree(root)
+    remove(root)
     wait_until(lambda: log.with_text("was removed while it was in use"), "it is noticed")
     it.put_on_disk(*numbered(20, first=30))
     assert on_disk(root) == numbered(20, first=30)
@@ -344,7 +349,7 @@ def test_what_was_in_directories_that_were_removed_one_after_the_other_is_not_he
         it.process.wait_for_a_round()
         for source in it.backlog._sources.logs():  # as when it was quiet for a while
             source.held.log.rest()
-        shutil.rmtree(root)
+        remove(root)
         it.process.wait_for_a_round()
     it.put_on_disk(*numbered(20, first=40))
     it.endpoint.decide = lambda _: Delivered()
