@@ -95,6 +95,31 @@ def test_traffic_and_metering_go_on_when_a_process_of_the_plugin_server_was_kill
     stop_with_nothing_more(gateway, collector)
 
 
+def test_the_clients_own_header_counts_though_the_server_that_read_it_was_killed(
+    start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
+) -> None:
+    """It is killed while requests wait for their answer; a later plugin has removed the header, or made it another."""
+    without = {"name": "request-transformer", "config": {"remove": {"headers": ["x-tenant-id"]}}}
+    other = {"name": "request-transformer", "config": {"replace": {"headers": ["x-tenant-id:gateway"]}}}
+    transformers = {"without": without, "other": other}
+    services = [service(upstream.url, name, plugins=[each]) for name, each in transformers.items()]
+    gateway = start_gateway(document(*services, plugins=[metering(collector.ingest_v1)]))
+    for _ in range(40):  # each worker has its instance now
+        assert get(gateway.proxy_port, "/other", ("X-Tenant-Id", "early")) == 200
+    collector.client.wait_for_events(40)
+    with ThreadPoolExecutor(20) as clients:
+        slow = [(f"/{path}/slow/3", f"{path}-{number}") for path in transformers for number in range(10)]
+        asked = [clients.submit(get, gateway.proxy_port, path, ("X-Tenant-Id", subject)) for path, subject in slow]
+        time.sleep(1)
+        for _ in range(2):
+            gateway.kill_plugin_server()
+            gateway.wait_for_plugin_server()
+        assert [answer.result() for answer in asked] == [200] * len(slow)
+    collector.client.wait_for_events(40 + len(slow))
+    stop_with_nothing_more(gateway, collector)
+    assert counts(collector) == {"early": 40} | {subject: 1 for _, subject in slow}
+
+
 def test_a_reload_meters_with_the_new_configuration_and_loses_nothing(
     start_gateway: StartGateway, upstream: UpstreamProcess, collector: CollectorProcess
 ) -> None:
