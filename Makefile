@@ -51,7 +51,7 @@ help:
 	@echo "                 what metering costs on the real Kong that is on the PATH, next to Go, Lua and kong-pdk;"
 	@echo "                 BENCH='--all --markdown FILE' for all of it, see bench/gateway.py"
 	@echo "make bench-host  what the plugin server costs, next to kong-pdk's own"
-	@echo "make bench-inbox what an event costs on its way through shared memory"
+	@echo "make bench-inbox what it costs that events and captured headers outlive the process"
 	@echo "make bench-latency"
 	@echo "                 what gets through to an endpoint that is far away, with the defaults;"
 	@echo "                 LATENCY='--seconds 2 --rates 100' for less of it, see bench/latency.py"
