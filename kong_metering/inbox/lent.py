@@ -19,6 +19,8 @@ from kong_metering.inbox.place import RING_BYTES, RingFile, read_from
 from kong_metering.inbox.ring import HEADER_BYTES, Ring, read_header
 
 _SUFFIX = ".ring"
+# They have no path; this is for people.
+_NOWHERE = Path("memory of the supervisor")
 
 
 class LentMemory(NamedTuple):
@@ -30,8 +32,6 @@ class LentMemory(NamedTuple):
 
 class LentRings:
     """What one server was lent."""
-
-    path = Path("memory of the supervisor")
 
     def __init__(self, fresh: LentMemory | None, left: Sequence[LentMemory]) -> None:
         """Take an empty one for this server's own ring, and those that dead servers have left."""
@@ -69,9 +69,9 @@ class LentRings:
                 continue
             yield stem, read_from(descriptor, HEADER_BYTES + header.capacity) if header else b""
 
-    def unlink(self, name: str) -> None:
+    def _give_back(self, file: Path) -> None:
         """Give a memory back, which nobody may have mapped any more."""
-        stem = name.removesuffix(_SUFFIX)
+        stem = file.name.removesuffix(_SUFFIX)
         descriptor = self._left.pop(stem, None)
         if descriptor is None and self._fresh is not None and self._fresh.stem == stem:
             descriptor = self._fresh.descriptor
@@ -79,4 +79,4 @@ class LentRings:
             os.ftruncate(descriptor, 0)
 
     def _file(self, stem: str, descriptor: int) -> RingFile:
-        return RingFile(self, stem + _SUFFIX, os.dup(descriptor))
+        return RingFile(_NOWHERE / (stem + _SUFFIX), os.dup(descriptor), self._give_back)

@@ -22,7 +22,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -44,11 +44,6 @@ _ATTEMPTS = 10
 class Rings(Protocol):
     """Where rings are that outlive their processes: a `Place`, or what the supervisor keeps (`lent.py`)."""
 
-    @property
-    def path(self) -> Path:
-        """Where they are. Raises `InboxError`."""
-        ...
-
     def create(self, capacity: int = RING_BYTES) -> tuple[RingFile, Ring]:
         """Make a ring whose space is taken. Raises `InboxError`, which tells why that cannot be."""
         ...
@@ -61,29 +56,21 @@ class Rings(Protocol):
         """Give the list of each ring, with PID-RANDOM of its process. Raises `InboxError`."""
         ...
 
-    def unlink(self, name: str) -> None:
-        """Remove a ring, if it is still there. Raises `InboxError`."""
-        ...
-
 
 class RingFile:
     """A ring's file that nobody else has: we hold its lock."""
 
-    def __init__(self, place: Rings, name: str, descriptor: int) -> None:
-        """Take a descriptor, which `release` closes."""
-        self.name = name
-        self._place = place
+    def __init__(self, path: Path, descriptor: int, remove: Callable[[Path], None]) -> None:
+        """Take where it is, a descriptor, which `release` closes, and what removes it from there."""
+        self.path = path
+        self.name = path.name
         self._descriptor = descriptor
+        self._remove = remove
 
     @property
     def stem(self) -> str:
         """PID-RANDOM, of the process that made it."""
         return self.name.removesuffix(".ring")
-
-    @property
-    def path(self) -> Path:
-        """Where it is. Raises `InboxError`."""
-        return self._place.path / self.name
 
     def read(self) -> bytes:
         """Read all of it. Raises the system's `OSError`."""
@@ -97,7 +84,7 @@ class RingFile:
 
     def remove(self) -> None:
         """Remove the file, before letting go of it. Raises `InboxError`."""
-        self._place.unlink(self.name)
+        self._remove(self.path)
 
     def release(self) -> None:
         """Let go of the file."""
@@ -131,8 +118,9 @@ class Place:
         """Make a ring in a file that is locked and has all of its space, so that writing to it cannot fail."""
         for _ in range(_ATTEMPTS):
             # Whoever clears up, drafts or the directory, may be faster.
-            with self._opened(is_new=True) as directory, contextlib.suppress(FileNotFoundError, BlockingIOError):
-                return self._created(directory, HEADER_BYTES + capacity)
+            path = self.path
+            with self._opened(path, is_new=True) as directory, contextlib.suppress(FileNotFoundError, BlockingIOError):
+                return self._created(path, directory, HEADER_BYTES + capacity)
         raise InboxError(f"{self.path} cannot be used: no file that was made there stayed")
 
     def orphans(self) -> Iterator[RingFile]:
@@ -156,7 +144,7 @@ class Place:
         Rings whose header tells us nothing are passed over.
         """
         for name in filter(_RING.fullmatch, self._names()):
-            with self._opened() as directory, contextlib.suppress(FileNotFoundError, SpoolFormatError):
+            with self._opened(self.path) as directory, contextlib.suppress(FileNotFoundError, SpoolFormatError):
                 descriptor = os.open(name, _OPEN, dir_fd=directory)
                 try:
                     header = read_header(os.pread(descriptor, HEADER_BYTES, 0))
@@ -171,7 +159,7 @@ class Place:
         One that is just being poured is passed over.
         """
         for name in filter(_RING.fullmatch, self._names()):
-            with self._opened() as directory, contextlib.suppress(FileNotFoundError, BlockingIOError):
+            with self._opened(self.path) as directory, contextlib.suppress(FileNotFoundError, BlockingIOError):
                 descriptor = os.open(name, _LOOK, dir_fd=directory)
                 try:
                     # Nobody waits for it: who would pour it meanwhile comes again.
@@ -181,14 +169,17 @@ class Place:
                     os.close(descriptor)
                 yield name.removesuffix(".ring"), found
 
-    def unlink(self, name: str) -> None:
-        """Remove a file, if it is still there, and the directory after the last one."""
-        with self._opened() as directory, contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=directory)
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+    def _unlink(self, file: Path) -> None:
+        """Remove a file, if it is still there, and the directory after the last one.
 
-    def _created(self, directory: int, size: int) -> tuple[RingFile, Ring]:
+        It may not be the place's any more: who removed the spool has made that another one.
+        """
+        with self._opened(file.parent) as directory, contextlib.suppress(FileNotFoundError):
+            os.unlink(file.name, dir_fd=directory)
+        with contextlib.suppress(OSError):
+            file.parent.rmdir()
+
+    def _created(self, path: Path, directory: int, size: int) -> tuple[RingFile, Ring]:
         stem = f"{os.getpid()}-{secrets.token_hex(4)}"
         draft, name = f".{stem}.new", f"{stem}.ring"
         descriptor = os.open(draft, _CREATE, _FILE_MODE, dir_fd=directory)
@@ -204,24 +195,25 @@ class Place:
             with contextlib.suppress(OSError):
                 os.unlink(draft, dir_fd=directory)
             raise
-        return RingFile(self, name, descriptor), ring
+        return RingFile(path / name, descriptor, self._unlink), ring
 
     def _names(self) -> list[str]:
         # The place of a spool that is not there is not known, and nothing can be poured into it.
         if not os.path.lexists(self._root) or not os.path.lexists(self.path):
             return []
-        with self._opened() as directory:
+        with self._opened(self.path) as directory:
             return sorted(os.listdir(directory))  # noqa: PTH208 - by the descriptor that was checked
 
     def _taken(self, name: str) -> RingFile | None:
         """Take a file that nobody holds."""
-        with self._opened() as directory, contextlib.suppress(FileNotFoundError, BlockingIOError):
+        path = self.path
+        with self._opened(path) as directory, contextlib.suppress(FileNotFoundError, BlockingIOError):
             descriptor = os.open(name, _OPEN, dir_fd=directory)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # It may have been removed, and its lock with it, before we had ours.
                 if os.path.samestat(os.fstat(descriptor), os.stat(name, dir_fd=directory, follow_symlinks=False)):
-                    return RingFile(self, name, descriptor)
+                    return RingFile(path / name, descriptor, self._unlink)
             except OSError:
                 os.close(descriptor)
                 raise
@@ -229,8 +221,7 @@ class Place:
         return None
 
     @contextlib.contextmanager
-    def _opened(self, *, is_new: bool = False) -> Iterator[int]:
-        path = self.path
+    def _opened(self, path: Path, *, is_new: bool = False) -> Iterator[int]:
         try:
             above = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -176,6 +176,14 @@ def test_closing_removes_an_empty_one_and_leaves_one_with_events(place: Place) -
     assert not other.append(1, b"x")
 
 
+def test_closing_removes_it_though_the_spool_was_removed_and_made_anew(tmp_path: Path, place: Place) -> None:
+    inbox = opened(place)
+    (tmp_path / "spool").rename(tmp_path / "other")
+    (tmp_path / "spool").mkdir()
+    inbox.close()
+    assert list((tmp_path / "shm").iterdir()) == []
+
+
 def test_without_a_place_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(InboxError, match="cannot be used: No such file or directory"):
         opened(Place(tmp_path / "none", tmp_path))
