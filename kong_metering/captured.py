@@ -72,6 +72,8 @@ class CapturedHeaders:
             self.are_identified = False
             return False
         self.are_identified = True
+        if request_id in self._young:
+            self.take(request_id)
         memory = self._memory
         self._young[request_id] = headers, None if memory is None else memory.put(request_id, headers)
         self._young_bytes += _bytes_of(headers)

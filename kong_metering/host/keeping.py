@@ -96,7 +96,7 @@ class Keeping:
     def _renewed(self) -> Iterator[Memory]:
         """Give an empty one for each use, under a name of its own; none where the system has none to give."""
         for use in Use:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, AttributeError):
                 descriptor = self._empty.pop() if self._empty else _made()
                 yield Memory(f"{os.getpid()}-{secrets.token_hex(4)}", descriptor, use)
 
