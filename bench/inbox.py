@@ -172,7 +172,7 @@ def _memory() -> CaptureMemory:
 def _captures(name: str, memory: CaptureMemory | None) -> Captures:
     captured = CapturedHeaders(SystemClock())
     if memory is not None:
-        captured.survive_in(memory)
+        captured.mirror_to(memory)
     return Captures(name, captured)
 
 

@@ -12,13 +12,13 @@ from kong_metering.host.absence import Absence
 from kong_metering.host.dispatch import Dispatcher, Limits
 from kong_metering.host.figures import Figures
 from kong_metering.host.instances import PluginDefinition
-from kong_metering.host.keeping import Use
 from kong_metering.host.load import Load
 from kong_metering.host.server import Hooks, serve
 from kong_metering.host.supervisor import Supervisor, SupervisorOptions
-from kong_metering.inbox.lent import LentMemory, LentRings
+from kong_metering.inbox.lent import LentRings
 from kong_metering.information import PHASES, plugin_information
 from kong_metering.log import LOGGER, ProcessLog, Reminder, cause_of
+from kong_metering.memoryfile import Use
 from kong_metering.plugin import Plugin
 from kong_metering.plurals import form
 from kong_metering.runtime import Runtime, make_runtime
@@ -148,9 +148,7 @@ def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> No
 
 def rings_in(lent: Lent) -> LentRings:
     """Return the rings in what the supervisor lends a server."""
-    own = lent.empty_for(Use.EVENTS)
-    left = [LentMemory(memory.name, memory.descriptor) for memory in lent.left_for(Use.EVENTS)]
-    return LentRings(None if own is None else LentMemory(own.name, own.descriptor), left)
+    return LentRings(lent.empty_for(Use.EVENTS), lent.left_for(Use.EVENTS))
 
 
 def _keep_captured(captured: CapturedHeaders, lent: Lent) -> None:
@@ -158,15 +156,16 @@ def _keep_captured(captured: CapturedHeaders, lent: Lent) -> None:
     own = lent.empty_for(Use.REQUESTS)
     if own is not None:
         try:
-            captured.survive_in(CaptureMemory(own.descriptor))
+            captured.mirror_to(CaptureMemory(own.descriptor))
         except OSError as error:
             LOGGER.warning(
                 "if this process is killed, requests under way are billed by the headers in Kong's record: %s",
                 cause_of(error),
             )
-    for memory in lent.left_for(Use.REQUESTS):
-        captured.recover(left_in(memory.descriptor))
-        os.ftruncate(memory.descriptor, 0)
+    for file in lent.left_for(Use.REQUESTS):
+        captured.recover(left_in(file.descriptor))
+        # Returned even where there was none for this process: what is taken over twice would be kept twice as long.
+        os.ftruncate(file.descriptor, 0)
 
 
 def _definition(

@@ -1,13 +1,14 @@
 """Headers that access phases read, kept until the log phase of the same request takes them.
 
-Contract: one `CapturedHeaders` for a process, used from the thread that runs phases. What is kept goes by Kong's own
-id of a request, which no client can choose. A request whose log phase never comes, or comes after days, must not fill
-the memory: entries are kept in two generations, and the older one is let go of, counted and said, when the younger one
+Contract: one `CapturedHeaders` for a process, used from the thread that runs phases. Entries go by Kong's own
+id of a request, which no client can choose. A request whose log phase never comes, or comes after days, must not use up
+memory: entries are kept in two generations, and the older one is let go of, which the log says, when the younger one
 is full (`MAX_BYTES` for both) or `GENERATION_SECONDS` old. So an entry is kept for at least so many seconds, and for
-twice as long at most, as long as there is room. A log phase that finds none goes by the headers in Kong's record.
+twice as long at most within one process, as long as there is room. A log phase that finds none goes by the headers in
+Kong's record.
 
-What the next process needs of requests under way is handed over when this one can (`pack`, `unpack`), and is besides in
-memory that outlives it, if it is lent any (`survive_in`, `recover`).
+The next process gets what it needs of requests under way from this one, where it ends in order (`pack`, `unpack`), and
+from memory that outlives it, where it is killed (`mirror_to`, `recover`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ GENERATION_SECONDS = 12 * 3600.0
 _ENTRY_BYTES = 320
 
 
-# The headers of a request, and where they are in the memory that outlives this process.
+# The headers of a request, and their slot in the memory that outlives this process.
 _Kept: TypeAlias = "tuple[Headers, int | None]"
 
 
@@ -72,7 +73,8 @@ class CapturedHeaders:
             self.are_identified = False
             return False
         self.are_identified = True
-        if request_id in self._young:
+        if request_id in self._young or request_id in self._old:
+            # Its slot, and its bytes, must not be lost sight of.
             self.take(request_id)
         memory = self._memory
         self._young[request_id] = headers, None if memory is None else memory.put(request_id, headers)
@@ -90,9 +92,9 @@ class CapturedHeaders:
             kept = self._old.pop(request_id, None)
             if kept is None:
                 return None
-        headers, place = kept
-        if place is not None and self._memory is not None:
-            self._memory.clear(place)
+        headers, slot = kept
+        if slot is not None and self._memory is not None:
+            self._memory.clear(slot)
         return headers
 
     def sweep(self) -> None:
@@ -107,7 +109,7 @@ class CapturedHeaders:
         return json.dumps({request_id: headers for request_id, (headers, _) in kept.items()}).encode("ascii")
 
     def unpack(self, packed: bytes) -> None:
-        """Keep what the process before this one had; nothing of what is not in that form."""
+        """Keep what the process before this one had; anything in another form is ignored."""
         try:
             kept = msgspec.convert(json.loads(packed), dict[str, dict[str, str | list[str]]])
         except ValueError as error:
@@ -115,12 +117,12 @@ class CapturedHeaders:
             return
         self.recover(kept.items())
 
-    def survive_in(self, memory: CaptureMemory) -> None:
+    def mirror_to(self, memory: CaptureMemory) -> None:
         """Keep what comes from now on in this memory as well, which outlives the process."""
         self._memory = memory
 
     def recover(self, kept: Iterable[tuple[str, Headers]]) -> None:
-        """Keep what a process before this one had of requests, by their ids."""
+        """Add the headers that an earlier process had captured, by the ids of their requests."""
         for request_id, headers in kept:
             if request_id not in self._young:
                 self.keep(request_id, headers)
@@ -133,8 +135,8 @@ class CapturedHeaders:
                 form(len(self._old), "that one", "those"),
                 extra=trouble("captured"),
             )
-            for _, place in self._old.values():
-                if place is not None and self._memory is not None:
-                    self._memory.clear(place)
+            for _, slot in self._old.values():
+                if slot is not None and self._memory is not None:
+                    self._memory.clear(slot)
         self._old, self._young, self._young_bytes = self._young, {}, 0
         self._turned_at = self._clock.monotonic()

@@ -28,7 +28,7 @@ from kong_metering.clock import SystemClock
 from kong_metering.errors import StartupError
 from kong_metering.host.admission import group_named
 from kong_metering.host.opening import Opening, Place, open_again, open_at
-from kong_metering.host.restart import Restart
+from kong_metering.host.reexec import Restart
 from kong_metering.lenient import LenientCommand, LenientOption, complaints_of
 from kong_metering.log import LOGGER, ProcessLog, Relay, Repeats, cause_of, configure, printable
 from kong_metering.plugin_identity import PRIORITY, PluginIdentity

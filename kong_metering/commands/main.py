@@ -31,7 +31,7 @@ _PLACES = {
     "schema": "schema:schema",
     "send-test-event": "testevent.command:send_test_event",
     "spool": "spool:spool",
-    "status": "serverstatus:status",
+    "status": "status:status",
     "uninstall": "install:uninstall",
     "verify": "verify:verify",
 }

@@ -15,7 +15,7 @@ _PLACES = {
     "replay": "replay:replay",
     "restore": "restore:restore",
     "show": "listing:show",
-    "status": "status:status",
+    "status": "spoolstatus:status",
 }
 
 

@@ -32,7 +32,7 @@ from kong_metering.host.paths import reachable
 from kong_metering.host.watch import Identity, identity_of
 
 if TYPE_CHECKING:
-    from kong_metering.host.restart import Restart
+    from kong_metering.host.reexec import Restart
 
 # As long as others may take to start; then it begins all the same.
 _LOCK_SECONDS = 30.0

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from kong_metering.errors import StartupError
-from kong_metering.host import restart
+from kong_metering.host import reexec
 from kong_metering.host.attendant import Attendant
 from kong_metering.host.board import Board, State
 from kong_metering.host.channels import Channel, Kind
@@ -97,7 +97,7 @@ class _Server:
 
 @dataclass
 class _Post:
-    """The place of one of the servers: who has it, or when the next one is started; and what is kept for them."""
+    """A post of the servers: who has it, or when the next one is started; and what is kept for them."""
 
     server: _Server | None = None
     keeping: Keeping = field(default_factory=Keeping)
@@ -255,7 +255,7 @@ class Supervisor:
             return
         if pid == 0:
             self._be_server(index, shares, lent)
-        post.keeping.note(pid, lent)
+        post.keeping.lent_to(pid, lent)
         # What was to be said through Kong, the new server says.
         while self._log.relay.take() is not None:
             pass
@@ -468,7 +468,7 @@ class Supervisor:
             LOGGER.info("SIGHUP changes nothing now: another process has taken over, or is about to")
             return
         try:
-            self._rehearsal = restart.rehearse(), time.monotonic() + _REHEARSAL_SECONDS
+            self._rehearsal = reexec.rehearse(), time.monotonic() + _REHEARSAL_SECONDS
         except OSError as error:
             LOGGER.error("the program cannot be restarted, this one keeps running: %s", cause_of(error))
 
@@ -489,7 +489,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_BACK)
         self._keep_back_what_came()
         try:
-            restart.Restart(self._pid, self._sockets.listener.fileno(), ends, servers, list(self._leaving)).start()
+            reexec.Restart(self._pid, self._sockets.listener.fileno(), ends, servers, list(self._leaving)).start()
         except OSError as error:
             LOGGER.error("the program could not be restarted, this one keeps running: %s", cause_of(error))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _KEPT_BACK)

@@ -43,9 +43,15 @@ class Inbox:
     """The inbox of this process."""
 
     def __init__(
-        self, ring: Ring, file: RingFile | None, wake: Callable[[], None], overflow_bytes: int, *, is_kept: bool
+        self,
+        ring: Ring,
+        file: RingFile | None,
+        wake: Callable[[], None],
+        overflow_bytes: int,
+        *,
+        survives_supervisor: bool,
     ) -> None:
-        self.is_kept = is_kept
+        self.survives_supervisor = survives_supervisor
         self._ring = ring
         self._file = file
         self._wake = wake
@@ -59,16 +65,16 @@ class Inbox:
         rings: Rings,
         wake: Callable[[], None],
         *,
-        is_kept: bool = True,
+        survives_supervisor: bool = True,
         ring_bytes: int = RING_BYTES,
         overflow_bytes: int = OVERFLOW_BYTES,
     ) -> Inbox:
         """Make the inbox of this process, with its ring there. Raises `InboxError`.
 
-        `is_kept`: whether what is in it outlives this process whoever dies with it.
+        `survives_supervisor`: whether what is in it outlives this process though the supervisor dies with it.
         """
         file, ring = rings.create(ring_bytes)
-        return cls(ring, file, wake, overflow_bytes, is_kept=is_kept)
+        return cls(ring, file, wake, overflow_bytes, survives_supervisor=survives_supervisor)
 
     @classmethod
     def in_memory(
@@ -76,7 +82,7 @@ class Inbox:
     ) -> Inbox:
         """Make an inbox that ends with the process."""
         memory = mmap.mmap(-1, HEADER_BYTES + ring_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        return cls(Ring(memory), None, wake, overflow_bytes, is_kept=False)
+        return cls(Ring(memory), None, wake, overflow_bytes, survives_supervisor=False)
 
     @property
     def name(self) -> str | None:
@@ -93,7 +99,7 @@ class Inbox:
 
         To be called when nothing is appended any more. The supervisor's memory mostly ends as well, so it counts.
         """
-        return min(events, self._overflow.count_of(number)) if self.is_kept else events
+        return min(events, self._overflow.count_of(number)) if self.survives_supervisor else events
 
     # -- any thread ---------------------------------------------------------------------------------------------------
 

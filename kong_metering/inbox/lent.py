@@ -1,82 +1,84 @@
-"""Rings in memory that the supervisor keeps and lends to its servers: where there is no place for shared memory.
+"""Rings in memory files that the supervisor lends to its servers: where there is no place for shared memory.
 
-Contract: what a server was lent is its alone, so that there are no locks. `create` makes its ring in the empty one of
-them; the others hold what dead servers left, and are given back, cut to nothing, once that is poured. It is gone with
-the supervisor, and no other process sees it: a sibling that adopts a dead server's log before its ring is poured is in
-the case of another container (`pouring.py`).
+Contract: what a server is lent is its own alone, so that no lock is needed. `create` makes its ring in the empty file;
+the others hold what dead servers left, and are returned, cut to nothing, once that is poured. No other process sees
+them: a sibling that adopts a dead server's log before its ring is poured is like one in another container
+(`pouring.py`). Everything raises `InboxError`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from kong_metering.errors import InboxError, SpoolFormatError
-from kong_metering.inbox.place import RING_BYTES, RingFile, read_from
-from kong_metering.inbox.ring import HEADER_BYTES, Ring, read_header
+from kong_metering.inbox.place import RING_BYTES, RingFile, read_list
+from kong_metering.inbox.ring import HEADER_BYTES, Ring
 
-_SUFFIX = ".ring"
+if TYPE_CHECKING:
+    from kong_metering.memoryfile import MemoryFile
+
 # They have no path; this is for people.
-_NOWHERE = Path("memory of the supervisor")
-
-
-class LentMemory(NamedTuple):
-    """A file of memory: PID-RANDOM, which no other ring was ever called, and its descriptor, opened to append."""
-
-    stem: str
-    descriptor: int
+_WHERE = Path("memory of the supervisor")
 
 
 class LentRings:
     """What one server was lent."""
 
-    def __init__(self, fresh: LentMemory | None, left: Sequence[LentMemory]) -> None:
-        """Take an empty one for this server's own ring, and those that dead servers have left."""
-        self._fresh = fresh
-        self._left = dict(left)
+    def __init__(self, empty: MemoryFile | None, left: Sequence[MemoryFile]) -> None:
+        """Take an empty file for this server's own ring, and those that dead servers have left."""
+        self._own = empty
+        self._left = list(left)
 
     def create(self, capacity: int = RING_BYTES) -> tuple[RingFile, Ring]:
-        """Make this server's ring, all of whose space is taken. Raises `InboxError`."""
-        if self._fresh is None:
-            raise InboxError("the supervisor could have no memory to keep")
-        stem, descriptor = self._fresh
-        try:
-            os.posix_fallocate(descriptor, 0, HEADER_BYTES + capacity)
-            ring = Ring(mmap.mmap(descriptor, HEADER_BYTES + capacity))
-        except OSError as error:
-            os.ftruncate(descriptor, 0)
-            raise InboxError(f"the supervisor's memory cannot be used: {error.strerror or error}") from error
-        return self._file(stem, descriptor), ring
+        """Make this server's ring, all of whose space is taken."""
+        if self._own is None:
+            raise InboxError("the supervisor got no memory from the system")
+        with _told():
+            file = self._opened(self._own)
+            try:
+                os.posix_fallocate(self._own.descriptor, 0, HEADER_BYTES + capacity)
+                return file, Ring(mmap.mmap(self._own.descriptor, HEADER_BYTES + capacity))
+            except OSError:
+                os.ftruncate(self._own.descriptor, 0)
+                file.release()
+                raise
 
     def orphans(self) -> Iterator[RingFile]:
         """Give what dead servers left, one after the other, until it is removed."""
-        for stem, descriptor in tuple(self._left.items()):
-            found = self._file(stem, descriptor)
+        for memory in tuple(self._left):
+            with _told():
+                file = self._opened(memory)
             try:
-                yield found
+                yield file
             finally:
-                found.release()
+                file.release()
 
     def lists(self) -> Iterator[tuple[str, bytes]]:
         """Give the list of this server's ring, and of those that are left."""
-        for stem, descriptor in (*([] if self._fresh is None else [self._fresh]), *tuple(self._left.items())):
-            try:
-                header = read_header(os.pread(descriptor, HEADER_BYTES, 0))
-            except SpoolFormatError:
-                continue
-            yield stem, read_from(descriptor, HEADER_BYTES + header.capacity) if header else b""
+        for memory in (*([] if self._own is None else [self._own]), *tuple(self._left)):
+            with _told(), contextlib.suppress(SpoolFormatError):
+                yield memory.name, read_list(memory.descriptor)
 
-    def _give_back(self, file: Path) -> None:
-        """Give a memory back, which nobody may have mapped any more."""
-        stem = file.name.removesuffix(_SUFFIX)
-        descriptor = self._left.pop(stem, None)
-        if descriptor is None and self._fresh is not None and self._fresh.stem == stem:
-            descriptor = self._fresh.descriptor
-        if descriptor is not None:
-            os.ftruncate(descriptor, 0)
+    def _opened(self, memory: MemoryFile) -> RingFile:
+        return RingFile(_WHERE, memory.name, os.dup(memory.descriptor), partial(self._give_back, memory))
 
-    def _file(self, stem: str, descriptor: int) -> RingFile:
-        return RingFile(_NOWHERE / (stem + _SUFFIX), os.dup(descriptor), self._give_back)
+    def _give_back(self, memory: MemoryFile) -> None:
+        """Return a file, which nobody may have mapped any more."""
+        with _told():
+            os.ftruncate(memory.descriptor, 0)
+        if memory in self._left:
+            self._left.remove(memory)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InboxError(f"the supervisor's memory cannot be used: {error.strerror or error}") from error

@@ -9,7 +9,7 @@ what is in it is believed only when it is ours and nobody else may write there.
 Contract: a ring's file has its name only after it is locked (`flock`) and all of its space is taken; the lock ends with
 its process, however that dies. The lock belongs to the open file, which a fork shares: the process that makes a ring
 must not fork children that outlive it without executing another program. Everything may be called from any thread;
-nothing but `Place.create` and the reading of a ring costs more than a few system calls.
+besides `Place.create` and the reading of rings, it costs a few system calls, or as many for each ring that is there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +32,7 @@ from kong_metering.inbox.ring import HEADER_BYTES, Ring, read_header
 
 RING_BYTES = 8 * 1024 * 1024
 
+_SUFFIX = ".ring"
 _RING = re.compile(r"[0-9]+-[0-9a-f]+\.ring")
 _DRAFT = re.compile(r"\.[0-9]+-[0-9a-f]+\.new")
 _FILE_MODE = 0o600
@@ -58,23 +60,22 @@ class Rings(Protocol):
 
 
 class RingFile:
-    """A ring's file that nobody else has: we hold its lock."""
+    """A ring's file that nobody else uses: we hold its lock, or it was lent to us."""
 
-    def __init__(self, path: Path, descriptor: int, remove: Callable[[Path], None]) -> None:
-        """Take where it is, a descriptor, which `release` closes, and what removes it from there."""
-        self.path = path
-        self.name = path.name
+    def __init__(self, directory: Path, stem: str, descriptor: int, remove: Callable[[], None]) -> None:
+        """Take where it is, PID-RANDOM, which no other ring was ever called, a descriptor, and what removes the file.
+
+        `release` closes the descriptor. `remove` raises `InboxError`.
+        """
+        self.stem = stem
+        self.name = stem + _SUFFIX
+        self.path = directory / self.name
         self._descriptor = descriptor
         self._remove = remove
 
-    @property
-    def stem(self) -> str:
-        """PID-RANDOM, of the process that made it."""
-        return self.name.removesuffix(".ring")
-
     def read(self) -> bytes:
         """Read all of it. Raises the system's `OSError`."""
-        return read_from(self._descriptor, 0)
+        return _read_from(self._descriptor, 0)
 
     def add_line(self, line: bytes) -> None:
         """Add a line to the list, for all processes to see. Raises the system's `OSError`."""
@@ -84,11 +85,11 @@ class RingFile:
 
     def remove(self) -> None:
         """Remove the file, before letting go of it. Raises `InboxError`."""
-        self._remove(self.path)
+        self._remove()
 
     def release(self) -> None:
         """Let go of the file."""
-        # Whatever else still has it open or mapped.
+        # A copy of the descriptor, in a process that was forked, would keep the lock.
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
 
@@ -121,7 +122,7 @@ class Place:
             path = self.path
             with self._opened(path, is_new=True) as directory, contextlib.suppress(FileNotFoundError, BlockingIOError):
                 return self._created(path, directory, HEADER_BYTES + capacity)
-        raise InboxError(f"{self.path} cannot be used: no file that was made there stayed")
+        raise InboxError(f"{self.path} cannot be used: each file that was made there was removed at once")
 
     def orphans(self) -> Iterator[RingFile]:
         """Take the rings whose processes are dead, one after the other; each is let go of before the next one.
@@ -141,17 +142,16 @@ class Place:
     def lists(self) -> Iterator[tuple[str, bytes]]:
         """Give the list of each ring, of living processes too, with PID-RANDOM of its process.
 
-        Rings whose header tells us nothing are passed over.
+        One of a format that this version does not know is passed over; one with a damaged header has an empty list.
         """
         for name in filter(_RING.fullmatch, self._names()):
             with self._opened(self.path) as directory, contextlib.suppress(FileNotFoundError, SpoolFormatError):
                 descriptor = os.open(name, _OPEN, dir_fd=directory)
                 try:
-                    header = read_header(os.pread(descriptor, HEADER_BYTES, 0))
-                    found = read_from(descriptor, HEADER_BYTES + header.capacity) if header else b""
+                    found = read_list(descriptor)
                 finally:
                     os.close(descriptor)
-                yield name.removesuffix(".ring"), found
+                yield name.removesuffix(_SUFFIX), found
 
     def look(self) -> Iterator[tuple[str, bytes]]:
         """Give all of each ring whose process is dead, with PID-RANDOM of that process; needs no right to write.
@@ -164,10 +164,10 @@ class Place:
                 try:
                     # Nobody waits for it: who would pour it meanwhile comes again.
                     fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                    found = read_from(descriptor, 0)
+                    found = _read_from(descriptor, 0)
                 finally:
                     os.close(descriptor)
-                yield name.removesuffix(".ring"), found
+                yield name.removesuffix(_SUFFIX), found
 
     def _unlink(self, file: Path) -> None:
         """Remove a file, if it is still there, and the directory after the last one.
@@ -181,7 +181,7 @@ class Place:
 
     def _created(self, path: Path, directory: int, size: int) -> tuple[RingFile, Ring]:
         stem = f"{os.getpid()}-{secrets.token_hex(4)}"
-        draft, name = f".{stem}.new", f"{stem}.ring"
+        draft, name = f".{stem}.new", stem + _SUFFIX
         descriptor = os.open(draft, _CREATE, _FILE_MODE, dir_fd=directory)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,7 +195,7 @@ class Place:
             with contextlib.suppress(OSError):
                 os.unlink(draft, dir_fd=directory)
             raise
-        return RingFile(path / name, descriptor, self._unlink), ring
+        return RingFile(path, stem, descriptor, partial(self._unlink, path / name)), ring
 
     def _names(self) -> list[str]:
         # The place of a spool that is not there is not known, and nothing can be poured into it.
@@ -213,7 +213,7 @@ class Place:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # It may have been removed, and its lock with it, before we had ours.
                 if os.path.samestat(os.fstat(descriptor), os.stat(name, dir_fd=directory, follow_symlinks=False)):
-                    return RingFile(path / name, descriptor, self._unlink)
+                    return RingFile(path, Path(name).stem, descriptor, partial(self._unlink, path / name))
             except OSError:
                 os.close(descriptor)
                 raise
@@ -257,8 +257,16 @@ def _open_directory(name: str, above: int, *, is_new: bool) -> int:
     return directory
 
 
-def read_from(descriptor: int, offset: int) -> bytes:
-    """Read a file from there to its end. Raises the system's `OSError`."""
+def read_list(descriptor: int) -> bytes:
+    """Read the list behind the ring in a file; nothing where the ring's header is damaged.
+
+    Raises the system's `OSError`, and `SpoolFormatError` for a format that this version does not know.
+    """
+    header = read_header(os.pread(descriptor, HEADER_BYTES, 0))
+    return _read_from(descriptor, HEADER_BYTES + header.capacity) if header else b""
+
+
+def _read_from(descriptor: int, offset: int) -> bytes:
     parts: list[bytes] = []
     while part := os.pread(descriptor, RING_BYTES, offset):
         parts.append(part)

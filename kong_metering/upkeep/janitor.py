@@ -36,7 +36,6 @@ ROUND_SECONDS = 1.0
 _IDLE_ROUNDS = 10
 # How long the writer may take to let go of logs that are gone.
 _LETTING_GO_SECONDS = 1.0
-# A write that takes longer is said.
 
 
 class Janitor:

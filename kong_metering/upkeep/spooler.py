@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from kong_metering.upkeep.requestdesk import Queues
 
 _ENDING_SECONDS = 1.0
-# Nobody is served before: a disk that takes longer hangs.
+# No request is served until the inbox is open: a disk that takes longer is taken to hang.
 _OPENING_SECONDS = 5.0
 
 
@@ -105,29 +105,32 @@ class Spooler:
 
     def _opened(self, place: Place | None, lent: LentRings | None, bell: Bell) -> Inbox:
         """Open the inbox: in shared memory, else in memory that the supervisor keeps, else in our own."""
-        trouble = ""
+        shared, why_not = self._opened_in_shared_memory(place, bell)
+        if shared is not None:
+            return shared
         try:
-            if place is not None:
-                if inbox := self._opened_in_time(place, bell):
-                    return inbox
-                trouble = "the disk hangs"
+            kept = None if lent is None else Inbox.open(lent, bell.ring, survives_supervisor=False)
         except InboxError as error:
-            trouble = f"{error} (choose another place with --inbox-dir)"
+            kept, why_not = None, why_not or str(error)
+        if kept is not None and why_not:
+            LOGGER.warning(
+                "if a plugin server is killed, its last events are in its supervisor's memory alone, and lost if both "
+                "are: %s",
+                why_not,
+            )
+        elif why_not:
+            LOGGER.warning("if a plugin server is killed, its last 10 ms of events or so are lost: %s", why_not)
+        return kept or Inbox.in_memory(bell.ring)
+
+    def _opened_in_shared_memory(self, place: Place | None, bell: Bell) -> tuple[Inbox | None, str]:
+        """Open the inbox there, if it is to be there; tell why that cannot be."""
+        if place is None:
+            return None, ""
         try:
-            if lent is not None:
-                inbox = Inbox.open(lent, bell.ring, is_kept=False)
-                if trouble:
-                    LOGGER.warning(
-                        "the last events of a plugin server that is killed are kept by its supervisor alone, and lost "
-                        "if that is killed with it: %s",
-                        trouble,
-                    )
-                return inbox
+            inbox = self._opened_in_time(place, bell)
         except InboxError as error:
-            trouble = trouble or str(error)
-        if trouble:
-            LOGGER.warning("a plugin server that is killed will lose its last events, those of some 10 ms: %s", trouble)
-        return Inbox.in_memory(bell.ring)
+            return None, f"{error} (choose another place with --inbox-dir)"
+        return inbox, "" if inbox else "the disk hangs"
 
     def _opened_in_time(self, place: Place, bell: Bell) -> Inbox | None:
         """Open the inbox in shared memory, which belongs to the spool's directory; None when the disk hangs.
@@ -168,8 +171,8 @@ class Spooler:
         backlog = SpooledBacklog(identity, settings, self._shared, account, _Intake(self._inbox, number))
         self._number_of[backlog] = number
         self._writer.register(number, backlog.writing)
-        if not self._inbox.is_kept:
-            # Nothing outlives a kill but what is in the log: its first event must not wait for it.
+        if not self._inbox.survives_supervisor:
+            # Nothing outlives the supervisor but what is in the log: its first event must not wait for it.
             self._writer.order(backlog.writing.prepare)
         return backlog
 
@@ -236,7 +239,7 @@ class Spooler:
         return self._bounds.waiting_for_instances()
 
     def stalled(self) -> dict[str, int]:
-        """Tell of each thread whether it has ended, or been at one thing for `STALLED_SECONDS`: 1, else 0."""
+        """Tell of writer and janitor whether it has ended, or been at one thing for `STALLED_SECONDS`: 1, else 0."""
         return {
             "writer": int(self._writer.is_stalled(STALLED_SECONDS)),
             "janitor": int(self._janitor.is_stalled(STALLED_SECONDS)),

@@ -1,9 +1,9 @@
 """The one thread that takes events from the inbox to the logs of their queues.
 
-Contract: it drains the inbox every `ROUND_SECONDS` while events come (every `UNKEPT_ROUND_SECONDS` where the inbox ends
-with the process), sleeps when none came for a few rounds, and writes each queue's events to that queue's log; what was
-taken from the inbox leaves it only afterwards. It waits for the disk, and for nobody else: what others want of a log
-that it appends to, they order (`order`), and it does that between two rounds.
+Contract: it drains the inbox every `ROUND_SECONDS` while events come (every `BRIEF_ROUND_SECONDS` where the inbox ends
+with the supervisor), sleeps when none came for a few rounds, and writes each queue's events to that queue's log; what
+was taken from the inbox leaves it only afterwards. It waits for the disk, and for nobody else: what others want of a
+log that it appends to, they order (`order`), and it does that between two rounds.
 `flush` waits until all that was in the inbox is written, or was tried to be.
 """
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # Kong is answered before; what comes meanwhile is written together.
 ROUND_SECONDS = 0.008
-# Without shared memory a SIGKILL costs what was not written yet: less of it, for a little more CPU.
-UNKEPT_ROUND_SECONDS = 0.003
+# What ends with the supervisor may be lost with both: less of it, for a little more CPU.
+BRIEF_ROUND_SECONDS = 0.003
 # After so many rounds in which nothing came it sleeps: to be woken costs the thread that answers Kong more than a look.
 _IDLE_ROUNDS = 4
 _EVENTS_A_ROUND = 20_000
@@ -71,7 +71,7 @@ class Writer:
     def __init__(self, inbox: Inbox, bell: Bell, clock: Clock, times: Histogram) -> None:
         """Take the inbox, the bell that it rings, and where the time of each write is counted."""
         self._inbox = inbox
-        self._round_seconds = ROUND_SECONDS if inbox.is_kept else UNKEPT_ROUND_SECONDS
+        self._round_seconds = ROUND_SECONDS if inbox.survives_supervisor else BRIEF_ROUND_SECONDS
         self._bell = bell
         self._clock = clock
         self._times = times

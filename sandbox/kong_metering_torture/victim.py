@@ -91,7 +91,7 @@ def _forked(live: Callable[[Lent], None], keeping: Keeping) -> int:
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(status)
-    keeping.note(child, lent)
+    keeping.lent_to(child, lent)
     return child
 
 

@@ -29,7 +29,7 @@ def descriptor() -> Iterator[int]:
 
 def keeping_in(descriptor: int, clock: FakeClock, max_bytes: int = 32 << 20) -> CapturedHeaders:
     captured = CapturedHeaders(clock, max_bytes)
-    captured.survive_in(CaptureMemory(descriptor))
+    captured.mirror_to(CaptureMemory(descriptor))
     return captured
 
 

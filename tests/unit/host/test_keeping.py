@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.host.keeping import Keeping, Lent, Memory, Use
+from kong_metering.host.keeping import Keeping, Lent
+from kong_metering.memoryfile import MemoryFile, Use
 from tests.support.plugin_server import PluginServerProcess
 from tests.support.rpc import KongClient, KongRequest
 from tests.support.waiting import wait_until
@@ -34,13 +35,13 @@ def keeping() -> Iterator[Keeping]:
     keeping.close()
 
 
-def own(lent: Lent, use: Use = Use.EVENTS) -> Memory:
+def own(lent: Lent, use: Use = Use.EVENTS) -> MemoryFile:
     memory = lent.empty_for(use)
     assert memory is not None
     return memory
 
 
-def leave(memory: Memory, data: bytes) -> None:
+def leave(memory: MemoryFile, data: bytes) -> None:
     os.ftruncate(memory.descriptor, len(data))
     with mmap.mmap(memory.descriptor, len(data)) as mapped:
         mapped[:] = data
@@ -48,7 +49,7 @@ def leave(memory: Memory, data: bytes) -> None:
 
 def test_what_a_dead_process_left_is_lent_to_each_next_one_until_it_is_given_back(keeping: Keeping) -> None:
     first = keeping.lend()
-    keeping.note(1, first)
+    keeping.lent_to(1, first)
     leave(own(first), b"left")
     assert keeping.lend().left == (), "the process lives"
     keeping.reclaim(1)
@@ -57,7 +58,7 @@ def test_what_a_dead_process_left_is_lent_to_each_next_one_until_it_is_given_bac
         assert lent.left_for(Use.EVENTS) == (own(first),)
         assert lent.left_for(Use.REQUESTS) == ()
         assert own(lent).descriptor != own(first).descriptor
-        keeping.note(process, lent)
+        keeping.lent_to(process, lent)
         keeping.reclaim(process)
     os.ftruncate(own(first).descriptor, 0)
     lent = keeping.lend()
@@ -67,13 +68,13 @@ def test_what_a_dead_process_left_is_lent_to_each_next_one_until_it_is_given_bac
 
 def test_each_use_has_its_own(keeping: Keeping) -> None:
     lent = keeping.lend()
-    keeping.note(1, lent)
+    keeping.lent_to(1, lent)
     leave(own(lent, Use.REQUESTS), b"left")
     keeping.reclaim(1)
     again = keeping.lend()
     assert again.left == again.left_for(Use.REQUESTS) == (own(lent, Use.REQUESTS),)
     assert len({own(again, use).descriptor for use in Use}) == len(Use)
-    keeping.note(2, again)
+    keeping.lent_to(2, again)
 
 
 def test_a_memory_is_used_again_under_another_name(keeping: Keeping) -> None:
@@ -88,7 +89,7 @@ def test_a_memory_is_used_again_under_another_name(keeping: Keeping) -> None:
 def test_no_two_living_processes_have_one(keeping: Keeping) -> None:
     lent = [keeping.lend() for _ in range(3)]
     for process, each in enumerate(lent, start=1):
-        keeping.note(process, each)
+        keeping.lent_to(process, each)
     assert len({memory.descriptor for each in lent for memory in each.empty}) == 3 * len(Use)
 
 
@@ -96,7 +97,7 @@ def test_what_is_left_again_and_again_does_not_take_all_descriptors(keeping: Kee
     lent = Lent()
     for process in range(1, 200):
         lent = keeping.lend()
-        keeping.note(process, lent)
+        keeping.lent_to(process, lent)
         for memory in lent.empty:
             leave(memory, b"left")
         keeping.reclaim(process)
@@ -133,7 +134,7 @@ def test_a_killed_server_loses_nothing_without_shared_memory(launch: Launch, ing
     # Some may come twice: their sender was killed before it had noted the answer.
     wait_until(lambda: {event["id"] for event in ingest.events()} == expected, "all of them at the endpoint")
     assert server.stop() == 0
-    warned = [line for line in server.log if "the last events of a plugin server that is killed are kept by" in line]
+    warned = [line for line in server.log if "its last events are in its supervisor's memory alone" in line]
     assert bool(warned) == (place != "none"), server.log
 
 

@@ -197,4 +197,4 @@ def test_one_in_memory_ends_with_the_process(tmp_path: Path) -> None:
     assert inbox.lost_with_process(1, 1) == 1
     assert take(inbox, 9) == [(1, b"x")]
     inbox.close()
-    assert (inbox.name, inbox.is_kept) == (None, False)
+    assert (inbox.name, inbox.survives_supervisor) == (None, False)

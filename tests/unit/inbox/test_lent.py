@@ -11,11 +11,12 @@ import pytest
 
 from kong_metering.app import rings_in
 from kong_metering.errors import InboxError
-from kong_metering.host.keeping import Keeping, Use
+from kong_metering.host.keeping import Keeping
 from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.lent import LentRings
 from kong_metering.inbox.pouring import Pouring
 from kong_metering.inbox.ring import HEADER_BYTES
+from kong_metering.memoryfile import Use
 from kong_metering.spool.directory import SpoolDirectory
 from tests.unit.inbox.helpers import QUEUE, unread
 
@@ -35,12 +36,12 @@ def no_wake() -> None:
 
 def lent_to(process: int, keeping: Keeping) -> LentRings:
     lent = keeping.lend()
-    keeping.note(process, lent)
+    keeping.lent_to(process, lent)
     return rings_in(lent)
 
 
 def opened(rings: LentRings) -> Inbox:
-    return Inbox.open(rings, no_wake, is_kept=False, ring_bytes=RING)
+    return Inbox.open(rings, no_wake, survives_supervisor=False, ring_bytes=RING)
 
 
 def die_with(keeping: Keeping, process: int, *events: bytes) -> None:
@@ -135,8 +136,27 @@ def test_no_descriptor_is_left_open(keeping: Keeping, tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+def test_without_a_descriptor_it_is_said_and_nothing_is_left_in_it(
+    keeping: Keeping, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    die_with(keeping, 1, b"one")
+    rings = lent_to(2, keeping)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", refuse)
+        with pytest.raises(InboxError, match=r"^the supervisor's memory cannot be used: Too many open files$"):
+            rings.create(RING)
+        (unpoured,) = Pouring([rings], tmp_path, lambda: 1).pour().unpoured
+        assert "Too many open files" in unpoured.reason
+    assert Pouring([rings], tmp_path, lambda: 1).pour().events == 1
+    keeping.reclaim(2)
+    assert keeping.lend().left == ()
+
+
 def test_without_a_memory_that_is_said() -> None:
-    with pytest.raises(InboxError, match=r"^the supervisor could have no memory to keep$"):
+    with pytest.raises(InboxError, match=r"^the supervisor got no memory from the system$"):
         LentRings(None, []).create(RING)
 
 
