@@ -72,6 +72,13 @@ def tell_facts(facts: Sequence[tuple[str, Text]]) -> None:
             head = ""
 
 
+def tell_folded(text: Text) -> None:
+    """Tell people something that may be longer than a line."""
+    out = console()
+    for line in _folded(text, out, out.width):
+        out.print(line, soft_wrap=True)
+
+
 def _folded(text: Text, out: Console, width: int) -> Iterator[Text]:
     joined = text.copy()
     joined.plain = _NUMBER_AND_MORE.sub(rf"\1{_JOINT}", text.plain)

@@ -20,7 +20,7 @@ from kong_metering.commands.filters import UNKNOWN, Filters, reasons_told
 from kong_metering.commands.interruption import Interrupted, Interruption
 from kong_metering.commands.logs import SeenLog, damaged_files, marks_of, seen_logs, unanswered_in
 from kong_metering.commands.options import Place, json_option, place_options, taking
-from kong_metering.commands.output import cell, console, say, tell_facts
+from kong_metering.commands.output import cell, console, say, tell_facts, tell_folded
 from kong_metering.commands.sharedmemory import strays, unwritten
 from kong_metering.errors import SpoolFormatError
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
@@ -251,7 +251,7 @@ def _sizes(paths: Iterable[Path]) -> list[int]:
 
 def _print(found: SpoolStatus) -> None:
     out = console()
-    out.print(Text.assemble("Spool ", (words.shown(str(found.root)), "bold")), soft_wrap=True)
+    tell_folded(Text.assemble("Spool ", (words.shown(str(found.root)), "bold")))
     for queue in found.queues:
         out.print()
         out.print(_title(queue))
