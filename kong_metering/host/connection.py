@@ -46,6 +46,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         # What came while new events had to wait, or while it was too little to tell the protocol.
         self._held = b""
+        # How often something came.
+        self.received = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin: the event loop's call."""
@@ -55,6 +57,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Answer what these bytes complete: the event loop's call."""
+        self.received += 1
         transport, conversation = self._transport, self._conversation
         if transport is None:
             return

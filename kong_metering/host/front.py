@@ -2,8 +2,8 @@
 
 Contract: used from the event loop's thread only. No connection goes to another server than its worker's, as long as
 that one lives or is going to be replaced: what does not fit into its channel waits here, and goes to the next servers
-when these take over. Without a free descriptor none is accepted; connections wait in the backlog, and it is tried again
-`_NO_DESCRIPTOR_SECONDS` later.
+when these take over. Without a free descriptor, but for a reserve that delivery and the disk need, none is accepted;
+connections wait in the backlog, idle ones are closed (`idle.py`), and it is tried again soon.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kong_metering.host.channels import Kind
 from kong_metering.host.handover import process_of
+from kong_metering.host.idle import LOOK_SECONDS
 from kong_metering.host.workers import is_living
 from kong_metering.log import LOGGER, trouble
 from kong_metering.plurals import counted
@@ -28,20 +30,29 @@ if TYPE_CHECKING:
     from kong_metering.host.station import Station
 
 _RETRY_SECONDS = 0.002
-_NO_DESCRIPTOR_SECONDS = 0.1
+# Descriptors that are left to delivery and the disk: of a limit of 1,024 so many, of a lower one less, or none.
+_RESERVE = 64
+_RESERVE_BEGINS_AT, _SHARE_OF_RESERVE = 128, 8
 # So many in one turn of the loop, which has others to answer.
 _MOST_AT_ONCE = 100
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Front:
-    """What a server serves at; `adopt` serves a connection that is to be served here, from its first byte on."""
+    """What a server serves at."""
 
-    def __init__(self, station: Station, adopt: Callable[[socket.socket], None]) -> None:
+    def __init__(
+        self, station: Station, adopt: Callable[[socket.socket], None], spare: Callable[[Collection[Connection]], int]
+    ) -> None:
+        """Serve there: `adopt` serves a connection that is to be served here, from its first byte on.
+
+        `spare` closes connections that nobody uses, but for the given ones, and tells how many.
+        """
         self.station = station
         # The connections to those that are going to take over.
         self.shared_with: set[Connection] = set()
         self._adopt = adopt
+        self._spare = spare
         self._loop = asyncio.get_running_loop()
         self._is_accepting = False
         self._later: asyncio.TimerHandle | None = None
@@ -83,8 +94,11 @@ class Front:
 
     def accept(self) -> None:
         """Accept who waits: the event loop's call."""
+        enough = _last_for_connections()
         for _ in range(_MOST_AT_ONCE):
             try:
+                if enough is not None and _next_descriptor() > enough:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # noqa: TRY301 - as if there were none
                 accepted, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 break
@@ -100,14 +114,16 @@ class Front:
         """Let connections wait for a moment: the socket stays readable, and the loop would come round for nothing."""
         if error.errno in _EXHAUSTED:
             self._is_exhausted = True
+            self._spare(self.shared_with)
         _say_that_none_is_accepted(error.strerror or str(error))
         if self._is_accepting:
             self.stop_accepting()
-            self._later = self._loop.call_later(_NO_DESCRIPTOR_SECONDS, self._go_on)
+            self._later = self._loop.call_later(LOOK_SECONDS, self._go_on)
 
     def note_exhaustion(self) -> None:
         """Say that there is no free descriptor: for connections that other servers pass on, too."""
         self._is_exhausted = True
+        self._spare(self.shared_with)
         _say_that_none_is_accepted(os.strerror(errno.EMFILE))
 
     def _go_on(self) -> None:
@@ -177,6 +193,21 @@ class Front:
                 self._adopt(accepted)
             else:
                 accepted.close()
+
+
+def _last_for_connections() -> int | None:
+    """Return the highest descriptor that a connection may have; None while there is no bound but the system's."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return limit - 1 - min(_RESERVE, max(0, limit - _RESERVE_BEGINS_AT) // _SHARE_OF_RESERVE)
+
+
+def _next_descriptor() -> int:
+    """Return the descriptor that the next file gets, which is the lowest that is free. Raises `OSError`."""
+    descriptor = os.dup(0)
+    os.close(descriptor)
+    return descriptor
 
 
 def _say_that_none_is_accepted(why: str) -> None:

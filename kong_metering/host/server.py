@@ -30,6 +30,7 @@ from kong_metering.host.channels import Kind, has_free_descriptor
 from kong_metering.host.connection import Connection
 from kong_metering.host.conversation import Conversations
 from kong_metering.host.front import Front
+from kong_metering.host.idle import LOOK_SECONDS, IdleConnections
 from kong_metering.host.lifetime import Lifetime, ignore_signals
 from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.plurals import counted
@@ -49,7 +50,6 @@ _SWITCH_SECONDS = 0.0005
 _QUIET_SECONDS = 0.25
 _QUIET_POLL_SECONDS = 0.0005
 _BROKEN_OFF = "broke off handing over to process %d, with %s"
-_NO_DESCRIPTOR_SECONDS = 0.1
 # How often the loop tells that it comes round.
 _BEAT_SECONDS = 0.25
 
@@ -86,7 +86,8 @@ class _Server:
     def serve_at(self, station: Station, parting: Callable[[], bytes]) -> None:
         """Accept connections, and look at what other processes send."""
         self._parting = parting
-        self._front = Front(station, self.adopt_soon)
+        idle = IdleConnections(self.connections, asyncio.get_running_loop().time)
+        self._front = Front(station, self.adopt_soon, idle.close_some)
         self._front.start_accepting()
         self._watch_channel(station.channel)
 
@@ -112,7 +113,7 @@ class _Server:
             # The channel stays readable, and the loop would come round for nothing.
             loop = asyncio.get_running_loop()
             loop.remove_reader(channel.outlet.fileno())
-            loop.call_later(_NO_DESCRIPTOR_SECONDS, self._watch_channel, channel)
+            loop.call_later(LOOK_SECONDS, self._watch_channel, channel)
 
     def _take_note(self, kind: Kind) -> None:
         """Say what the supervisor has found out, for Kong's own log: one of the servers does."""

@@ -241,6 +241,28 @@ def test_a_prefix_with_a_long_name_is_no_hindrance(prefix: Path) -> None:
 
 
 @pytest.mark.parametrize("servers", [1, 2])
+def test_connections_that_kong_keeps_and_does_not_use_make_room_for_those_who_wait(
+    launch: Launch, servers: int
+) -> None:
+    """Each worker of Kong keeps up to 256 of them, for a minute."""
+    server = launch(f"--servers {servers}").start()
+    limit = 200
+    for pid in server.server_pids():
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with ExitStack() as stack:
+        kept = [stack.enter_context(Connection(server.path)) for _ in range(3 * limit)]
+        for connection in kept:
+            connection.send(GET_STATUS)
+        for connection in kept:
+            assert connection.receive().result["Pid"] in server.server_pids()
+        ended, _, _ = select.select([connection.socket for connection in kept], [], [], 0)
+        assert 2 * limit <= len(ended) < 3 * limit, "no more were closed than were in the way"
+        for pid in server.server_pids():
+            assert len(list(Path(f"/proc/{pid}/fd").iterdir())) <= limit - 9, "delivery has some left"
+    assert pid_at(server.path) in server.server_pids()
+
+
+@pytest.mark.parametrize("servers", [1, 2])
 def test_without_descriptors_connections_wait_and_are_served_once_there_are_some(launch: Launch, servers: int) -> None:
     server = launch(f"--servers {servers}").start()
     pids = server.server_pids()
