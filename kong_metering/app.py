@@ -139,6 +139,7 @@ def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> No
     finally:
         if runtime.verifier is not None:
             runtime.verifier.end(_VERIFIER_SECONDS)
+        runtime.captured.leave_nothing()
         runtime.delivery.close(delivery.stop_timeout, _DISK_TIMEOUT_SECONDS)
         dispatcher.close()
         log.repeats.flush()
@@ -163,9 +164,13 @@ def _keep_captured(captured: CapturedHeaders, lent: Lent) -> None:
                 cause_of(error),
             )
     for file in lent.left_for(Use.REQUESTS):
-        captured.recover(left_in(file.descriptor))
-        # Returned even where there was none for this process: what is taken over twice would be kept twice as long.
-        os.ftruncate(file.descriptor, 0)
+        try:
+            captured.recover(left_in(file.descriptor))
+        except Exception as error:  # noqa: BLE001 - or no server would ever serve again
+            LOGGER.error("what a killed process knew of requests under way cannot be read: %s", cause_of(error))
+        finally:
+            # Returned even where this process has none of its own: what is taken over twice stays twice as long.
+            os.ftruncate(file.descriptor, 0)
 
 
 def _definition(

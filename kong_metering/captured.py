@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from itertools import islice
 from sys import getsizeof
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -31,10 +32,8 @@ MAX_BYTES = 32 * 1024 * 1024
 GENERATION_SECONDS = 12 * 3600.0
 # The id, the dictionary of headers, and their places; measured with tracemalloc.
 _ENTRY_BYTES = 320
-
-
-# The headers of a request, and their slot in the memory that outlives this process.
-_Kept: TypeAlias = "tuple[Headers, int | None]"
+# The oldest ones may have slots that are too small.
+_MOST_TO_MAKE_ROOM = 8
 
 
 def _bytes_of(headers: Headers) -> int:
@@ -55,11 +54,13 @@ class CapturedHeaders:
         self.are_identified: bool | None = None
         self._clock = clock
         self._most = max_bytes // 2
-        self._young: dict[str, _Kept] = {}
-        self._old: dict[str, _Kept] = {}
+        self._young: dict[str, Headers] = {}
+        self._old: dict[str, Headers] = {}
         self._young_bytes = 0
         self._turned_at = clock.monotonic()
         self._memory: CaptureMemory | None = None
+        # The slots there, by the id of the request, the oldest first.
+        self._slots: dict[str, int | None] = {}
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
@@ -76,25 +77,25 @@ class CapturedHeaders:
         if request_id in self._young or request_id in self._old:
             # Its slot, and its bytes, must not be lost sight of.
             self.take(request_id)
-        memory = self._memory
-        self._young[request_id] = headers, None if memory is None else memory.put(request_id, headers)
+        self._young[request_id] = headers
         self._young_bytes += _bytes_of(headers)
+        memory = self._memory
+        if memory is not None:
+            slot = memory.put(request_id, headers)
+            self._slots[request_id] = self._make_room_for(memory, request_id, headers) if slot is None else slot
         if self._young_bytes > self._most:
             self._turn()
         return True
 
     def take(self, request_id: str) -> Headers | None:
         """Give what was kept of a request, and let go of it; None if nothing was."""
-        kept = self._young.pop(request_id, None)
-        if kept is not None:
-            self._young_bytes -= _bytes_of(kept[0])
-        else:
-            kept = self._old.pop(request_id, None)
-            if kept is None:
-                return None
-        headers, slot = kept
+        slot = self._slots.pop(request_id, None)
         if slot is not None and self._memory is not None:
             self._memory.clear(slot)
+        headers = self._young.pop(request_id, None)
+        if headers is None:
+            return self._old.pop(request_id, None)
+        self._young_bytes -= _bytes_of(headers)
         return headers
 
     def sweep(self) -> None:
@@ -105,8 +106,7 @@ class CapturedHeaders:
     def pack(self) -> bytes:
         """Give all that is kept, for the process that goes on in the place of this one."""
         # The standard library's JSON holds bytes that are not UTF-8 as well.
-        kept = {**self._old, **self._young}
-        return json.dumps({request_id: headers for request_id, (headers, _) in kept.items()}).encode("ascii")
+        return json.dumps({**self._old, **self._young}).encode("ascii")
 
     def unpack(self, packed: bytes) -> None:
         """Keep what the process before this one had; anything in another form is ignored."""
@@ -127,6 +127,26 @@ class CapturedHeaders:
             if request_id not in self._young:
                 self.keep(request_id, headers)
 
+    def leave_nothing(self) -> None:
+        """Leave the next process nothing in the memory that outlives this one, which ends in order."""
+        memory, self._memory = self._memory, None
+        self._slots.clear()
+        if memory is not None:
+            memory.close()
+
+    def _make_room_for(self, memory: CaptureMemory, request_id: str, headers: Headers) -> int | None:
+        """Have the oldest make room: their log phases may never come, and that of a new one comes soon."""
+        for oldest in tuple(islice(self._slots, _MOST_TO_MAKE_ROOM)):
+            self._forget_slot(oldest)
+            if (slot := memory.put(request_id, headers)) is not None:
+                return slot
+        return None
+
+    def _forget_slot(self, request_id: str) -> None:
+        slot = self._slots.pop(request_id, None)
+        if slot is not None and self._memory is not None:
+            self._memory.clear(slot)
+
     def _turn(self) -> None:
         if self._old:
             LOGGER.error(
@@ -135,8 +155,7 @@ class CapturedHeaders:
                 form(len(self._old), "that one", "those"),
                 extra=trouble("captured"),
             )
-            for _, slot in self._old.values():
-                if slot is not None and self._memory is not None:
-                    self._memory.clear(slot)
+            for request_id in self._old:
+                self._forget_slot(request_id)
         self._old, self._young, self._young_bytes = self._young, {}, 0
         self._turned_at = self._clock.monotonic()

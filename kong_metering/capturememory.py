@@ -1,14 +1,14 @@
 """What access phases captured, in a memory file that outlives the process: for the next one, should this one be killed.
 
-    8192 slots of 192 bytes, then 64 slots of 8192 bytes; each is
+    4096 slots of 256 bytes, 1024 of 1 KiB, then 64 of 8 KiB; each is
     1 while in use, else 0, u8 | 3 zero bytes | length of the text u32, little-endian | the text
 
 The text is JSON, the id of the request and its headers. The first byte is written last, so that a slot in use is whole
 whenever the process is killed.
 
 Contract: one process writes, from the thread that runs phases; the file is read once that process is dead, and every
-byte is checked. All of the space, 2 MiB, is taken at once, so that writing cannot fail. A small slot holds the usual
-request with a header or three; more requests under way, or a text over 8,184 bytes, find none and are not in here.
+byte is checked. All of the space, 2.5 MiB, is taken at once, so that writing cannot fail. A small slot holds the usual
+request with a header or three. A text takes the smallest free slot that it fits; one over 8,184 bytes fits none.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ class _Kind(NamedTuple):
         return range(self.begin, self.end, self.size)
 
 
-_SMALL = _Kind(0, 192, 8192)
-_LARGE = _Kind(_SMALL.end, 8192, 64)
+_SMALL = _Kind(0, 256, 4096)
+_MIDDLE = _Kind(_SMALL.end, 1024, 1024)
+_LARGE = _Kind(_MIDDLE.end, 8192, 64)
+_KINDS = (_SMALL, _MIDDLE, _LARGE)
 _BYTES = _LARGE.end
 _encode = msgspec.json.Encoder().encode
 
@@ -55,21 +57,28 @@ class CaptureMemory:
 
     def __init__(self, descriptor: int) -> None:
         """Begin with all slots free, in an empty memory file. Raises `OSError` when there is no room for them."""
-        os.posix_fallocate(descriptor, 0, _BYTES)
-        self._memory = mmap.mmap(descriptor, _BYTES)
+        self._descriptor = descriptor
+        try:
+            os.posix_fallocate(descriptor, 0, _BYTES)
+            self._memory = mmap.mmap(descriptor, _BYTES)
+        except OSError:
+            os.ftruncate(descriptor, 0)
+            raise
         # The first ones are used again and again, and stay in the processor's cache.
-        self._small, self._large = list(reversed(_SMALL.slots())), list(reversed(_LARGE.slots()))
+        self._free = [(kind, list(reversed(kind.slots()))) for kind in _KINDS]
+        self._small = self._free[0][1]
 
     def put(self, request_id: str, headers: Headers) -> int | None:
-        """Write down what was captured of a request, and return its slot; None where none of its size is free."""
+        """Write down what was captured of a request, and return its slot; None where none that it fits is free."""
         try:
             text = _encode((request_id, headers))
         except UnicodeEncodeError:
             # The standard library's JSON holds bytes that are not UTF-8 as well.
             text = json.dumps((request_id, headers)).encode("ascii")
         size = _HEAD.size + len(text)
-        free = self._small if size <= _SMALL.size else self._large
-        if not free or size > _LARGE.size:
+        # Nearly always this one: on the way of each request a look through all kinds would cost as much again.
+        free = self._small if self._small and size <= _SMALL.size else self._free_for(size)
+        if not free:
             return None
         slot = free.pop()
         self._memory[slot : slot + size] = _HEAD.pack(0, len(text)) + text
@@ -79,17 +88,28 @@ class CaptureMemory:
     def clear(self, slot: int) -> None:
         """Forget what is in a slot."""
         self._memory[slot] = 0
-        (self._small if slot < _SMALL.end else self._large).append(slot)
+        if slot < _SMALL.end:
+            self._small.append(slot)
+        else:
+            next(free for kind, free in self._free if slot < kind.end).append(slot)
+
+    def _free_for(self, size: int) -> list[int] | None:
+        return next((free for kind, free in self._free if free and size <= kind.size), None)
+
+    def close(self) -> None:
+        """Leave nothing to the next process. Nothing may be put or cleared any more."""
+        self._memory.close()
+        os.ftruncate(self._descriptor, 0)
 
 
 def left_in(descriptor: int) -> Iterator[tuple[str, dict[str, str | list[str]]]]:
     """Give what a dead process had captured of requests, with their ids; what is damaged is passed over."""
     data = os.pread(descriptor, _BYTES, 0).ljust(_BYTES, b"\0")
-    for slot in (*_SMALL.slots(), *_LARGE.slots()):
+    for slot in (slot for kind in _KINDS for slot in kind.slots()):
         is_in_use, length = _HEAD.unpack_from(data, slot)
         if is_in_use:
             try:
                 text = data[slot + _HEAD.size : slot + _HEAD.size + length]
                 yield msgspec.convert(json.loads(text), tuple[str, dict[str, str | list[str]]])
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 from kong_metering.memoryfile import MemoryFile, Use
 
-# With more than that left no empty ones are lent: a server that dies again and again before it can put anything away
-# would use up the descriptors, and 8 MiB each time.
-_MOST_LEFT = 128
+# With more than that left no empty ones are lent: a server that dies again and again before it can put anything away,
+# as while the disk hangs, would use up memory and descriptors, 8 MiB each time.
+_MOST_LEFT = 8
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class Keeping:
         self._empty: list[int] = []
         self._left: list[MemoryFile] = []
         self._lent: dict[int, Lent] = {}
+
+    def holds(self, use: Use) -> bool:
+        """Whether dead servers have left something that nobody has taken over."""
+        return any(file.use is use for file in self._left)
 
     def lend(self) -> Lent:
         """Take out what the next server is lent; `lent_to` or `put_back` is to come next."""

@@ -47,6 +47,7 @@ from kong_metering.host.station import Station
 from kong_metering.host.watch import Found, PathWatch, make_way
 from kong_metering.host.workers import Workers, is_living
 from kong_metering.log import LOGGER, ProcessLog, cause_of, flush, trouble
+from kong_metering.memoryfile import Use
 
 if TYPE_CHECKING:
     from kong_metering.host.board import Slot
@@ -176,6 +177,11 @@ class Supervisor:
                 self._look()
         if self._attendant is not None:
             self._attendant.end()
+        if any(post.keeping.holds(Use.EVENTS) for post in self._posts):
+            LOGGER.error(
+                "servers that were killed may have left events in this process's memory, which end with it: there was "
+                "no shared memory, and no server after them that could write"
+            )
         self._log.repeats.flush()
 
     # -- its loop -----------------------------------------------------------------------------------------------------

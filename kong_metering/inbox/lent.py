@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import InboxError, SpoolFormatError
-from kong_metering.inbox.place import RING_BYTES, RingFile, read_list
-from kong_metering.inbox.ring import HEADER_BYTES, Ring
+from kong_metering.inbox.place import RING_BYTES, RingFile, read_from, read_list
+from kong_metering.inbox.ring import HEADER_BYTES, Ring, read_header, read_unread
 
 if TYPE_CHECKING:
     from kong_metering.memoryfile import MemoryFile
@@ -33,7 +33,7 @@ class LentRings:
     def __init__(self, empty: MemoryFile | None, left: Sequence[MemoryFile]) -> None:
         """Take an empty file for this server's own ring, and those that dead servers have left."""
         self._own = empty
-        self._left = list(left)
+        self._left = [memory for memory in left if not _is_returned(memory)]
 
     def create(self, capacity: int = RING_BYTES) -> tuple[RingFile, Ring]:
         """Make this server's ring, all of whose space is taken."""
@@ -74,6 +74,21 @@ class LentRings:
             os.ftruncate(memory.descriptor, 0)
         if memory in self._left:
             self._left.remove(memory)
+
+
+def _is_returned(memory: MemoryFile) -> bool:
+    """Return a file with no event in it, before the disk is needed for others; tell whether that was done.
+
+    A server that was killed before it had written its ring's header has left zeros.
+    """
+    with contextlib.suppress(OSError, SpoolFormatError):
+        data = read_from(memory.descriptor, 0)
+        header = read_header(data)
+        is_ring = len(data) > HEADER_BYTES and any(data[:HEADER_BYTES])
+        if not is_ring or (header and not read_unread(data, header)):
+            os.ftruncate(memory.descriptor, 0)
+            return True
+    return False
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ class RingFile:
 
     def read(self) -> bytes:
         """Read all of it. Raises the system's `OSError`."""
-        return _read_from(self._descriptor, 0)
+        return read_from(self._descriptor, 0)
 
     def add_line(self, line: bytes) -> None:
         """Add a line to the list, for all processes to see. Raises the system's `OSError`."""
@@ -164,7 +164,7 @@ class Place:
                 try:
                     # Nobody waits for it: who would pour it meanwhile comes again.
                     fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                    found = _read_from(descriptor, 0)
+                    found = read_from(descriptor, 0)
                 finally:
                     os.close(descriptor)
                 yield name.removesuffix(_SUFFIX), found
@@ -263,10 +263,11 @@ def read_list(descriptor: int) -> bytes:
     Raises the system's `OSError`, and `SpoolFormatError` for a format that this version does not know.
     """
     header = read_header(os.pread(descriptor, HEADER_BYTES, 0))
-    return _read_from(descriptor, HEADER_BYTES + header.capacity) if header else b""
+    return read_from(descriptor, HEADER_BYTES + header.capacity) if header else b""
 
 
-def _read_from(descriptor: int, offset: int) -> bytes:
+def read_from(descriptor: int, offset: int) -> bytes:
+    """Read a file from there to its end. Raises the system's `OSError`."""
     parts: list[bytes] = []
     while part := os.pread(descriptor, RING_BYTES, offset):
         parts.append(part)

@@ -16,8 +16,7 @@ from kong_metering.capturememory import CaptureMemory, left_in
 from tests.support.clock import FakeClock
 
 ACME = {":asked": "x-tenant-id", "x-tenant-id": "acme"}
-SLOTS = 8192
-LARGE_SLOTS = 64
+SLOTS = 4096 + 1024 + 64
 
 
 @pytest.fixture
@@ -86,16 +85,31 @@ def test_what_was_handed_over_as_well_is_kept_once(descriptor: int, clock: FakeC
     assert list(left_in(descriptor)) == []
 
 
-def test_more_requests_than_slots_are_in_the_process_alone(descriptor: int, clock: FakeClock) -> None:
+def test_of_more_requests_than_slots_the_newest_are_left(descriptor: int, clock: FakeClock) -> None:
     captured = keeping_in(descriptor, clock)
-    for number in range(SLOTS + LARGE_SLOTS + 10):
+    for number in range(SLOTS + 100):
         captured.keep(str(number), ACME)
-    assert len(list(left_in(descriptor))) == SLOTS
-    assert captured.take(str(SLOTS + LARGE_SLOTS + 9)) == ACME
-    for number in range(100):
-        captured.take(str(number))
+    left = dict(left_in(descriptor))
+    assert sorted(map(int, left)) == list(range(100, SLOTS + 100))
+    assert [captured.take(str(number)) for number in (0, 99, SLOTS)] == [ACME] * 3
     captured.keep("one more", ACME)
     assert "one more" in dict(left_in(descriptor))
+
+
+def test_longer_texts_find_as_many_slots_as_there_are_of_their_size(descriptor: int, clock: FakeClock) -> None:
+    captured = keeping_in(descriptor, clock)
+    for number in range(SLOTS):
+        captured.keep(str(number), {**ACME, "user-agent": "Mozilla/5.0 " + "x" * 300})
+    assert len(list(left_in(descriptor))) == 1024 + 64
+
+
+def test_a_process_that_ends_in_order_leaves_nothing(descriptor: int, clock: FakeClock) -> None:
+    captured = keeping_in(descriptor, clock)
+    captured.keep("a", ACME)
+    captured.leave_nothing()
+    assert os.fstat(descriptor).st_size == 0
+    captured.keep("b", ACME)
+    assert captured.take("a") == captured.take("b") == ACME
 
 
 @pytest.mark.parametrize(
@@ -116,12 +130,14 @@ def test_what_is_let_go_of_for_want_of_room_is_not_left(descriptor: int, clock: 
 
 
 def test_where_there_is_no_room_that_is_raised(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: int) -> None:
+    def refuse(descriptor: int, offset: int, length: int) -> None:
+        os.ftruncate(descriptor, offset + length // 2)
         raise OSError("full")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(OSError, match="full"):
         CaptureMemory(descriptor)
+    assert os.fstat(descriptor).st_size == 0
 
 
 @given(data=st.binary(max_size=400))
@@ -138,7 +154,7 @@ def test_garbage_in_one_slot_does_not_cost_the_others(descriptor: int, clock: Fa
     captured = keeping_in(descriptor, clock)
     for number in range(3):
         captured.keep(str(number), ACME)
-    os.pwrite(descriptor, b"\xff" * 100, 192 + 8)
+    os.pwrite(descriptor, b"\xff" * 100, 256 + 8)
     assert dict(left_in(descriptor)) == {"0": ACME, "2": ACME}
 
 

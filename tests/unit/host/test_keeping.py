@@ -102,7 +102,7 @@ def test_what_is_left_again_and_again_does_not_take_all_descriptors(keeping: Kee
             leave(memory, b"left")
         keeping.reclaim(process)
     assert lent.empty == ()
-    assert len(lent.left) == 128
+    assert len(lent.left) == 8
 
 
 def test_where_the_system_has_none_to_give_nothing_is_lent(keeping: Keeping, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,30 @@ def _contents(rings: LentRings) -> bytes:
     return b""
 
 
+@pytest.mark.parametrize("state", ["no event", "no header", "no ring"])
+def test_what_holds_no_event_is_returned_before_the_disk_is_needed(
+    keeping: Keeping, tmp_path: Path, state: str
+) -> None:
+    lent = keeping.lend()
+    memory = lent.empty_for(Use.EVENTS)
+    assert memory is not None
+    keeping.lent_to(1, lent)
+    if state == "no event":
+        inbox = opened(rings_in(lent))
+        inbox.open_queue(7, QUEUE)
+        inbox.append(7, b"written")
+        inbox.advance(inbox.drain(1))
+    elif state == "no header":  # it was killed as soon as the space was taken
+        os.ftruncate(memory.descriptor, HEADER_BYTES + RING)
+    else:  # a line for its list came after it was closed
+        os.write(memory.descriptor, b"a line of the list\n")
+    keeping.reclaim(1)
+    rings = lent_to(2, keeping)
+    assert os.fstat(memory.descriptor).st_size == 0
+    poured = Pouring([rings], tmp_path, lambda: 1).pour()
+    assert (poured.rings, poured.unpoured, list(tmp_path.iterdir())) == (0, [], [])
+
+
 def test_who_is_killed_before_all_is_poured_leaves_it_to_the_next_one(keeping: Keeping, tmp_path: Path) -> None:
     die_with(keeping, 1, b"one")
     die_with(keeping, 2, b"two")
@@ -106,7 +130,9 @@ def test_its_own_and_what_is_left_hold_logs_back(keeping: Keeping, tmp_path: Pat
         inbox = opened(rings)
         inbox.open_queue(7, QUEUE)
         inbox.log_opened(7, tmp_path / f"proc-{process}" / QUEUE.key)
-        keeping.reclaim(process)
+        inbox.append(7, b"x")
+        if process == 1:
+            keeping.reclaim(process)
     held_back = Pouring([rings], tmp_path, lambda: 1).held_back()
     assert tmp_path / "proc-1" / QUEUE.key in held_back
     assert tmp_path / "proc-2" / QUEUE.key in held_back
