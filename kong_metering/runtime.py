@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from kong_metering import PLUGIN_NAME
 from kong_metering.captured import CapturedHeaders
 from kong_metering.clock import Clock, SystemClock
-from kong_metering.delivery.couriers import Couriers
+from kong_metering.delivery.couriers import MAX_COURIERS, Couriers
 from kong_metering.delivery.registry import Delivery
+from kong_metering.descriptors import most_of_descriptors
 from kong_metering.ingest.client import IngestClient
-from kong_metering.ingest.connections import Connections
+from kong_metering.ingest.connections import MAX_IDLE, Connections
 from kong_metering.log import LOGGER, Once, Relay, Repeats
 from kong_metering.measures import Requests, Timings
 from kong_metering.stats import Stats
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from kong_metering.spool.options import SpoolOptions
 
 _EXIT_FLUSH_SECONDS = 5.0
+# Of the descriptors, where there are few. A courier has a connection, and a file that it reads.
+_SHARE_FOR_IDLE, _SHARE_FOR_COURIERS = 8, 16
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def make_runtime(  # noqa: PLR0913, PLR0917 - what it is made of
     clock = clock or SystemClock()
     relay = Relay() if relay is None else relay
     stats, timings = Stats(), Timings()
-    connections = Connections(clock, functools.partial(IngestClient, clock=clock))
+    connect = functools.partial(IngestClient, clock=clock)
+    connections = Connections(clock, connect, most_of_descriptors(MAX_IDLE, _SHARE_FOR_IDLE))
     spooler = None
     if spool is not None:
         spooler = Spooler(spool, clock=clock, stats=stats, connections=connections, timings=timings, lent=lent)
@@ -75,7 +79,7 @@ def make_runtime(  # noqa: PLR0913, PLR0917 - what it is made of
     delivery = Delivery(
         clock=clock,
         stats=stats,
-        couriers=Couriers(clock),
+        couriers=Couriers(clock, limit=most_of_descriptors(MAX_COURIERS, _SHARE_FOR_COURIERS)),
         connections=connections,
         ca_bundle=ca_bundle,
         adaptive_batch=adaptive_batch,

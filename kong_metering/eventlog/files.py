@@ -13,12 +13,14 @@ import stat
 from collections import deque
 from pathlib import Path
 
+from kong_metering.descriptors import most_of_descriptors
+
 _FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
 # How a file system answers that does not know how to do something.
 _CANNOT = (errno.EINVAL, errno.EOPNOTSUPP)
-# With the files that are read, the positions, and those that are appended to, that is some 400 descriptors.
-_MAX_OPEN_LOGS = 128
+# With the files that are read, the positions, and those that are appended to, that is some 400 descriptors, of 1,024.
+_MAX_OPEN_LOGS, _SHARE_OF_DESCRIPTORS = 128, 8
 
 
 def create_file(path: Path) -> int:
@@ -187,9 +189,9 @@ class Allowance:
     A log that got no place works as well: it opens its files for each use.
     """
 
-    def __init__(self, limit: int = _MAX_OPEN_LOGS) -> None:
+    def __init__(self) -> None:
         # Of a deque, which threads can share.
-        self._free = deque([None] * limit)
+        self._free = deque([None] * most_of_descriptors(_MAX_OPEN_LOGS, _SHARE_OF_DESCRIPTORS))
 
     def take(self) -> bool:
         """Take a place; False when none is free."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.ingest.client import Endpoint, IngestClient
 
-_MAX_IDLE = 128
+MAX_IDLE = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class _Idle:
 class Connections:
     """Lends clients, each with a connection of its own."""
 
-    def __init__(self, clock: Clock, connect: Callable[[Endpoint], IngestClient], max_idle: int = _MAX_IDLE) -> None:
+    def __init__(self, clock: Clock, connect: Callable[[Endpoint], IngestClient], max_idle: int = MAX_IDLE) -> None:
         """Hold none so far; `connect` makes a client, without I/O, and `max_idle` bounds those that nobody uses."""
         self._clock = clock
         self._connect = connect
