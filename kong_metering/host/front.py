@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from kong_metering.host.channels import Kind
 from kong_metering.host.handover import process_of
-from kong_metering.host.idle import LOOK_SECONDS
 from kong_metering.host.workers import is_living
 from kong_metering.log import LOGGER, trouble
 from kong_metering.plurals import counted
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from kong_metering.host.station import Station
 
 _RETRY_SECONDS = 0.002
+NO_DESCRIPTOR_SECONDS = 0.1
 # Descriptors that are left to delivery and the disk: of a limit of 1,024 so many, of a lower one less, or none.
 _RESERVE = 64
 _RESERVE_BEGINS_AT, _SHARE_OF_RESERVE = 128, 8
@@ -118,7 +118,7 @@ class Front:
         _say_that_none_is_accepted(error.strerror or str(error))
         if self._is_accepting:
             self.stop_accepting()
-            self._later = self._loop.call_later(LOOK_SECONDS, self._go_on)
+            self._later = self._loop.call_later(NO_DESCRIPTOR_SECONDS, self._go_on)
 
     def note_exhaustion(self) -> None:
         """Say that there is no free descriptor: for connections that other servers pass on, too."""

@@ -29,8 +29,8 @@ from kong_metering.host.board import State
 from kong_metering.host.channels import Kind, has_free_descriptor
 from kong_metering.host.connection import Connection
 from kong_metering.host.conversation import Conversations
-from kong_metering.host.front import Front
-from kong_metering.host.idle import LOOK_SECONDS, IdleConnections
+from kong_metering.host.front import NO_DESCRIPTOR_SECONDS, Front
+from kong_metering.host.idle import IdleConnections
 from kong_metering.host.lifetime import Lifetime, ignore_signals
 from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.plurals import counted
@@ -113,7 +113,7 @@ class _Server:
             # The channel stays readable, and the loop would come round for nothing.
             loop = asyncio.get_running_loop()
             loop.remove_reader(channel.outlet.fileno())
-            loop.call_later(LOOK_SECONDS, self._watch_channel, channel)
+            loop.call_later(NO_DESCRIPTOR_SECONDS, self._watch_channel, channel)
 
     def _take_note(self, kind: Kind) -> None:
         """Say what the supervisor has found out, for Kong's own log: one of the servers does."""
