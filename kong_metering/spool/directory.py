@@ -47,6 +47,10 @@ _REMEDIES = {
     errno.ENOENT: "make the directory above it, or choose another place with --spool-dir",
     errno.ENOTDIR: "move the file that is in its place away, or choose another place with --spool-dir",
     errno.ENOSPC: "free space there, or choose another place with --spool-dir",
+    # No other place helps. nginx makes Kong's soft limit the hard one of its workers, and so of what they start.
+    errno.EMFILE: "raise the limit of open files: LimitNOFILE=65536 in the systemd unit, or ulimit -n 65536 before the "
+    "start; if Kong starts the server, Kong's own",
+    errno.ENFILE: "raise fs.file-max, or see what holds so many open",
 }
 _REMEDY = "choose another place with --spool-dir"
 

@@ -26,7 +26,7 @@ from kong_metering.errors import SpoolError
 from kong_metering.eventlog import files
 from kong_metering.eventlog.log import EventLog
 from kong_metering.spool import locks
-from kong_metering.spool.directory import Adoption, Found, HeldLog, SpoolDirectory, survey
+from kong_metering.spool.directory import Adoption, Found, HeldLog, SpoolDirectory, survey, unusable
 from kong_metering.spool.identity import (
     FILES,
     QueueIdentity,
@@ -838,6 +838,18 @@ def test_tries_to_make_a_log_without_free_descriptors_leave_nothing(tmp_path: Pa
                 spool.retire(spool.log_for(QUEUE))
     assert sorted(directory.parent.iterdir()) == before
     assert spool.log_for(QUEUE).directory.name == f"{QUEUE.key}-2"
+
+
+def test_a_limit_of_open_files_is_told_with_what_raises_it(tmp_path: Path) -> None:
+    spool = SpoolDirectory(tmp_path)
+    with (
+        descriptors_left(0),
+        pytest.raises(SpoolError, match=r"Too many open files \(raise .*LimitNOFILE=65536.*ulimit -n 65536") as told,
+    ):
+        spool.log_for(QUEUE)
+    assert "another place" not in str(told.value)
+    of_the_system = OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+    assert "Too many open files in system (raise fs.file-max" in str(unusable(tmp_path, of_the_system))
 
 
 @contextmanager
