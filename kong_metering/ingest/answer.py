@@ -3,9 +3,9 @@
 Contract: an `AnswerReader` lives as long as its connection and belongs to whoever has that. `http.client` parses; what
 is added here: all answers of a connection come out of one buffer, so that no byte is lost between two of them; interim
 answers (1xx, however many) are read over; an answer is read whole within its time, however little of it comes at a time
-(the timeout of a socket alone counts from byte to byte), and 64 KB of its body at most. Reading raises OSError or
-HTTPException before the status line was read whole, and nothing afterwards, but for an answer that has several lengths:
-the status is what counts, whatever becomes of the headers and the body.
+(the timeout of a socket alone counts from byte to byte), and 64 KB of its body at most, unpacked or not. Reading raises
+OSError or HTTPException before the status line was read whole, and nothing afterwards, but for an answer that has
+several lengths: the status is what counts, whatever becomes of the headers and the body.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import math
 import time
+import zlib
 from dataclasses import dataclass
 from datetime import timezone
 from email.utils import parsedate_to_datetime
@@ -29,6 +30,9 @@ _MAX_BODY_BYTES = 64 * 1024
 _A_MOMENT = 0.01
 _SWITCHING_PROTOCOLS = 101
 _OK = 200
+# How gzip begins, and what zlib calls it.
+_GZIP = b"\x1f\x8b"
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
 # What `http.client` calls those that it knows.
 _VERSIONS = (10, 11)
 _ERRORS = (OSError, ValueError, HTTPException)
@@ -111,7 +115,19 @@ def _answer(response: HTTPResponse) -> Answer:
     else:
         is_whole = len(body) <= _MAX_BODY_BYTES and (response.chunked or response.length == 0)
     is_last = response.will_close or not is_whole or response.status < _OK or not _has_clear_end(response)
-    return Answer(response.status, response.headers, body, is_last)
+    return Answer(response.status, response.headers, _unpacked(body), is_last)
+
+
+def _unpacked(body: bytes) -> bytes:
+    """Return a body as people can read it, though the endpoint compresses what nobody asked it to."""
+    # By what it is: the header says so of bodies that are not compressed, too.
+    if not body.startswith(_GZIP):
+        return body
+    try:
+        unpacked = zlib.decompressobj(_GZIP_WINDOW).decompress(body, _MAX_BODY_BYTES)
+    except zlib.error:
+        unpacked = b""
+    return unpacked or b"%d bytes of gzip" % len(body)
 
 
 def _has_clear_end(response: HTTPResponse) -> bool:

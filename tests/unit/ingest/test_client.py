@@ -1037,6 +1037,40 @@ def test_an_answer_that_unpacks_to_very_much_takes_little_memory(server: IngestS
     assert peak < 10_000_000
 
 
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip", " GZip"])
+def test_words_that_the_endpoint_has_packed_are_read(server: IngestServer, client: ClientMaker, coding: str) -> None:
+    problem = b'{"detail": "Error at \\"/1/subject\\": it is empty"}'
+    server.on_request = answer(400, gzip.compress(problem), {"Content-Encoding": coding})
+    refusal = rejected(client().send([b"{}"] * 3))
+    assert "it is empty" in refusal.reason
+    assert refusal.indexes == (1,)
+
+
+def test_packed_words_that_break_off_are_read_as_far_as_they_go(server: IngestServer, client: ClientMaker) -> None:
+    packed = gzip.compress(b"the subject is empty", compresslevel=0)
+    server.on_request = answer(400, packed[:-12], {"Content-Encoding": "gzip"})
+    assert "the subject is" in rejected(client().send([b"{}"])).reason
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [gzip.compress(b"")[:10] + b"\xff" * 20, gzip.compress(b"words")[:10], b"\x1f\x8b\xff"],
+    ids=["damaged", "nothing but a head", "no head"],
+)
+def test_packed_words_that_cannot_be_read_are_no_gibberish(
+    server: IngestServer, client: ClientMaker, packed: bytes
+) -> None:
+    server.on_request = answer(400, packed, {"Content-Encoding": "gzip"})
+    assert rejected(client().send([b"{}"])).reason.endswith(f"answered 400: {len(packed)} bytes of gzip")
+
+
+def test_words_that_are_not_packed_are_read_whatever_the_endpoint_says(
+    server: IngestServer, client: ClientMaker
+) -> None:
+    server.on_request = answer(400, b"the subject is empty", {"Content-Encoding": "gzip"})
+    assert "the subject is empty" in rejected(client().send([b"{}"])).reason
+
+
 # -- secrets -----------------------------------------------------------------------------------------------------------
 
 
