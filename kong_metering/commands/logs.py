@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from kong_metering.errors import SpoolFormatError
 from kong_metering.eventlog.log import DAMAGED, DamageKind, EventLog
 from kong_metering.spool.deadletters import DEAD_LETTERS
 from kong_metering.spool.directory import survey
+from kong_metering.spool.free import log_directories, parts
 from kong_metering.spool.identity import load_identity
 
 if TYPE_CHECKING:
@@ -101,9 +103,23 @@ def unanswered_in(marks: Sequence[Mark]) -> int:
 
 
 def damaged_files(root: Path) -> list[Path]:
-    """Find the files with bytes that nobody could read."""
-    places = (root / DAMAGED, *root.glob(f"proc-*/*/{DAMAGED}"), root / DEAD_LETTERS / DAMAGED)
-    return sorted(path for place in places for path in place.rglob("*") if is_damaged_file(path))
+    """Find the files with bytes that nobody could read; what is removed meanwhile is passed over."""
+    places = [root / DAMAGED, root / DEAD_LETTERS / DAMAGED]
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        places += [log / DAMAGED for part in parts(root) for log in log_directories(part)]
+    return sorted(path for place in places for path in _damaged_below(place))
+
+
+def _damaged_below(place: Path) -> Iterator[Path]:
+    # Not by `rglob`, which fails where a directory goes after it was listed and before it is looked into.
+    for directory, _, names in os.walk(place, onerror=_unless_gone):
+        yield from filter(is_damaged_file, (Path(directory, name) for name in names))
+
+
+def _unless_gone(error: OSError) -> None:
+    # What cannot be listed for another reason, want of descriptors for one, is not to be taken for empty.
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def is_damaged_file(path: Path) -> bool:
@@ -115,5 +131,5 @@ def remove_remains(root: Path) -> None:
     """Remove the directories of logs in which nothing damaged is left; only bookkeeping is. Raises `OSError`."""
     damaged = root / DAMAGED
     for directory in damaged.iterdir() if damaged.is_dir() else ():
-        if directory.is_dir() and not any(map(is_damaged_file, directory.rglob("*"))):
+        if directory.is_dir() and not any(_damaged_below(directory)):
             shutil.rmtree(directory)

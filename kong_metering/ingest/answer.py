@@ -3,8 +3,9 @@
 Contract: an `AnswerReader` lives as long as its connection and belongs to whoever has that. `http.client` parses; what
 is added here: all answers of a connection come out of one buffer, so that no byte is lost between two of them; interim
 answers (1xx, however many) are read over; an answer is read whole within its time, however little of it comes at a time
-(the timeout of a socket alone counts from byte to byte), and 64 KB of its body at most. Reading raises OSError or
-HTTPException before the status is known, and nothing afterwards: then the status is what counts.
+(the timeout of a socket alone counts from byte to byte), and 64 KB of its body at most, unpacked or not. Reading raises
+OSError or HTTPException before the status line was read whole, and nothing afterwards, but for an answer that has
+several lengths: the status is what counts, whatever becomes of the headers and the body.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import io
 import math
 import time
+import zlib
 from dataclasses import dataclass
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +30,12 @@ _MAX_BODY_BYTES = 64 * 1024
 _A_MOMENT = 0.01
 _SWITCHING_PROTOCOLS = 101
 _OK = 200
+# How gzip begins, and what zlib calls it.
+_GZIP = b"\x1f\x8b"
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+# What `http.client` calls those that it knows.
+_VERSIONS = (10, 11)
+_ERRORS = (OSError, ValueError, HTTPException)
 # These end with their head, whatever it says of a body (RFC 9112, 6.3); `http.client` waits for one that is chunked.
 _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
@@ -72,11 +80,22 @@ class AnswerReader:
         self._incoming.deadline = time.monotonic() + seconds
         while True:
             response = HTTPResponse(self, method="POST")  # type: ignore[arg-type]
-            response.begin()
+            try:
+                response.begin()
+            except _ERRORS:
+                if not _has_final_status(response):
+                    raise
+                return Answer(response.status, HTTPMessage(), b"", is_last=True)
             # Nobody asked for another protocol: what comes after a 101 is not HTTP, so it is final.
             if response.status >= _OK or response.status == _SWITCHING_PROTOCOLS:
                 _check_length(response.headers)
                 return _answer(response)
+
+
+def _has_final_status(response: HTTPResponse) -> bool:
+    """Return whether the status line was read and settles the request, though the headers after it were not."""
+    # The version is set from the status line too, after the status, and not for one that is not known.
+    return response.version in _VERSIONS and response.status >= _OK
 
 
 def _check_length(headers: Message) -> None:
@@ -91,12 +110,24 @@ def _answer(response: HTTPResponse) -> Answer:
     try:
         while has_body and len(body) <= _MAX_BODY_BYTES and (more := response.read1(_BUFFER_BYTES)):
             body += more
-    except (OSError, ValueError, HTTPException):
+    except _ERRORS:
         is_whole = False
     else:
         is_whole = len(body) <= _MAX_BODY_BYTES and (response.chunked or response.length == 0)
     is_last = response.will_close or not is_whole or response.status < _OK or not _has_clear_end(response)
-    return Answer(response.status, response.headers, body, is_last)
+    return Answer(response.status, response.headers, _unpacked(body), is_last)
+
+
+def _unpacked(body: bytes) -> bytes:
+    """Return a body as people can read it, though the endpoint compresses what nobody asked it to."""
+    # By what it is: the header says so of bodies that are not compressed, too.
+    if not body.startswith(_GZIP):
+        return body
+    try:
+        unpacked = zlib.decompressobj(_GZIP_WINDOW).decompress(body, _MAX_BODY_BYTES)
+    except zlib.error:
+        unpacked = b""
+    return unpacked or b"%d bytes of gzip" % len(body)
 
 
 def _has_clear_end(response: HTTPResponse) -> bool:

@@ -23,7 +23,6 @@ import errno
 import itertools
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +47,10 @@ _REMEDIES = {
     errno.ENOENT: "make the directory above it, or choose another place with --spool-dir",
     errno.ENOTDIR: "move the file that is in its place away, or choose another place with --spool-dir",
     errno.ENOSPC: "free space there, or choose another place with --spool-dir",
+    # No other place helps. nginx makes Kong's soft limit the hard one of its workers, and so of what they start.
+    errno.EMFILE: "raise the limit of open files: LimitNOFILE=65536 in the systemd unit, or ulimit -n 65536 before the "
+    "start; if Kong starts the server, Kong's own",
+    errno.ENFILE: "raise fs.file-max, or see what holds so many open",
 }
 _REMEDY = "choose another place with --spool-dir"
 
@@ -141,7 +144,8 @@ class SpoolDirectory:
                 held = self._made(directory, identity)
             except OSError:
                 # A full disk may take the directory alone, at each try another one.
-                shutil.rmtree(directory, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    _remove_fixtures(directory)
                 raise
         except OSError as error:
             raise unusable(self.root, error) from error
@@ -409,6 +413,11 @@ def _remove_log(root: Path, directory: Path) -> None:
         (directory / locks.LOCK).unlink(missing_ok=True)
         directory.replace(root / DAMAGED / f"{directory.parent.name}-{directory.name}-{secrets.token_hex(4)}")
         return
+    _remove_fixtures(directory)
+
+
+def _remove_fixtures(directory: Path) -> None:
+    """Remove a log without events, by name: listing what is in it takes a descriptor, and none may be free."""
     for name in FIXTURES:
         (directory / name).unlink(missing_ok=True)
     # Not emptied by force: what else is in there is not ours to delete.

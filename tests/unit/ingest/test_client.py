@@ -401,13 +401,18 @@ def hangs_in_the_body(exchange: Exchange) -> None:
 
 
 def hangs_in_the_headers(exchange: Exchange) -> None:
-    exchange.raw(b"HTTP/1.1 200 OK\r\nContent-Le")
+    exchange.raw(b"HTTP/1.1 503 X\r\nContent-Le")
     exchange.hang()
 
 
 def drips_the_headers(exchange: Exchange) -> None:
-    exchange.raw(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    exchange.raw(b"HTTP/1.1 503 X\r\nX-Long: ")
     exchange.drip()
+
+
+def hangs_in_an_interim_answer(exchange: Exchange) -> None:
+    exchange.raw(b"HTTP/1.1 103 Early Hints\r\nLink: ")
+    exchange.hang()
 
 
 def drips_the_status_line(exchange: Exchange) -> None:
@@ -440,8 +445,7 @@ def refuses_to_read(status: int) -> Reaction:
     "reaction",
     [
         never_answers,
-        hangs_in_the_headers,
-        drips_the_headers,
+        hangs_in_an_interim_answer,
         drips_the_status_line,
         drips_interim_answers,
         pours_interim_answers,
@@ -459,7 +463,10 @@ def test_an_endpoint_without_an_answer_in_time_has_failed(
     assert not failure.is_misconfigured
 
 
-@pytest.mark.parametrize("reaction", [drips_the_body, drips_chunks, drips_a_chunk_size, hangs_in_the_body])
+@pytest.mark.parametrize(
+    "reaction",
+    [hangs_in_the_headers, drips_the_headers, drips_the_body, drips_chunks, drips_a_chunk_size, hangs_in_the_body],
+)
 def test_the_status_counts_when_the_words_after_it_do_not_end(
     server: IngestServer, client: ClientMaker, reaction: Reaction
 ) -> None:
@@ -473,9 +480,12 @@ def test_the_status_counts_when_the_words_after_it_do_not_end(
     assert server.connections == 2
 
 
-def test_a_delivery_is_a_delivery_however_the_body_goes_on(server: IngestServer, client: ClientMaker) -> None:
+@pytest.mark.parametrize("rest", [b"Content-Length: 100\r\n\r\n{", b"Content-Le"])
+def test_a_delivery_is_a_delivery_however_the_answer_goes_on(
+    server: IngestServer, client: ClientMaker, rest: bytes
+) -> None:
     def delivered_then_silence(exchange: Exchange) -> None:
-        exchange.raw(b"HTTP/1.1 202 Accepted\r\nContent-Length: 100\r\n\r\n{")
+        exchange.raw(b"HTTP/1.1 202 Accepted\r\n" + rest)
         exchange.hang()
 
     server.on_request = delivered_then_silence
@@ -767,7 +777,9 @@ def test_an_endpoint_that_read_the_request_and_failed_may_have_the_events(
     assert failed(client().send([b"{}"])).may_have_arrived
 
 
-@pytest.mark.parametrize("reaction", [never_answers, hangs_in_the_headers, broken_off(b""), broken_off(b"garbage\r\n")])
+@pytest.mark.parametrize(
+    "reaction", [never_answers, drips_the_status_line, broken_off(b""), broken_off(b"garbage\r\n")]
+)
 def test_a_whole_request_without_an_answer_may_have_arrived(
     server: IngestServer, client: ClientMaker, reaction: Reaction
 ) -> None:
@@ -901,6 +913,22 @@ def test_a_status_with_garbage_around_it_still_counts(
     assert failed(client().send([b"{}"])).kind == "503"
 
 
+@pytest.mark.parametrize("headers", [b"A: b\r\n" * 101, b"A: " + b"x" * 100_000 + b"\r\n"], ids=["many", "long"])
+def test_a_status_with_more_headers_than_are_read_still_counts(
+    server: IngestServer, client: ClientMaker, headers: bytes
+) -> None:
+    sender = client()
+
+    def send(status: int) -> Outcome:
+        server.on_request = lambda exchange: exchange.raw(b"HTTP/1.1 %d X\r\n%b\r\n" % (status, headers))
+        return sender.send([b"{}"])
+
+    assert statuses(map(send, OUTCOMES)) == meanings(OUTCOMES)
+    assert server.connections == len(OUTCOMES)
+    assert not sender.is_connected
+    assert not sender.said_unasked
+
+
 answers = st.binary(max_size=200) | st.builds(
     lambda status, headers, body: b"HTTP/1.1 %d X\r\n%b\r\n%b" % (status, headers, body),
     st.integers(min_value=0, max_value=1100),
@@ -1009,6 +1037,40 @@ def test_an_answer_that_unpacks_to_very_much_takes_little_memory(server: IngestS
     assert peak < 10_000_000
 
 
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip", " GZip"])
+def test_words_that_the_endpoint_has_packed_are_read(server: IngestServer, client: ClientMaker, coding: str) -> None:
+    problem = b'{"detail": "Error at \\"/1/subject\\": it is empty"}'
+    server.on_request = answer(400, gzip.compress(problem), {"Content-Encoding": coding})
+    refusal = rejected(client().send([b"{}"] * 3))
+    assert "it is empty" in refusal.reason
+    assert refusal.indexes == (1,)
+
+
+def test_packed_words_that_break_off_are_read_as_far_as_they_go(server: IngestServer, client: ClientMaker) -> None:
+    packed = gzip.compress(b"the subject is empty", compresslevel=0)
+    server.on_request = answer(400, packed[:-12], {"Content-Encoding": "gzip"})
+    assert "the subject is" in rejected(client().send([b"{}"])).reason
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [gzip.compress(b"")[:10] + b"\xff" * 20, gzip.compress(b"words")[:10], b"\x1f\x8b\xff"],
+    ids=["damaged", "nothing but a head", "no head"],
+)
+def test_packed_words_that_cannot_be_read_are_no_gibberish(
+    server: IngestServer, client: ClientMaker, packed: bytes
+) -> None:
+    server.on_request = answer(400, packed, {"Content-Encoding": "gzip"})
+    assert rejected(client().send([b"{}"])).reason.endswith(f"answered 400: {len(packed)} bytes of gzip")
+
+
+def test_words_that_are_not_packed_are_read_whatever_the_endpoint_says(
+    server: IngestServer, client: ClientMaker
+) -> None:
+    server.on_request = answer(400, b"the subject is empty", {"Content-Encoding": "gzip"})
+    assert "the subject is empty" in rejected(client().send([b"{}"])).reason
+
+
 # -- secrets -----------------------------------------------------------------------------------------------------------
 
 
@@ -1098,7 +1160,7 @@ def test_a_bundle_that_is_gone_is_a_trouble_of_the_configuration(
 
 
 def test_tls_answers_in_drips_are_bounded_too(tls_server: IngestServer, client: ClientMaker) -> None:
-    tls_server.on_request = drips_the_headers
+    tls_server.on_request = drips_the_status_line
     started = time.monotonic()
     assert "timed out" in failed(client(tls_server.url, verify=False, timeout=SHORT).send([b"{}"])).reason
     assert time.monotonic() - started < BOUNDED

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -24,7 +26,7 @@ from kong_metering.errors import SpoolError
 from kong_metering.eventlog import files
 from kong_metering.eventlog.log import EventLog
 from kong_metering.spool import locks
-from kong_metering.spool.directory import Adoption, Found, HeldLog, SpoolDirectory, survey
+from kong_metering.spool.directory import Adoption, Found, HeldLog, SpoolDirectory, survey, unusable
 from kong_metering.spool.identity import (
     FILES,
     QueueIdentity,
@@ -823,6 +825,54 @@ def test_a_start_with_a_full_disk_adopts_and_drains(tmp_path: Path) -> None:
         finish(held)
         starting.retire(held)
         starting.log_for(OTHER).log.append([b"event"], NOW)
+
+
+@pytest.mark.parametrize("free", [0, 1, 2])
+def test_tries_to_make_a_log_without_free_descriptors_leave_nothing(tmp_path: Path, free: int) -> None:
+    spool = SpoolDirectory(tmp_path)
+    directory = spool.log_for(QUEUE).directory
+    before = sorted(directory.parent.iterdir())
+    with descriptors_left(free):
+        for _ in range(3):
+            with contextlib.suppress(SpoolError):
+                spool.retire(spool.log_for(QUEUE))
+    assert sorted(directory.parent.iterdir()) == before
+    assert spool.log_for(QUEUE).directory.name == f"{QUEUE.key}-2"
+
+
+def test_a_limit_of_open_files_is_told_with_what_raises_it(tmp_path: Path) -> None:
+    spool = SpoolDirectory(tmp_path)
+    with (
+        descriptors_left(0),
+        pytest.raises(SpoolError, match=r"Too many open files \(raise .*LimitNOFILE=65536.*ulimit -n 65536") as told,
+    ):
+        spool.log_for(QUEUE)
+    assert "another place" not in str(told.value)
+    of_the_system = OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+    assert "Too many open files in system (raise fs.file-max" in str(unusable(tmp_path, of_the_system))
+
+
+@contextmanager
+def descriptors_left(free: int) -> Iterator[None]:
+    """Let this process open so many files more, and none after them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    taken: list[int] = []
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            take_all_descriptors(taken)
+        for _ in range(free):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+def take_all_descriptors(taken: list[int]) -> None:
+    while True:
+        taken.append(os.open(os.devnull, os.O_RDONLY))
 
 
 def write_byte(descriptor: int) -> bool:
