@@ -136,10 +136,11 @@ def _run_server(station: Station, options: ServerOptions, log: ProcessLog) -> No
     )
     try:
         serve(dispatcher, station, hooks)
+        # Not where it failed: the next server goes on with what is there.
+        runtime.captured.leave_nothing()
     finally:
         if runtime.verifier is not None:
             runtime.verifier.end(_VERIFIER_SECONDS)
-        runtime.captured.leave_nothing()
         runtime.delivery.close(delivery.stop_timeout, _DISK_TIMEOUT_SECONDS)
         dispatcher.close()
         log.repeats.flush()
