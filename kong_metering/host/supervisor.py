@@ -146,6 +146,7 @@ class Supervisor:
         self._rehearsal: tuple[int, float] | None = None
         self._ends_at: float | None = None
         self._has_left = False
+        self._were_some_killed = False
         self._looked_at = time.monotonic()
         self._wakes, self._woken = socket.socketpair()
 
@@ -177,7 +178,8 @@ class Supervisor:
                 self._look()
         if self._attendant is not None:
             self._attendant.end()
-        if any(post.keeping.holds(Use.EVENTS) for post in self._posts):
+        # One that has ended in order has said itself what it could not write.
+        if self._were_some_killed and any(post.keeping.holds(Use.EVENTS) for post in self._posts):
             LOGGER.error(
                 "servers that were killed may have left events in this process's memory, which end with it: there was "
                 "no shared memory, and no server after them that could write"
@@ -352,6 +354,7 @@ class Supervisor:
                 self._bury(pid, os.waitstatus_to_exitcode(status))
 
     def _bury(self, pid: int, code: int) -> None:
+        self._were_some_killed = self._were_some_killed or code < 0
         for post in self._posts:
             post.keeping.reclaim(pid)
         if self._leaving.pop(pid, None) is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from tests.support.rpc import KongClient, KongRequest
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import letters, on_disk
 from tests.unit.host.conftest import answers, header_config
+from tests.unit.host.test_supervisor import wait_for_another
 
 if TYPE_CHECKING:
     from tests.support.ingest import IngestServer
@@ -109,6 +112,19 @@ def test_a_disk_that_hangs_is_said_and_the_age_of_what_waits_is_told(
     faults.set_disk(None)
     ingest.wait_for_events(20)
     end_in_time(server)
+
+
+def test_what_a_killed_server_left_with_the_supervisor_is_said_when_that_ends_before_it_could_be_written(
+    serve: Serve, faults: Faults, ingest: IngestServer
+) -> None:
+    faults.set_disk(DiskFault.HANGS)
+    server = serve()
+    meter(server, ingest.url, range(20))
+    killed = server.server_pid
+    os.kill(killed, signal.SIGKILL)
+    wait_for_another(server, killed)
+    end_in_time(server)
+    assert "servers that were killed may have left events in this process's memory" in server.log[-1]
 
 
 def test_kong_is_answered_and_the_end_comes_while_the_disk_hangs_from_the_start(
