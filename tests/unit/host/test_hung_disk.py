@@ -22,7 +22,6 @@ from tests.support.rpc import KongClient, KongRequest
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import letters, on_disk
 from tests.unit.host.conftest import answers, header_config
-from tests.unit.host.test_supervisor import wait_for_another
 
 if TYPE_CHECKING:
     from tests.support.ingest import IngestServer
@@ -122,7 +121,7 @@ def test_what_a_killed_server_left_with_the_supervisor_is_said_when_that_ends_be
     meter(server, ingest.url, range(20))
     killed = server.server_pid
     os.kill(killed, signal.SIGKILL)
-    wait_for_another(server, killed)
+    wait_until(lambda: sum("serving on " in line for line in server.log) == 2, "the next one serves")
     end_in_time(server)
     assert "servers that were killed may have left events in this process's memory" in server.log[-1]
 
