@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from itertools import islice
 from sys import getsizeof
 from typing import TYPE_CHECKING
 
@@ -32,8 +31,6 @@ MAX_BYTES = 32 * 1024 * 1024
 GENERATION_SECONDS = 12 * 3600.0
 # The id, the dictionary of headers, and their places; measured with tracemalloc.
 _ENTRY_BYTES = 320
-# The oldest ones may have slots that are too small.
-_MOST_TO_MAKE_ROOM = 8
 
 
 def _bytes_of(headers: Headers) -> int:
@@ -59,8 +56,6 @@ class CapturedHeaders:
         self._young_bytes = 0
         self._turned_at = clock.monotonic()
         self._memory: CaptureMemory | None = None
-        # The slots there, by the id of the request, the oldest first.
-        self._slots: dict[str, int | None] = {}
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
@@ -79,19 +74,16 @@ class CapturedHeaders:
             self.take(request_id)
         self._young[request_id] = headers
         self._young_bytes += _bytes_of(headers)
-        memory = self._memory
-        if memory is not None:
-            slot = memory.put(request_id, headers)
-            self._slots[request_id] = self._make_room_for(memory, request_id, headers) if slot is None else slot
+        if self._memory is not None:
+            self._memory.put(request_id, headers)
         if self._young_bytes > self._most:
             self._turn()
         return True
 
     def take(self, request_id: str) -> Headers | None:
         """Give what was kept of a request, and let go of it; None if nothing was."""
-        slot = self._slots.pop(request_id, None)
-        if slot is not None and self._memory is not None:
-            self._memory.clear(slot)
+        if self._memory is not None:
+            self._memory.forget(request_id)
         headers = self._young.pop(request_id, None)
         if headers is None:
             return self._old.pop(request_id, None)
@@ -130,22 +122,8 @@ class CapturedHeaders:
     def leave_nothing(self) -> None:
         """Leave the next process nothing in the memory that outlives this one, which ends in order."""
         memory, self._memory = self._memory, None
-        self._slots.clear()
         if memory is not None:
             memory.close()
-
-    def _make_room_for(self, memory: CaptureMemory, request_id: str, headers: Headers) -> int | None:
-        """Have the oldest make room: their log phases may never come, and that of a new one comes soon."""
-        for oldest in tuple(islice(self._slots, _MOST_TO_MAKE_ROOM)):
-            self._forget_slot(oldest)
-            if (slot := memory.put(request_id, headers)) is not None:
-                return slot
-        return None
-
-    def _forget_slot(self, request_id: str) -> None:
-        slot = self._slots.pop(request_id, None)
-        if slot is not None and self._memory is not None:
-            self._memory.clear(slot)
 
     def _turn(self) -> None:
         if self._old:
@@ -155,7 +133,8 @@ class CapturedHeaders:
                 form(len(self._old), "that one", "those"),
                 extra=trouble("captured"),
             )
-            for request_id in self._old:
-                self._forget_slot(request_id)
+            if self._memory is not None:
+                for request_id in self._old:
+                    self._memory.forget(request_id)
         self._old, self._young, self._young_bytes = self._young, {}, 0
         self._turned_at = self._clock.monotonic()

@@ -8,7 +8,8 @@ whenever the process is killed.
 
 Contract: one process writes, from the thread that runs phases; the file is read once that process is dead, and every
 byte is checked. All of the space, 2.5 MiB, is taken at once, so that writing cannot fail. A small slot holds the usual
-request with a header or three. A text takes the smallest free slot that it fits; one over 8,184 bytes fits none.
+request with a header or three. A text takes the smallest free slot that it fits, else that of the oldest of its size:
+no client can take those of another size with long headers. One over 8,184 bytes fits none.
 """
 
 from __future__ import annotations
@@ -52,6 +53,16 @@ _BYTES = _LARGE.end
 _encode = msgspec.json.Encoder().encode
 
 
+class _Slots:
+    """The slots of one size: those that are free, and those in use, by the id of the request, the oldest first."""
+
+    def __init__(self, kind: _Kind) -> None:
+        self.size = kind.size
+        # The first ones are used again and again, and stay in the processor's cache.
+        self.free = list(reversed(kind.slots()))
+        self.used: dict[str, int] = {}
+
+
 class CaptureMemory:
     """The slots of a living process."""
 
@@ -64,42 +75,46 @@ class CaptureMemory:
         except OSError:
             os.ftruncate(descriptor, 0)
             raise
-        # The first ones are used again and again, and stay in the processor's cache.
-        self._free = [(kind, list(reversed(kind.slots()))) for kind in _KINDS]
-        self._small = self._free[0][1]
+        self._slots = [_Slots(kind) for kind in _KINDS]
 
-    def put(self, request_id: str, headers: Headers) -> int | None:
-        """Write down what was captured of a request, and return its slot; None where none that it fits is free."""
+    def put(self, request_id: str, headers: Headers) -> None:
+        """Write down what was captured of a request, which has nothing here yet."""
         try:
             text = _encode((request_id, headers))
         except UnicodeEncodeError:
             # The standard library's JSON holds bytes that are not UTF-8 as well.
             text = json.dumps((request_id, headers)).encode("ascii")
         size = _HEAD.size + len(text)
-        # Nearly always this one: on the way of each request a look through all kinds would cost as much again.
-        free = self._small if self._small and size <= _SMALL.size else self._free_for(size)
-        if not free:
-            return None
-        slot = free.pop()
-        self._memory[slot : slot + size] = _HEAD.pack(0, len(text)) + text
-        self._memory[slot] = 1
-        return slot
+        smallest = None
+        for slots in self._slots:
+            if size <= slots.size:
+                if slots.free:
+                    self._write(slots, slots.free.pop(), request_id, text)
+                    return
+                smallest = smallest or slots
+        if smallest is not None:
+            # The oldest of that size makes room: its log phase may never come, and that of a new one comes soon.
+            self._write(smallest, smallest.used.pop(next(iter(smallest.used))), request_id, text)
 
-    def clear(self, slot: int) -> None:
-        """Forget what is in a slot."""
-        self._memory[slot] = 0
-        if slot < _SMALL.end:
-            self._small.append(slot)
-        else:
-            next(free for kind, free in self._free if slot < kind.end).append(slot)
-
-    def _free_for(self, size: int) -> list[int] | None:
-        return next((free for kind, free in self._free if free and size <= kind.size), None)
+    def forget(self, request_id: str) -> None:
+        """Free the slot of a request, if it has one."""
+        for slots in self._slots:
+            slot = slots.used.pop(request_id, None)
+            if slot is not None:
+                self._memory[slot] = 0
+                slots.free.append(slot)
+                return
 
     def close(self) -> None:
-        """Leave nothing to the next process. Nothing may be put or cleared any more."""
+        """Leave nothing to the next process. Nothing may be put or forgotten any more."""
         self._memory.close()
         os.ftruncate(self._descriptor, 0)
+
+    def _write(self, slots: _Slots, slot: int, request_id: str, text: bytes) -> None:
+        self._memory[slot] = 0
+        self._memory[slot : slot + _HEAD.size + len(text)] = _HEAD.pack(0, len(text)) + text
+        self._memory[slot] = 1
+        slots.used[request_id] = slot
 
 
 def left_in(descriptor: int) -> Iterator[tuple[str, dict[str, str | list[str]]]]:
