@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -68,13 +68,14 @@ class Channel:
         """
         socket.send_fds(self.inlet, [kind.value], [] if given is None else [given])
 
-    def messages(self) -> Iterator[Message]:
+    def messages(self, has_room: Callable[[], bool] | None = None) -> Iterator[Message]:
         """Take out what is there; what this version does not know is closed and left out.
 
-        Without a free descriptor for its socket a message stays where it is.
+        Without room for its socket a message stays where it is: by `has_room`, else by whether a descriptor is free.
         """
+        has_room = has_free_descriptor if has_room is None else has_room
         with contextlib.suppress(OSError):
-            while has_free_descriptor():
+            while has_room():
                 data, descriptors, _, _ = socket.recv_fds(self.outlet, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
                 if not data:
                     return

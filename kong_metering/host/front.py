@@ -94,10 +94,9 @@ class Front:
 
     def accept(self) -> None:
         """Accept who waits: the event loop's call."""
-        enough = _last_for_connections()
         for _ in range(_MOST_AT_ONCE):
             try:
-                if enough is not None and _next_descriptor() > enough:
+                if not has_room():
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # noqa: TRY301 - as if there were none
                 accepted, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
@@ -195,19 +194,16 @@ class Front:
                 accepted.close()
 
 
-def _last_for_connections() -> int | None:
-    """Return the highest descriptor that a connection may have; None while there is no bound but the system's."""
+def has_room() -> bool:
+    """Tell whether one more connection leaves delivery and the disk the descriptors that they need."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY:
-        return None
-    return limit - 1 - min(_RESERVE, max(0, limit - _RESERVE_BEGINS_AT) // _SHARE_OF_RESERVE)
-
-
-def _next_descriptor() -> int:
-    """Return the descriptor that the next file gets, which is the lowest that is free. Raises `OSError`."""
-    descriptor = os.dup(0)
-    os.close(descriptor)
-    return descriptor
+    try:
+        next_one = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    os.close(next_one)
+    reserve = min(_RESERVE, max(0, limit - _RESERVE_BEGINS_AT) // _SHARE_OF_RESERVE)
+    return limit == resource.RLIM_INFINITY or next_one < limit - reserve
 
 
 def _say_that_none_is_accepted(why: str) -> None:

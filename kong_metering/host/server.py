@@ -26,10 +26,10 @@ import uvloop
 
 from kong_metering.host import handover
 from kong_metering.host.board import State
-from kong_metering.host.channels import Kind, has_free_descriptor
+from kong_metering.host.channels import Kind
 from kong_metering.host.connection import Connection
 from kong_metering.host.conversation import Conversations
-from kong_metering.host.front import NO_DESCRIPTOR_SECONDS, Front
+from kong_metering.host.front import NO_DESCRIPTOR_SECONDS, Front, has_room
 from kong_metering.host.idle import IdleConnections
 from kong_metering.host.lifetime import Lifetime, ignore_signals
 from kong_metering.log import LOGGER, cause_of, printable, trouble
@@ -96,7 +96,7 @@ class _Server:
             asyncio.get_running_loop().add_reader(channel.outlet.fileno(), self._read_channel, channel)
 
     def _read_channel(self, channel: Channel) -> None:
-        for message in channel.messages():
+        for message in channel.messages(has_room):
             if message.socket is None:
                 self._take_note(message.kind)
             elif message.kind is Kind.PART:
@@ -108,7 +108,7 @@ class _Server:
                 self._take_note(message.kind)
             else:
                 message.socket.close()
-        if self._front is not None and not has_free_descriptor():
+        if self._front is not None and not has_room():
             self._front.note_exhaustion()
             # The channel stays readable, and the loop would come round for nothing.
             loop = asyncio.get_running_loop()

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from kong_metering.plurals import counted
 from kong_metering_sandbox.conf import read_example
 from kong_metering_sandbox.contained import short_base
 from kong_metering_sandbox.leftovers import remove_shared_memory
@@ -127,18 +128,20 @@ class ServerProcess:
         return self
 
     def start(self) -> Self:
-        """Start the process and wait until it serves."""
+        """Start the process and wait until all its servers serve."""
         self.launch()
         self.wait_until_it_serves()
         return self
 
     def wait_until_it_serves(self) -> None:
-        """Wait until it says that it serves."""
+        """Wait until it says so of each server."""
+        told = re.search(r"--servers[ =](\d+)", self.command)
+        servers = 1 if told is None else int(told[1])
 
         def serves() -> bool:
-            return any(line.startswith("info: serving on ") for line in list(self.log))
+            return sum(line.startswith("info: serving on ") for line in list(self.log)) >= servers
 
-        wait_until(lambda: serves() or self.process.poll() is not None, "a server")
+        wait_until(lambda: serves() or self.process.poll() is not None, counted(servers, "server"))
         assert serves(), f"the plugin server ended: {self.log}"
 
     def wait(self, seconds: float = _STOP_SECONDS) -> int:

@@ -263,6 +263,22 @@ def test_connections_that_kong_keeps_and_does_not_use_make_room_for_those_who_wa
 
 
 @pytest.mark.parametrize("servers", [1, 2])
+def test_connections_in_use_leave_descriptors_to_delivery(launch: Launch, servers: int) -> None:
+    """Those that another server has accepted and passed on do too."""
+    server = launch(f"--servers {servers}").start()
+    limit = 200
+    for pid in server.server_pids():
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with ExitStack() as stack:
+        for _ in range(3 * limit):
+            # Half an RPC: none of these is idle.
+            stack.enter_context(Connection(server.path)).send(GET_STATUS[:-1])
+        server.wait_for_log("connections wait, none can be accepted")
+        used = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in server.server_pids()]
+        assert limit - 20 < max(used) <= limit - 9
+
+
+@pytest.mark.parametrize("servers", [1, 2])
 def test_without_descriptors_connections_wait_and_are_served_once_there_are_some(launch: Launch, servers: int) -> None:
     server = launch(f"--servers {servers}").start()
     pids = server.server_pids()
