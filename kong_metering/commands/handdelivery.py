@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kong_metering.backlog.logsource import LogSource
+from kong_metering.backlog.stock import Sending, by_source, noted
 from kong_metering.clock import EpochClock, SystemClock
 from kong_metering.commands.endurance import Endurance
 from kong_metering.commands.words import shown
-from kong_metering.delivery.delivering import Sending, by_source, noted
-from kong_metering.delivery.logsource import LogSource
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.eventlog.log import DamageKind
 from kong_metering.plurals import form
@@ -33,11 +33,11 @@ from kong_metering.trial.decisions import Pause, Rules
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kong_metering.backlog.source import Entry, Source
     from kong_metering.clock import Clock
     from kong_metering.commands.interruption import Interruption
     from kong_metering.commands.output import Advance
     from kong_metering.delivery.delivering import Delivering, Post
-    from kong_metering.delivery.source import Entry, Source
     from kong_metering.eventlog.log import Damage
     from kong_metering.reasons import Dropped
     from kong_metering.spool.deadletters import DeadLetters

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from kong_metering.delivery.backlog import MemoryBacklog
-from kong_metering.delivery.spooled import SpooledBacklog
+from kong_metering.backlog.memory import MemoryBacklog
+from kong_metering.backlog.spooled import SpooledBacklog
 from kong_metering.delivery.succession import Succession
 from kong_metering.log import LOGGER, printable
 from kong_metering.plurals import counted

@@ -34,12 +34,12 @@ from kong_metering.trial.outcome import Failed, Outcome
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
+    from kong_metering.account import QueueAccount
+    from kong_metering.backlog.backlog import Backlog
+    from kong_metering.backlog.source import Entry
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
-    from kong_metering.delivery.account import QueueAccount
-    from kong_metering.delivery.backlog import Backlog
     from kong_metering.delivery.couriers import Couriers
-    from kong_metering.delivery.source import Entry
     from kong_metering.delivery.succession import Heir, Succession
     from kong_metering.ingest.arrays import Arrays
     from kong_metering.ingest.client import Endpoint
@@ -79,8 +79,8 @@ class EventQueue:
         self._arrays = arrays
         self._most_adaptive = adaptive_batch
         self._on_answer = on_answer
-        # For who makes rules out of parameters: the trial gets them in the same order.
-        self._ruling = threading.Lock()
+        # For rules, so that the trial gets them in the order in which they were made, and for whether all is done.
+        self._lock = threading.Lock()
         self._go_by(settings)
         # When its last request was begun.
         self._sent_at = -math.inf
@@ -94,7 +94,6 @@ class EventQueue:
         self._is_done = threading.Event()
         # Whoever looked before the last call, or another courier's last step, may not have seen all there is to do.
         self._calls = 0
-        self._ending = threading.Lock()
         backlog.on_ready(self.wake)
 
     @property
@@ -179,7 +178,7 @@ class EventQueue:
         """Use other parameters and another connection from now on, for the events that wait too."""
         self._endpoint = endpoint
         self._backlog.reconfigure(settings)
-        with self._ruling:
+        with self._lock:
             self._go_by(settings)
             self._delivering.reconfigure(self._rules)
         self._call()
@@ -271,12 +270,12 @@ class EventQueue:
     def _heed_arrays(self) -> None:
         """Send single events from now on if the endpoint has turned out to take no arrays, here or in another queue."""
         if not self._is_single and self._arrays.are_refused_by(self._endpoint.url):
-            with self._ruling:
+            with self._lock:
                 self._go_by(self._configured)
                 self._delivering.reconfigure(self._rules)
 
     def _call(self) -> None:
-        with self._ending:
+        with self._lock:
             self._calls += 1
             self._is_done.clear()
         self._wants_more = True
@@ -329,7 +328,7 @@ class EventQueue:
         return None
 
     def _note_end(self, calls: int) -> bool:
-        with self._ending:
+        with self._lock:
             if calls == self._calls:
                 self._is_done.set()
             return calls == self._calls
@@ -341,7 +340,7 @@ class EventQueue:
             decision = self._delivering.step(ready, self._post)
             if not isinstance(decision, Pause):
                 # What it did may have left more to do, as when a probe got through.
-                with self._ending:
+                with self._lock:
                     self._calls += 1
             return decision
         finally:

@@ -18,12 +18,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.backlog import MemoryBacklog
+from kong_metering.account import QueueAccount
+from kong_metering.backlog.memory import MemoryBacklog
+from kong_metering.backlog.spooled import SpooledBacklog
 from kong_metering.delivery.openqueues import OpenQueue, OpenQueues
 from kong_metering.delivery.precedence import Configuration, Precedence
 from kong_metering.delivery.queue import EventQueue
-from kong_metering.delivery.spooled import SpooledBacklog
 from kong_metering.delivery.succession import Succession
 from kong_metering.ingest.arrays import Arrays
 from kong_metering.ingest.client import Endpoint

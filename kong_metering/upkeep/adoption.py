@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.logsource import LogSource
+from kong_metering.backlog.logsource import LogSource
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import LOGGER, Once, cause_of, printable, trouble
 from kong_metering.plurals import counted, form
 from kong_metering.upkeep.guard import guarded
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.spooled import Shared, SpooledBacklog
+    from kong_metering.backlog.spooled import Shared, SpooledBacklog
     from kong_metering.eventlog.log import Damage
     from kong_metering.inbox.pouring import Pouring
     from kong_metering.spool.accepted import Acceptances

@@ -19,7 +19,7 @@ from kong_metering.upkeep.retention import bytes_used, drop_beyond_age, drop_bey
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kong_metering.delivery.spooled import Shared, SpooledBacklog
+    from kong_metering.backlog.spooled import Shared, SpooledBacklog
     from kong_metering.spool.delivered import Delivered
     from kong_metering.spool.times import Record, SpoolTimes
     from kong_metering.stats import Stats

@@ -15,7 +15,7 @@ from kong_metering.plurals import counted, form
 from kong_metering.reasons import Dropped
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.logsource import LogSource
+    from kong_metering.backlog.logsource import LogSource
     from kong_metering.spool.directory import HeldLog
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.stats import Stats

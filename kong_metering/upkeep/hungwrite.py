@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.outages import in_words
 from kong_metering.log import LOGGER, trouble
+from kong_metering.outages import in_words
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock

@@ -20,7 +20,7 @@ from kong_metering.log import LOGGER, trouble
 from kong_metering.upkeep.guard import guarded
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.spooled import Shared, SpooledBacklog
+    from kong_metering.backlog.spooled import Shared, SpooledBacklog
     from kong_metering.ingest.connections import Connections
     from kong_metering.spool.accepted import Acceptances
     from kong_metering.spool.directory import HeldLog

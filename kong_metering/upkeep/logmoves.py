@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from kong_metering.delivery.logsource import LogSource
+from kong_metering.backlog.logsource import LogSource
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import LOGGER, cause_of, trouble
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.spooled import SpooledBacklog
+    from kong_metering.backlog.spooled import SpooledBacklog
     from kong_metering.spool.directory import HeldLog
     from kong_metering.spool.options import SpoolOptions
     from kong_metering.upkeep.holdings import Holdings

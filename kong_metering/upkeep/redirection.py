@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from kong_metering.delivery.logsource import LogSource
+from kong_metering.backlog.logsource import LogSource
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.eventlog import files
 from kong_metering.log import LOGGER, cause_of, printable, trouble
@@ -20,7 +20,7 @@ from kong_metering.plurals import counted, form
 from kong_metering.spool.identity import identity_files
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.spooled import SpooledBacklog
+    from kong_metering.backlog.spooled import SpooledBacklog
     from kong_metering.spool.directory import HeldLog
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.options import SpoolOptions

@@ -16,9 +16,9 @@ from kong_metering.log import LOGGER, cause_of, printable, trouble
 from kong_metering.spool.requests import Answer, Kind, RequestBox
 
 if TYPE_CHECKING:
+    from kong_metering.backlog.spooled import SpooledBacklog
     from kong_metering.clock import EpochClock
     from kong_metering.delivery.requestfigures import LastRequest
-    from kong_metering.delivery.spooled import SpooledBacklog
     from kong_metering.spool.accepted import Acceptances
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.requests import Request

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kong_metering.backlog.burials import LetterBox
+from kong_metering.backlog.spooled import Shared, SpooledBacklog
 from kong_metering.clock import EpochClock
-from kong_metering.delivery.burials import LetterBox
 from kong_metering.delivery.couriers import STALLED_SECONDS
-from kong_metering.delivery.spooled import Shared, SpooledBacklog
 from kong_metering.errors import InboxError, StartupError
 from kong_metering.inbox.inbox import Inbox
 from kong_metering.inbox.place import Place
@@ -39,9 +39,9 @@ from kong_metering.upkeep.syncer import Syncer
 from kong_metering.upkeep.writer import Bell, Writer
 
 if TYPE_CHECKING:
+    from kong_metering.account import QueueAccount
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
-    from kong_metering.delivery.account import QueueAccount
     from kong_metering.eventlog.files import Unsynced
     from kong_metering.inbox.lent import LentRings
     from kong_metering.ingest.connections import Connections

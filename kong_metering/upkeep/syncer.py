@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from kong_metering.spool.syncing import synced
+from kong_metering.eventlog.syncing import synced
 from kong_metering.upkeep.guard import guarded
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kong_metering.account import QueueAccount
+from kong_metering.backlog.memory import MemoryBacklog
 from kong_metering.config import Queue
-from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.stats import Stats
 from kong_metering.trial.batching import MAX_EVENT_BYTES
 from tests.support.clock import FakeClock

@@ -15,7 +15,7 @@ import kong_metering
 ROOT = Path(kong_metering.__file__).parent
 
 # No threads, no I/O and no clock in these: values in, decisions out.
-PURE = ("trial/*.py", "plurals.py", "reasons.py", "delivery/precedence.py", "eventlog/format.py")
+PURE = ("trial/*.py", "plurals.py", "reasons.py", "outages.py", "delivery/precedence.py", "eventlog/format.py")
 # Of `logging` they take the names of the levels.
 HARMLESS = {
     "__future__", "bisect", "collections", "collections.abc", "dataclasses", "enum", "functools", "itertools",
@@ -83,6 +83,16 @@ def test_the_trial_knows_of_no_queue_endpoint_or_spool_not_even_as_a_type() -> N
     imported = {name for path in ROOT.glob("trial/*.py") for name in imported_by(path, known)}
     others = {name for name in imported if not name.startswith("kong_metering.trial")}
     assert others == {"kong_metering.config", "kong_metering.plurals", "kong_metering.reasons"}
+
+
+def test_where_events_wait_knows_nothing_of_who_delivers_them() -> None:
+    known = {name_of(path) for path in ROOT.rglob("*.py")}
+    packages = ("backlog", "spool", "eventlog", "inbox")
+    imported = {
+        name for package in packages for path in (ROOT / package).glob("*.py") for name in imported_by(path, known)
+    }
+    assert "kong_metering.backlog.source" in imported
+    assert {name for name in imported if name.startswith(("kong_metering.delivery", "kong_metering.ingest"))} == set()
 
 
 @pytest.mark.parametrize(

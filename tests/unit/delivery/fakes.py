@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
+from kong_metering.account import QueueAccount
+from kong_metering.backlog.memory import MemoryBacklog
 from kong_metering.config import Queue
-from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.couriers import Couriers
 from kong_metering.delivery.queue import EventQueue
 from kong_metering.eventlog.log import EventLog
@@ -38,9 +38,9 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     import pytest
 
+    from kong_metering.backlog.spooled import SpooledBacklog
     from kong_metering.clock import Clock
     from kong_metering.delivery.couriers import Served
-    from kong_metering.delivery.spooled import SpooledBacklog
     from kong_metering.ingest.client import IngestClient
     from kong_metering.spool.directory import Adoption
     from tests.support.clock import FakeClock

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kong_metering.account import QueueAccount
+from kong_metering.backlog.memory import MemoryBacklog
 from kong_metering.config import Queue
-from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.couriers import Couriers
-from kong_metering.delivery.delivering import Delivering, Sending
+from kong_metering.delivery.delivering import Delivering
 from kong_metering.delivery.queue import EventQueue
 from kong_metering.stats import Stats
 from kong_metering.trial.decisions import Pause, Rules
@@ -23,7 +23,8 @@ from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import REFUSED, FakeEndpoint, FakeNetwork, Refusing, SteeredClock, numbered
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.source import Entry
+    from kong_metering.backlog.source import Entry
+    from kong_metering.backlog.stock import Sending
     from kong_metering.ingest.client import Endpoint
     from kong_metering.reasons import Buried
     from tests.support.loglines import LogLines

@@ -16,9 +16,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from kong_metering.account import QueueAccount
+from kong_metering.backlog.memory import MemoryBacklog
 from kong_metering.config import Queue
-from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.backlog import MemoryBacklog
 from kong_metering.delivery.couriers import Couriers
 from kong_metering.delivery.queue import EventQueue
 from kong_metering.ingest.arrays import Arrays
@@ -48,7 +48,7 @@ from tests.unit.delivery.fakes import (
 )
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.source import Entry
+    from kong_metering.backlog.source import Entry
     from kong_metering.trial.decisions import Decision
     from tests.unit.delivery.conftest import LiveRigMaker, RigMaker
 

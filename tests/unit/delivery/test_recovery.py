@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.delivery.outages import Outage, in_words
+from kong_metering.outages import Outage, in_words
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import DOWN, Choking, FakeEndpoint, broken_disk, down, numbered, take_all
 

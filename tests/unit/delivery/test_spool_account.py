@@ -23,12 +23,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from kong_metering.account import QueueAccount
+from kong_metering.backlog.logsource import LogSource
+from kong_metering.backlog.spooled import Shared, SpooledBacklog
 from kong_metering.clock import EpochClock
 from kong_metering.config import Entity, PluginConfig, Queue
-from kong_metering.delivery.account import QueueAccount
-from kong_metering.delivery.logsource import LogSource
 from kong_metering.delivery.registry import Delivery
-from kong_metering.delivery.spooled import Shared, SpooledBacklog
 from kong_metering.eventlog.log import EventLog
 from kong_metering.ingest.client import IngestClient
 from kong_metering.ingest.connections import Connections
@@ -52,9 +52,9 @@ from tests.unit.delivery.fakes import (
 from tests.unit.ingest.ingest_server import Exchange, IngestServer, running
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.burials import LetterBox
-    from kong_metering.delivery.delivering import Sending
-    from kong_metering.delivery.source import Entry
+    from kong_metering.backlog.burials import LetterBox
+    from kong_metering.backlog.source import Entry
+    from kong_metering.backlog.stock import Sending
     from kong_metering.eventlog.format import StoredEvent
     from kong_metering.spool.deadletters import DeadLetter
     from kong_metering.spool.identity import QueueIdentity

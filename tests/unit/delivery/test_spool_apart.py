@@ -15,8 +15,8 @@ from unittest import mock
 
 import pytest
 
+from kong_metering.backlog.burials import MAX_PENDING
 from kong_metering.config import parse_config, parse_entity
-from kong_metering.delivery.burials import MAX_PENDING
 from kong_metering.delivery.registry import Delivery
 from kong_metering.eventlog.log import EventLog
 from kong_metering.stats import Snapshot

@@ -18,8 +18,8 @@ from unittest import mock
 
 import pytest
 
+from kong_metering.backlog.writing import Writing
 from kong_metering.delivery.couriers import STALLED_SECONDS
-from kong_metering.delivery.writing import Writing
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.directory import HeldLog, SpoolDirectory, survey
 from kong_metering.spool.options import Sync
@@ -679,7 +679,7 @@ def test_an_unreadable_log_does_not_keep_others_from_being_taken_over(
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return 0
 
-    monkeypatch.setattr("kong_metering.delivery.logsource.LogSource.oldest_ms", fail_once)
+    monkeypatch.setattr("kong_metering.backlog.logsource.LogSource.oldest_ms", fail_once)
     following = process().open()
     assert following.process.settle(adopted=3) == Snapshot(adopted=3, delivered=3)
     assert len(log.with_text("cannot be read, for now")) == 1

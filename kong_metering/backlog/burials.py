@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kong_metering.errors import DISK_ERRORS
+from kong_metering.eventlog.syncing import synced
 from kong_metering.log import LOGGER, cause_of, trouble
 from kong_metering.plurals import counted, form
 from kong_metering.reasons import Buried
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetter, DeadLetters
-from kong_metering.spool.syncing import synced
 
 if TYPE_CHECKING:
+    from kong_metering.account import QueueAccount
+    from kong_metering.backlog.logsource import LogSource
+    from kong_metering.backlog.source import Entry
     from kong_metering.clock import EpochClock
-    from kong_metering.delivery.account import QueueAccount
-    from kong_metering.delivery.logsource import LogSource
-    from kong_metering.delivery.source import Entry
     from kong_metering.eventlog.files import Unsynced
     from kong_metering.eventlog.log import Damage
     from kong_metering.spool.identity import QueueIdentity

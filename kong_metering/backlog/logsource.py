@@ -25,8 +25,8 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-from kong_metering.delivery.source import Entry
-from kong_metering.spool.syncing import synced
+from kong_metering.backlog.source import Entry
+from kong_metering.eventlog.syncing import synced
 
 if TYPE_CHECKING:
     from kong_metering.eventlog.format import Mark

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kong_metering.delivery.logsource import LogSource
+from kong_metering.backlog.logsource import LogSource
 from kong_metering.spool.directory import SpoolDirectory
 from kong_metering.spool.identity import QueueIdentity
 

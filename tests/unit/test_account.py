@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kong_metering.delivery.account import QueueAccount
+from kong_metering.account import QueueAccount
 from kong_metering.log import LOGGER
 from kong_metering.reasons import Buried, Dropped
 from kong_metering.stats import Snapshot, Stats

@@ -14,18 +14,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.outages import Outage, in_words
-from kong_metering.delivery.sourcelist import Disk
+from kong_metering.backlog.sourcelist import Disk
 from kong_metering.errors import DISK_ERRORS, SpoolError
 from kong_metering.log import cause_of
+from kong_metering.outages import Outage, in_words
 from kong_metering.reasons import Dropped
 
 if TYPE_CHECKING:
+    from kong_metering.account import QueueAccount
+    from kong_metering.backlog.logsource import LogSource
+    from kong_metering.backlog.sourcelist import SourceList
     from kong_metering.clock import EpochClock
     from kong_metering.config import Queue
-    from kong_metering.delivery.account import QueueAccount
-    from kong_metering.delivery.logsource import LogSource
-    from kong_metering.delivery.sourcelist import SourceList
 
 _MAX_MEMORY_BYTES = 64 * 1024 * 1024
 # One write for each so many events: a full disk takes what still fits.

@@ -7,8 +7,8 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from kong_metering.delivery.outages import in_words
 from kong_metering.log import LOGGER, cause_of, trouble
+from kong_metering.outages import in_words
 from kong_metering.plurals import counted
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from kong_metering.plurals import counted, form
 from kong_metering.reasons import Dropped
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.account import QueueAccount
-    from kong_metering.delivery.burials import Burials
-    from kong_metering.delivery.logsource import LogSource
-    from kong_metering.delivery.sourcelist import SourceList
+    from kong_metering.account import QueueAccount
+    from kong_metering.backlog.burials import Burials
+    from kong_metering.backlog.logsource import LogSource
+    from kong_metering.backlog.sourcelist import SourceList
     from kong_metering.eventlog.files import Unsynced
     from kong_metering.spool.directory import HeldLog
 

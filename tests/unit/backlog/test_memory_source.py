@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from kong_metering.delivery.source import Entry, MemorySource
+from kong_metering.backlog.source import Entry, MemorySource
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.source import Source
+    from kong_metering.backlog.source import Source
 
 
 class UnsavedLog:

@@ -13,26 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from kong_metering.delivery.burials import Burials
-from kong_metering.delivery.chores import LogChores
-from kong_metering.delivery.delivering import Sending, by_source, noted
-from kong_metering.delivery.logsource import LogSource
-from kong_metering.delivery.outages import Outage, in_words
-from kong_metering.delivery.sourcelist import Disk, SourceList
-from kong_metering.delivery.writing import Writing
+from kong_metering.backlog.burials import Burials
+from kong_metering.backlog.chores import LogChores
+from kong_metering.backlog.logsource import LogSource
+from kong_metering.backlog.sourcelist import Disk, SourceList
+from kong_metering.backlog.stock import Sending, by_source, noted
+from kong_metering.backlog.writing import Writing
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import cause_of
+from kong_metering.outages import Outage, in_words
 from kong_metering.plurals import counted, form
 from kong_metering.reasons import Buried, Dropped
 from kong_metering.spool.times import STEADY_SECONDS
 from kong_metering.trial import batching
 
 if TYPE_CHECKING:
+    from kong_metering.account import QueueAccount
+    from kong_metering.backlog.burials import LetterBox
+    from kong_metering.backlog.source import Entry, MemorySource, Source
     from kong_metering.clock import EpochClock
     from kong_metering.config import Queue
-    from kong_metering.delivery.account import QueueAccount
-    from kong_metering.delivery.burials import LetterBox
-    from kong_metering.delivery.source import Entry, MemorySource, Source
     from kong_metering.eventlog.format import Mark
     from kong_metering.spool.identity import QueueIdentity
     from kong_metering.spool.options import SpoolOptions

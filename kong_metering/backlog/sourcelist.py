@@ -11,10 +11,10 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from kong_metering.delivery.source import MemorySource
+from kong_metering.backlog.source import MemorySource
 
 if TYPE_CHECKING:
-    from kong_metering.delivery.logsource import LogSource
+    from kong_metering.backlog.logsource import LogSource
 
 
 # A write that is under way for so long hangs.

@@ -1,0 +1,1 @@
+"""Where the events of a queue wait until they are settled: on disk, and in memory."""
