@@ -69,6 +69,10 @@ class HeldLog:
         return self.log.directory
 
 
+# Logs of dead processes that a queue has where nothing went wrong for long: one for each server, and once more.
+_A_FEW = 4
+
+
 @dataclass(frozen=True)
 class Adoption:
     """What a process took over from dead ones; `damage` is that of logs in which nothing waits, removed by now.
@@ -160,7 +164,8 @@ class SpoolDirectory:
     ) -> Adoption:
         """Take over all logs that are wanted and that no living process holds; parts without any logs are removed.
 
-        No more than `max_adopted` are held at a time, but all of a queue's or none; the others are told of.
+        No more than `max_adopted` are held at a time, or half as many again for queues with a few, but all of a queue's
+        or none; the others are told of.
 
         `is_wanted` is asked with the identity of each free log, None for one that is not known any more. `held_back` is
         asked, when it is known which logs are free, which ones are to be left alone for now: see `inbox/pouring.py`.
@@ -174,7 +179,7 @@ class SpoolDirectory:
         damage: list[Damage] = []
         try:
             finding = self._free.find(is_wanted, {self._own, *self._locks})
-            left = [] if max_adopted is None else _leave_out(finding, max_adopted - len(self._locks))
+            left = [] if max_adopted is None else _leave_out(finding, len(self._locks), max_adopted)
             taken = self._taken(finding, held_back)
         except OSError as error:
             raise unusable(self.root, error) from error
@@ -341,17 +346,22 @@ class SpoolDirectory:
             self._free.postpone(directory)
 
 
-def _leave_out(finding: Finding, room: int) -> list[QueueIdentity | None]:
-    """Leave out what there is no room for; the logs of one queue stay together, and may exceed it by themselves."""
-    if len(finding.wanted) <= room:
+def _leave_out(finding: Finding, held: int, most: int) -> list[QueueIdentity | None]:
+    """Leave out what there is no room for; the logs of one queue stay together, and may exceed it by themselves.
+
+    Those with the fewest go first, into room of their own too: what is delivered at once must not wait for the hundreds
+    that processes which died again and again have left for an endpoint that takes nothing.
+    """
+    if held + len(finding.wanted) <= most:
         return []
     by_queue: dict[str, list[tuple[Path, QueueIdentity | None]]] = {}
     for directory, identity in finding.wanted:
         by_queue.setdefault(identity.key if identity else "", []).append((directory, identity))
     finding.wanted.clear()
     left: list[QueueIdentity | None] = []
-    for logs in by_queue.values():
-        if len(finding.wanted) < room:
+    for logs in sorted(by_queue.values(), key=len):
+        room = most * 3 // 2 if len(logs) <= _A_FEW else most
+        if held + len(finding.wanted) < room:
             finding.wanted += logs
         else:
             left.append(logs[0][1])
