@@ -267,15 +267,15 @@ def test_what_several_processes_left_is_delivered_in_the_order_in_which_it_came(
 def test_a_queue_whose_logs_there_is_no_room_for_sends_what_is_new_after_a_while(
     process: ProcessMaker, monkeypatch: pytest.MonkeyPatch, log: LogLines
 ) -> None:
-    """Two thirds of the logs are for endpoints that take nothing, and fill the room for as long as that lasts."""
-    identities = sorted((replace(IDENTITY, entity_id=f"{number}") for number in range(6)), key=lambda each: each.key)
+    """Three quarters of the logs are for endpoints that take nothing, and fill the room for as long as that lasts."""
+    identities = sorted((replace(IDENTITY, entity_id=f"{number}") for number in range(8)), key=lambda each: each.key)
     before = process()
     for identity in identities:
         before.open(down(), identity).put_on_disk(b"old")
     before.close()
     monkeypatch.setattr(resource, "getrlimit", lambda _: (16, 16))
     following = process()
-    endpoints = [*(down() for _ in range(4)), FakeEndpoint(), FakeEndpoint()]
+    endpoints = [*(down() for _ in range(6)), FakeEndpoint(), FakeEndpoint()]
     opened = [following.open(endpoint, each) for endpoint, each in zip(endpoints, identities, strict=True)]
     opened[-1].put_on_disk(b"new")
     for _ in range(3):
@@ -284,11 +284,11 @@ def test_a_queue_whose_logs_there_is_no_room_for_sends_what_is_new_after_a_while
     following.let_pass(60)
     wait_until(lambda: endpoints[-1].delivered == [b"new"], "what is new is sent")
     assert log.with_text("what dead processes left for 2 queues is not sent yet")
-    for endpoint in endpoints[:4]:
+    for endpoint in endpoints[:6]:
         endpoint.decide = take_all
     following.let_pass(60)
-    following.settle(adopted=6)
-    assert [sorted(endpoint.delivered) for endpoint in endpoints] == [[b"old"]] * 5 + [[b"new", b"old"]]
+    following.settle(adopted=8)
+    assert [sorted(endpoint.delivered) for endpoint in endpoints] == [[b"old"]] * 7 + [[b"new", b"old"]]
 
 
 @pytest.mark.parametrize(
