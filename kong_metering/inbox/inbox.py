@@ -14,14 +14,18 @@ counts it as dropped.
 A number is one identity's for as long as the process lives. `close` comes after the last `append` and `advance`: if the
 consumer hangs in a write that may still complete, leave the inbox open, and the end of the process hands it on. A fork
 must not outlive the process (see `place.py`).
+
+One more thread may `move` the ring to another place, though the consumer hangs: what is in it comes along, and nobody
+who appends or drains notices.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +37,7 @@ from kong_metering.inbox.ring import HEADER_BYTES, Drained, Ring
 from kong_metering.log import LOGGER
 
 if TYPE_CHECKING:
-    from kong_metering.inbox.place import RingFile, Rings
+    from kong_metering.inbox.place import Place, RingFile, Rings
     from kong_metering.spool.identity import QueueIdentity
 
 OVERFLOW_BYTES = 64 * 1024 * 1024
@@ -88,6 +92,11 @@ class Inbox:
     def name(self) -> str | None:
         """PID-RANDOM, which the ring's file is named after; None when it ends with the process."""
         return self._file.stem if self._file else None
+
+    @property
+    def path(self) -> Path | None:
+        """Where the ring's file is, in words for people; None when it ends with the process."""
+        return self._file.path if self._file else None
 
     @property
     def waiting(self) -> int:
@@ -171,14 +180,58 @@ class Inbox:
         finally:
             file.release()
 
+    # -- whoever looks after where it is ------------------------------------------------------------------------------
+
+    def is_held_by(self, place: Place) -> bool:
+        """Tell whether the next process finds the ring there. Raises `InboxError` while the spool is not there."""
+        return self._file is not None and place.holds(self._file)
+
+    def move(self, rings: Rings, *, survives_supervisor: bool) -> None:
+        """Go on, with all that is here, in a ring that is made there, and remove the one before.
+
+        If the process is killed meanwhile, one of the two has all. Raises `InboxError`, and has done nothing then.
+        """
+        file, ring = rings.create(self._ring.capacity)
+        try:
+            listed = self._list_all(file, {})
+        except OSError as error:
+            ring.close()
+            with contextlib.suppress(InboxError):
+                file.remove()
+            file.release()
+            raise InboxError(f"{file.path} cannot be used: {error.strerror or error}") from error
+        self._ring.move_to(ring)
+        self.survives_supervisor = survives_supervisor
+        if self._file is None:
+            self._file = file
+        else:
+            self._file.become(file)
+        # Others may have listed in the old one meanwhile.
+        with _told():
+            self._list_all(self._file, listed)
+
     def _list(self, number: int, queue: ListedQueue) -> None:
         self._queues[number] = queue
-        if self._file is None:
-            return
-        try:
-            self._file.add_line(encode_queue(number, queue))
-        except OSError as error:
-            LOGGER.warning("if this process is killed now, the owner of some events will not be known: %s", error)
+        if self._file is not None:
+            with _told():
+                self._file.add_line(encode_queue(number, queue))
+
+    def _list_all(self, file: RingFile, listed: dict[int, ListedQueue]) -> dict[int, ListedQueue]:
+        """Add those to a file's list that are not `listed` there so, also if they come meanwhile; give what is then."""
+        while listed != (queues := self._queues.copy()):
+            for number, queue in queues.items():
+                if listed.get(number) != queue:
+                    file.add_line(encode_queue(number, queue))
+            listed = queues
+        return listed
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        LOGGER.warning("if this process is killed now, the owner of some events will not be known: %s", error)
 
 
 class _Overflow:

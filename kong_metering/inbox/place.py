@@ -70,16 +70,16 @@ class RingFile:
         self.stem = stem
         self.name = stem + _SUFFIX
         self.path = directory / self.name
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._remove = remove
 
     def read(self) -> bytes:
         """Read all of it. Raises the system's `OSError`."""
-        return read_from(self._descriptor, 0)
+        return read_from(self.descriptor, 0)
 
     def add_line(self, line: bytes) -> None:
         """Add a line to the list, for all processes to see. Raises the system's `OSError`."""
-        if os.write(self._descriptor, line) < len(line):
+        if os.write(self.descriptor, line) < len(line):
             # What is there of it is passed over when the list is read.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -90,8 +90,21 @@ class RingFile:
     def release(self) -> None:
         """Let go of the file."""
         # A copy of the descriptor, in a process that was forked, would keep the lock.
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        os.close(self._descriptor)
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        os.close(self.descriptor)
+
+    def become(self, other: RingFile) -> None:
+        """Be another file, which nobody else uses, from now on. What this was is let go of, and removed if it can be.
+
+        A line that is added meanwhile goes into one of the two.
+        """
+        remove = self._remove
+        # The same number, as others may be about to write to it.
+        os.dup2(other.descriptor, self.descriptor, inheritable=False)
+        os.close(other.descriptor)
+        self.stem, self.name, self.path, self._remove = other.stem, other.name, other.path, other.remove
+        with contextlib.suppress(InboxError):
+            remove()
 
 
 class Place:
@@ -123,6 +136,13 @@ class Place:
             with self._opened(path, is_new=True) as directory, contextlib.suppress(FileNotFoundError, BlockingIOError):
                 return self._created(path, directory, HEADER_BYTES + capacity)
         raise InboxError(f"{self.path} cannot be used: each file that was made there was removed at once")
+
+    def holds(self, file: RingFile) -> bool:
+        """Tell whether a ring's file of ours still is where the next process looks for it."""
+        path = self.path / file.name
+        with contextlib.suppress(OSError):
+            return os.path.samestat(path.lstat(), os.fstat(file.descriptor))
+        return False
 
     def orphans(self) -> Iterator[RingFile]:
         """Take the rings whose processes are dead, one after the other; each is let go of before the next one.

@@ -16,7 +16,8 @@ fits, so that at every instant the memory holds the records whose `append` retur
 whole. The seed is random: no client can send bytes that pass for a record.
 
 Contract: any thread appends, one at a time, by a lock that only those who append take; one thread drains and advances.
-Neither side waits for the other. An event that has no room is refused, and nothing is changed then. `read_unread` reads
+Neither side waits for the other. Any thread may have the ring move to other memory: both sides wait while its events
+are copied, and notice nothing. An event that has no room is refused, and nothing is changed then. `read_unread` reads
 what a dead process left, and believes none of it.
 """
 
@@ -38,6 +39,8 @@ _MAGIC = b"KMINBOX\n"
 _PREAMBLE = struct.Struct("<8sII")
 _REST = struct.Struct("<QII")
 _READ_POSITION = slice(64, 72)
+# All that a header says.
+_SAID = slice(0, 72)
 _RECORD = struct.Struct("<IIQI4x")
 _RECORD_BYTES = _RECORD.size
 # Added to a payload's length before that is rounded down, it makes the length of the record.
@@ -76,11 +79,22 @@ class Ring:
         self._largest = capacity // 4
         self._appended = self._advanced = 0
         self._appending = threading.Lock()
+        # The other side's, for as long as it uses the memory.
+        self._taking = threading.Lock()
         header = _header(capacity, self._seed)
         memory[: len(header)] = header
-        # An item of it is stored by one instruction.
-        self._position = memoryview(memory)[_READ_POSITION].cast("Q")
+        self._position = _position_in(memory)
         self._position[0] = self._read
+
+    @property
+    def memory(self) -> mmap.mmap:
+        """What it is in."""
+        return self._memory
+
+    @property
+    def capacity(self) -> int:
+        """How many bytes of records it has room for."""
+        return self._capacity
 
     @property
     def waiting(self) -> int:
@@ -112,31 +126,53 @@ class Ring:
     def drain(self, limit: int) -> Drained:
         """Give the oldest events, `limit` at most; they stay, and are given again, until `advance`."""
         events: list[tuple[int, bytes]] = []
-        position, written = self._read, self._written
-        add, unpack, memory = events.append, _RECORD.unpack, self._memory
-        while position < written and len(events) < limit:
-            start = position % self._capacity + HEADER_BYTES + _RECORD_BYTES
-            if start <= self._end:
-                length, _, _, queue = unpack(memory[start - _RECORD_BYTES : start])
-            else:
-                length, _, _, queue = unpack(self._copy(position, _RECORD_BYTES))
-            stop = start + length
-            add((queue, memory[start:stop] if stop <= self._end else self._copy(position + _RECORD_BYTES, length)))
-            position += length + _ROUND_UP & -8
+        with self._taking:
+            position, written = self._read, self._written
+            add, unpack, memory = events.append, _RECORD.unpack, self._memory
+            while position < written and len(events) < limit:
+                start = position % self._capacity + HEADER_BYTES + _RECORD_BYTES
+                if start <= self._end:
+                    length, _, _, queue = unpack(memory[start - _RECORD_BYTES : start])
+                else:
+                    length, _, _, queue = unpack(self._copy(position, _RECORD_BYTES))
+                stop = start + length
+                add((queue, memory[start:stop] if stop <= self._end else self._copy(position + _RECORD_BYTES, length)))
+                position += length + _ROUND_UP & -8
         return Drained(events, position)
 
     def advance(self, drained: Drained) -> None:
         """Take out what was drained: whoever reads the memory after our death finds none of it."""
-        # In the memory first: what nobody would read any more may be written over.
-        self._position[0] = drained.position
-        self._advanced += len(drained.events) - drained.overflowed
-        self._read = drained.position
+        with self._taking:
+            # In the memory first: what nobody would read any more may be written over.
+            self._position[0] = drained.position
+            self._advanced += len(drained.events) - drained.overflowed
+            self._read = drained.position
+
+    def move_to(self, other: Ring) -> None:
+        """Go on, with all that is here, in the memory of an empty ring as large, which nobody uses any more.
+
+        At every instant one of the two memories has all; the old one is let go of as it is.
+        """
+        memory = other.memory
+        with self._taking, self._appending:
+            unread = self._copy(self._read, self._written - self._read)
+            start = self._read % self._capacity + HEADER_BYTES
+            first, rest = unread[: self._end - start], unread[self._end - start :]
+            memory[start : start + len(first)] = first
+            memory[HEADER_BYTES : HEADER_BYTES + len(rest)] = rest
+            # Until now the other ring's seed makes records of none of them.
+            memory[_SAID] = self._memory[_SAID]
+            self._let_go()
+            self._memory, self._position = memory, _position_in(memory)
 
     def close(self) -> None:
         """Let go of the memory and leave it as it is; `append` refuses everything from now on."""
         with self._appending:
             self._largest = -1
         self._written = self._read
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._position.release()
         self._memory.close()
 
@@ -144,6 +180,11 @@ class Ring:
         start = position % self._capacity + HEADER_BYTES
         found = self._memory[start : start + length]
         return found + self._memory[HEADER_BYTES : HEADER_BYTES + length - len(found)]
+
+
+def _position_in(memory: mmap.mmap) -> memoryview:
+    # An item of it is stored by one instruction.
+    return memoryview(memory)[_READ_POSITION].cast("Q")
 
 
 def _header(capacity: int, seed: int) -> bytes:

@@ -16,11 +16,9 @@ from kong_metering.backlog.burials import LetterBox
 from kong_metering.backlog.spooled import Shared, SpooledBacklog
 from kong_metering.clock import EpochClock
 from kong_metering.delivery.couriers import STALLED_SECONDS
-from kong_metering.errors import InboxError, StartupError
-from kong_metering.inbox.inbox import Inbox
+from kong_metering.errors import StartupError
 from kong_metering.inbox.place import Place
 from kong_metering.inbox.pouring import Pouring
-from kong_metering.log import LOGGER
 from kong_metering.measures import Timings
 from kong_metering.spool.accepted import Acceptances
 from kong_metering.spool.delivered import Delivered
@@ -28,10 +26,11 @@ from kong_metering.spool.options import Sync
 from kong_metering.spool.times import SpoolTimes
 from kong_metering.upkeep.adoption import Adoptions
 from kong_metering.upkeep.bounds import Bounds
-from kong_metering.upkeep.guard import guarded, within
+from kong_metering.upkeep.guard import guarded
 from kong_metering.upkeep.holdings import Holdings
 from kong_metering.upkeep.hungwrite import HungWrite
 from kong_metering.upkeep.janitor import ROUND_SECONDS, Janitor
+from kong_metering.upkeep.lodging import Lodging
 from kong_metering.upkeep.logmoves import LogMoves
 from kong_metering.upkeep.redirection import Redirection, Renewal
 from kong_metering.upkeep.requestdesk import RequestDesk
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from kong_metering.clock import Clock
     from kong_metering.config import Queue
     from kong_metering.eventlog.files import Unsynced
+    from kong_metering.inbox.inbox import Inbox
     from kong_metering.inbox.lent import LentRings
     from kong_metering.ingest.connections import Connections
     from kong_metering.spool.identity import QueueIdentity
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from kong_metering.upkeep.requestdesk import Queues
 
 _ENDING_SECONDS = 1.0
-# No request is served until the inbox is open: a disk that takes longer is taken to hang.
-_OPENING_SECONDS = 5.0
 
 
 class Spooler:
@@ -79,7 +77,8 @@ class Spooler:
         self._holdings = Holdings(options.directory, kept)
         bell = Bell()
         place = Place(options.inbox_directory, options.directory) if options.inbox_directory else None
-        self._inbox = self._opened(place, lent, bell)
+        self._lodging = Lodging(place, lent, self._holdings.make, clock)
+        self._inbox = self._lodging.open(bell.ring)
         self._writer = Writer(self._inbox, bell, clock, timings.write)
         self.acceptances = Acceptances(options.directory)
         self._shared = Shared(self._holdings, LetterBox(options, epoch, stats), options, epoch, times)
@@ -103,55 +102,6 @@ class Spooler:
         self._syncer = Syncer(self._unsynced, clock, timings.sync)
         self._hung_write = HungWrite(self._writer, clock)
 
-    def _opened(self, place: Place | None, lent: LentRings | None, bell: Bell) -> Inbox:
-        """Open the inbox: in shared memory, else in memory that the supervisor keeps, else in our own."""
-        shared, why_not = self._opened_in_shared_memory(place, bell)
-        if shared is not None:
-            return shared
-        try:
-            kept = None if lent is None else Inbox.open(lent, bell.ring, survives_supervisor=False)
-        except InboxError as error:
-            kept, why_not = None, why_not or str(error)
-        if kept is not None and why_not:
-            LOGGER.warning(
-                "if a plugin server is killed, its last events are in its supervisor's memory alone, and lost if both "
-                "are: %s",
-                why_not,
-            )
-        elif why_not:
-            LOGGER.warning("if a plugin server is killed, its last 10 ms of events or so are lost: %s", why_not)
-        return kept or Inbox.in_memory(bell.ring)
-
-    def _opened_in_shared_memory(self, place: Place | None, bell: Bell) -> tuple[Inbox | None, str]:
-        """Open the inbox there, if it is to be there; tell why that cannot be."""
-        if place is None:
-            return None, ""
-        try:
-            inbox = self._opened_in_time(place, bell)
-        except InboxError as error:
-            return None, f"{error} (choose another place with --inbox-dir)"
-        return inbox, "" if inbox else "the disk hangs"
-
-    def _opened_in_time(self, place: Place, bell: Bell) -> Inbox | None:
-        """Open the inbox in shared memory, which belongs to the spool's directory; None when the disk hangs.
-
-        Raises `InboxError`.
-        """
-        opened: list[Inbox | InboxError] = []
-
-        def open_it() -> None:
-            guarded(self._holdings.make)
-            try:
-                opened.append(Inbox.open(place, bell.ring))
-            except InboxError as error:
-                opened.append(error)
-
-        if not within(_OPENING_SECONDS, open_it, "metering opening") or not opened:
-            return None
-        if isinstance(opened[0], InboxError):
-            raise opened[0]
-        return opened[0]
-
     def start(self) -> None:
         """Begin to write; raises `StartupError` when that cannot be."""
         try:
@@ -159,6 +109,7 @@ class Spooler:
             if self._options.sync is Sync.SECOND:
                 self._syncer.start()
             self._janitor.start()
+            self._lodging.start(self._inbox)
         except RuntimeError as error:
             raise StartupError(f"no thread can be started to write the spool: {error}") from error
 
@@ -260,6 +211,7 @@ class Spooler:
         """Close everything, for others to take over at once. All queues have ended."""
         self._syncer.end(_ENDING_SECONDS)
         self._janitor.end(_ENDING_SECONDS)
+        self._lodging.end(_ENDING_SECONDS)
         guarded(self._holdings.close)
         self._inbox.close()
 

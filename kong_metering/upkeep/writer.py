@@ -71,7 +71,6 @@ class Writer:
     def __init__(self, inbox: Inbox, bell: Bell, clock: Clock, times: Histogram) -> None:
         """Take the inbox, the bell that it rings, and where the time of each write is counted."""
         self._inbox = inbox
-        self._round_seconds = ROUND_SECONDS if inbox.survives_supervisor else BRIEF_ROUND_SECONDS
         self._bell = bell
         self._clock = clock
         self._times = times
@@ -135,7 +134,8 @@ class Writer:
             if self._idle_rounds >= _IDLE_ROUNDS and self._inbox.may_sleep() and not self._orders:
                 self._bell.wait()
             if not self._orders and not self._ending:
-                time.sleep(self._round_seconds)
+                # The inbox may move to another place.
+                time.sleep(ROUND_SECONDS if self._inbox.survives_supervisor else BRIEF_ROUND_SECONDS)
             self._round()
         self._round()
 

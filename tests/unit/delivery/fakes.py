@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from kong_metering.backlog.spooled import SpooledBacklog
     from kong_metering.clock import Clock
     from kong_metering.delivery.couriers import Served
+    from kong_metering.inbox.lent import LentRings
     from kong_metering.ingest.client import IngestClient
     from kong_metering.spool.directory import Adoption
     from tests.support.clock import FakeClock
@@ -408,9 +409,16 @@ class Process:
     """A process with a spool: real files, real threads; its queues deliver to fake endpoints."""
 
     def __init__(
-        self, root: Path, clock: SteeredClock, inbox: Path | None, round_seconds: float = 0.02, **options: Any
+        self,
+        root: Path,
+        clock: SteeredClock,
+        inbox: Path | None,
+        round_seconds: float = 0.02,
+        lent: LentRings | None = None,
+        **options: Any,
     ) -> None:
         self.root = root
+        self.inbox = inbox
         self.clock = clock
         self.stats = Stats()
         self.network = FakeNetwork(clock)
@@ -420,6 +428,7 @@ class Process:
             clock=clock,
             stats=self.stats,
             connections=self.network.connections,
+            lent=lent,
             janitor_round_seconds=round_seconds,
         )
         self.queues: list[SpooledQueue] = []

@@ -20,7 +20,7 @@ from kong_metering.ingest.client import IngestClient
 from kong_metering.ingest.connections import Connections
 from kong_metering.spool.options import SpoolOptions
 from kong_metering.stats import Stats
-from kong_metering.upkeep import spooler as spoolers
+from kong_metering.upkeep import lodging
 from kong_metering.upkeep.spooler import Spooler
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import on_disk
@@ -125,7 +125,7 @@ def test_the_end_comes_though_the_disk_hangs_and_the_next_process_has_all(
 def test_a_process_that_begins_on_a_disk_that_hangs_takes_events_and_delivers_them_when_it_goes_on(
     root: Path, inbox: Path, server: IngestServer, disk: Hanging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spoolers, "_OPENING_SECONDS", 0.05)
+    monkeypatch.setattr(lodging, "_OPENING_SECONDS", 0.05)
     disk.hang()
     process = delivery(root, inbox)
     queue = process.open(ONE, config(server))

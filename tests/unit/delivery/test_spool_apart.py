@@ -210,7 +210,9 @@ def doomed(story: str, root: Path, inbox: Path | str) -> subprocess.Popen[bytes]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize(("story", "events"), [("works", 50), ("works", 3000), ("works", 3001), ("hangs", 500)])
+@pytest.mark.parametrize(
+    ("story", "events"), [("works", 50), ("works", 3000), ("works", 3001), ("hangs", 500), ("is evicted", 500)]
+)
 def test_each_event_whose_put_returned_is_delivered_once_and_in_order_by_the_next_process(
     process: ProcessMaker, root: Path, inbox: Path, story: str, events: int
 ) -> None:
@@ -226,6 +228,24 @@ def test_each_event_whose_put_returned_is_delivered_once_and_in_order_by_the_nex
     # One more may have been put whose number was not told any more.
     count = it.account().delivered
     it.from_strangers = count - written
+    assert len(told) <= count <= len(told) + 1
+    for index, queue in enumerate(queues):
+        assert queue.endpoint.delivered == [b"%d" % number for number in range(index, count, 3)]
+
+
+def test_what_was_not_written_follows_a_spool_that_is_moved_away_into_the_new_one(
+    process: ProcessMaker, root: Path, inbox: Path
+) -> None:
+    with doomed("loses its spool", root, inbox) as killed:
+        assert killed.stdout
+        told = [int(killed.stdout.readline()) for _ in range(500)]
+        killed.kill()
+        told += [int(line) for line in killed.stdout.read().splitlines(keepends=True) if line.endswith(b"\n")]
+    assert on_disk(root) == []
+    it = process()
+    queues = [it.open(identity=identity) for identity in IDENTITIES]
+    it.settle(adopted=len(told))
+    it.from_strangers = count = it.account().delivered
     assert len(told) <= count <= len(told) + 1
     for index, queue in enumerate(queues):
         assert queue.endpoint.delivered == [b"%d" % number for number in range(index, count, 3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -14,8 +15,10 @@ import pytest
 
 from kong_metering.commands.serversocket import server_status
 from kong_metering.config import parse_entity
+from kong_metering.inbox.place import Place
 from kong_metering.spool.directory import SpoolDirectory
 from kong_metering.spool.identity import QueueIdentity
+from kong_metering.spool.options import INBOX_DIRECTORY
 from kong_metering_sandbox.faulty_server import DiskFault, Faults
 from tests.support.plugin_server import ServerProcess, example_settings
 from tests.support.rpc import KongClient, KongRequest
@@ -110,6 +113,27 @@ def test_a_disk_that_hangs_is_said_and_the_age_of_what_waits_is_told(
     assert details[0]["oldest_seconds"] >= 5
     faults.set_disk(None)
     ingest.wait_for_events(20)
+    end_in_time(server)
+
+
+def test_what_a_killed_server_had_taken_in_outlives_the_removal_of_its_shared_memory(
+    serve: Serve, faults: Faults, spool: Path, ingest: IngestServer
+) -> None:
+    """It waits there alone while the disk hangs."""
+    server = serve()
+    meter(server, ingest.url, range(10))
+    ingest.wait_for_events(10)
+    faults.set_disk(DiskFault.HANGS)
+    meter(server, ingest.url, range(10, 50))
+    shutil.rmtree(Place(INBOX_DIRECTORY, spool).path)
+    wait_until(lambda: any("RemoveIPC=no" in line for line in server.log), "it is said")
+    meter(server, ingest.url, range(50, 60))
+    os.kill(server.server_pid, signal.SIGKILL)
+    wait_until(lambda: sum("serving on " in line for line in server.log) == 2, "the next one serves")
+    faults.set_disk(None)
+    meter(server, ingest.url, range(60, 70))
+    wait_until(lambda: len({event["id"] for event in ingest.events()}) == 70, "all events")
+    assert len([line for line in server.log if "RemoveIPC=no" in line]) == 1
     end_in_time(server)
 
 

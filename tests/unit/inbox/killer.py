@@ -2,7 +2,7 @@
 
 Run as a program of its own, so that it may fork: prints the account as JSON.
 
-    killer.py ring DIRECTORY KILLS SEED    a server appends and advances, and is killed: what is in its ring?
+    killer.py ring DIRECTORY KILLS SEED    a server appends, advances and moves, and is killed: what is in its ring?
     killer.py pour DIRECTORY KILLS SEED    the same with a writer and logs; who pours is killed as well, while another
                                            process adopts: is each event in a log once, in order?
 """
@@ -86,12 +86,13 @@ def killed_server(serve: Callable[[int], None], chance: random.Random) -> tuple[
 
 def check_rings(directory: Path, kills: int, chance: random.Random) -> Counter[str]:
     """Kill servers; what each one's ring has is what it told, and perhaps a little more."""
-    place = Place(directory, directory)
+    (directory / "other").mkdir()
+    places = [Place(directory, root) for root in (directory, directory / "other")]
     account: Counter[str] = Counter()
     for kill in range(kills):
         seed = chance.randrange(1 << 30)
-        appended, advanced = killed_server(partial(append_for_ever, place, seed), chance)
-        found = taken_out(place)
+        appended, advanced = killed_server(partial(append_for_ever, places, seed), chance)
+        found = taken_out(places)
         first = found[0][0]
         end = first + len(found)
         if found != [(number, payload(number)) for number in range(first, end)]:
@@ -103,25 +104,32 @@ def check_rings(directory: Path, kills: int, chance: random.Random) -> Counter[s
     return account
 
 
-def taken_out(place: Place) -> list[tuple[int, bytes]]:
-    """Read what the ring of the one dead process has, which is something, and remove it."""
-    found: list[tuple[int, bytes]] = []
-    for ring in place.orphans():
+def taken_out(places: list[Place]) -> list[tuple[int, bytes]]:
+    """Read what the ring of the one dead process has, which is something, and remove it.
+
+    It may be there twice, the same in both, if the process had just moved.
+    """
+    found: set[tuple[int, bytes]] = set()
+    for ring in (ring for place in places for ring in place.orphans()):
         data = ring.read()
         header = read_header(data)
-        found += read_unread(data, header) if header else []
+        found.update(read_unread(data, header) if header else ())
         ring.remove()
     if not found:
         raise SystemExit("nothing is there")
-    return found
+    return sorted(found)
 
 
-def append_for_ever(place: Place, seed: int, pipe: int) -> None:
-    """Append, drain and advance at random; tell after each append and each advance how far both are."""
+def append_for_ever(places: list[Place], seed: int, pipe: int) -> None:
+    """Append, drain, advance and move at random; tell after each append and each advance how far both are."""
     chance = random.Random(seed)  # noqa: S311
-    inbox = Inbox.open(place, lambda: None, ring_bytes=_RING)
+    here, there = places
+    inbox = Inbox.open(here, lambda: None, ring_bytes=_RING)
     appended = advanced = 0
     while True:
+        if chance.random() < 0.01:
+            here, there = there, here
+            inbox.move(here, survives_supervisor=True)
         if inbox.waiting < chance.randint(100, 1000):
             if not inbox.append(appended, payload(appended)):
                 raise SystemExit("no room")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import mmap
+import os
 import threading
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -13,9 +18,9 @@ from hypothesis import strategies as st
 
 from kong_metering.errors import InboxError
 from kong_metering.inbox.inbox import Inbox
-from kong_metering.inbox.place import Place
+from kong_metering.inbox.place import Place, RingFile
 from kong_metering.inbox.queues import decode_list
-from kong_metering.inbox.ring import HEADER_BYTES
+from kong_metering.inbox.ring import HEADER_BYTES, Ring
 from tests.unit.inbox.helpers import OTHER, QUEUE, unread
 
 RING = 4096
@@ -38,6 +43,22 @@ def place(tmp_path: Path) -> Place:
 
 def opened(place: Place) -> Inbox:
     return Inbox.open(place, no_wake, ring_bytes=RING, overflow_bytes=OVERFLOW)
+
+
+class MemoryRings:
+    """Rings in memory files that nobody finds."""
+
+    def create(self, capacity: int = RING) -> tuple[RingFile, Ring]:
+        descriptor = os.memfd_create("ring")
+        os.ftruncate(descriptor, HEADER_BYTES + capacity)
+        memory = mmap.mmap(descriptor, HEADER_BYTES + capacity)
+        return RingFile(Path("memory"), "1-ab", descriptor, lambda: None), Ring(memory)
+
+    def orphans(self) -> Iterator[RingFile]:
+        raise NotImplementedError
+
+    def lists(self) -> Iterator[tuple[str, bytes]]:
+        raise NotImplementedError
 
 
 def file_of(place: Place, inbox: Inbox) -> Path:
@@ -103,15 +124,18 @@ def test_an_event_too_large_for_the_ring_goes_behind_it(place: Place) -> None:
             st.tuples(st.just("append"), st.integers(0, 900)),
             st.tuples(st.just("drain"), st.integers(1, 9)),
             st.tuples(st.just("advance"), st.integers(1, 9)),
+            st.tuples(st.just("move"), st.just(0)),
         ),
         max_size=60,
     )
 )
-def test_it_is_a_queue_whatever_the_ring_has_room_for(steps: list[tuple[str, int]]) -> None:
+def test_it_is_a_queue_whatever_the_ring_has_room_for_and_wherever_it_moves(steps: list[tuple[str, int]]) -> None:
     inbox = Inbox.in_memory(no_wake, ring_bytes=2048, overflow_bytes=4000)
     model = deque[tuple[int, bytes]]()
     for number, (step, size) in enumerate(steps):
-        if step == "append":
+        if step == "move":
+            inbox.move(MemoryRings(), survives_supervisor=False)
+        elif step == "append":
             if inbox.append(number, bytes(size)):
                 model.append((number, bytes(size)))
             else:
@@ -126,7 +150,8 @@ def test_it_is_a_queue_whatever_the_ring_has_room_for(steps: list[tuple[str, int
         assert inbox.waiting == len(model)
 
 
-def test_producers_and_the_consumer_run_at_once_and_no_wake_up_is_lost() -> None:
+@pytest.mark.parametrize("moves", [False, True])
+def test_producers_and_the_consumer_run_at_once_and_no_wake_up_is_lost(*, moves: bool) -> None:
     bell = threading.Semaphore(0)
     inbox = Inbox.in_memory(bell.release, ring_bytes=4096, overflow_bytes=1 << 30)
     each, producers = 5000, 3
@@ -136,7 +161,14 @@ def test_producers_and_the_consumer_run_at_once_and_no_wake_up_is_lost() -> None
             assert inbox.append(queue, b"%d" % number)
 
     threads = [threading.Thread(target=append_all, args=(queue,)) for queue in range(producers)]
-    for thread in threads:
+    has_ended = threading.Event()
+
+    def move_around() -> None:
+        while moves and not has_ended.is_set():
+            inbox.move(MemoryRings(), survives_supervisor=False)
+
+    mover = threading.Thread(target=move_around)
+    for thread in (*threads, mover):
         thread.start()
     taken: list[tuple[int, bytes]] = []
     while len(taken) < each * producers:
@@ -144,7 +176,8 @@ def test_producers_and_the_consumer_run_at_once_and_no_wake_up_is_lost() -> None
         if inbox.may_sleep():
             assert bell.acquire(timeout=20)
         taken += take(inbox, 50)
-    for thread in threads:
+    has_ended.set()
+    for thread in (*threads, mover):
         thread.join()
     for queue in range(producers):
         assert [event for one, event in taken if one == queue] == [b"%d" % number for number in range(each)]
@@ -182,6 +215,58 @@ def test_closing_removes_it_though_the_spool_was_removed_and_made_anew(tmp_path:
     (tmp_path / "spool").mkdir()
     inbox.close()
     assert list((tmp_path / "shm").iterdir()) == []
+
+
+def test_what_is_in_it_moves_with_its_owners_and_nothing_is_left_behind(tmp_path: Path, place: Place) -> None:
+    inbox = opened(place)
+    inbox.open_queue(7, QUEUE)
+    # Round the end of the ring.
+    while inbox.append(7, b"x" * 900) and inbox.waiting < 4:
+        pass
+    take(inbox, 3)
+    assert inbox.append(7, b"y" * 900)
+    left, drained = file_of(place, inbox), inbox.drain(1)
+    (tmp_path / "new").mkdir()
+    other = Place(tmp_path / "shm", tmp_path / "new")
+    inbox.move(other, survives_supervisor=True)
+    assert inbox.is_held_by(other)
+    assert not inbox.is_held_by(place)
+    assert not left.parent.exists()
+    data = file_of(other, inbox).read_bytes()
+    assert unread(data) == [(7, b"x" * 900), (7, b"y" * 900)]
+    assert decode_list(data[HEADER_BYTES + RING :]).queues[7].identity == QUEUE
+    # What was drained before is taken out of where it is now.
+    inbox.advance(drained)
+    assert unread(file_of(other, inbox).read_bytes()) == [(7, b"y" * 900)]
+    inbox.open_queue(8, OTHER)
+    assert decode_list(file_of(other, inbox).read_bytes()[HEADER_BYTES + RING :]).queues[8].identity == OTHER
+    # Nobody takes it for a dead process's.
+    assert list(other.orphans()) == []
+    take(inbox, 9)
+    inbox.close()
+    assert list((tmp_path / "shm").iterdir()) == []
+
+
+def test_where_it_cannot_move_it_stays(tmp_path: Path, place: Place) -> None:
+    inbox = opened(place)
+    inbox.append(7, b"one")
+    with pytest.raises(InboxError, match="No such file or directory"):
+        inbox.move(Place(tmp_path / "none", tmp_path), survives_supervisor=True)
+    inbox.open_queue(7, QUEUE)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with mock.patch.object(RingFile, "add_line", side_effect=full), pytest.raises(InboxError, match="No space left"):
+        inbox.move(place, survives_supervisor=True)
+    assert inbox.is_held_by(place)
+    assert list(place.path.iterdir()) == [file_of(place, inbox)]
+    assert unread(file_of(place, inbox).read_bytes()) == [(7, b"one")]
+
+
+def test_a_place_without_a_ring_that_somebody_removed_does_not_hold_it(place: Place) -> None:
+    inbox = opened(place)
+    assert inbox.is_held_by(place)
+    file_of(place, inbox).rename(place.path / "1-ab.ring")
+    file_of(place, inbox).touch()
+    assert not inbox.is_held_by(place)
 
 
 def test_without_a_place_there_is_none(tmp_path: Path) -> None:
