@@ -10,6 +10,7 @@ Run as a program of its own, so that it may fork: prints the account as JSON.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import random
@@ -151,11 +152,14 @@ def check_pouring(root: Path, kills: int, chance: random.Random) -> Counter[str]
     pouring = Pouring([place], root, lambda: 1)
     heir = SpoolDirectory(root)
     account: Counter[str] = Counter()
-    while account["kills"] < kills:
+    for server in itertools.count():
+        if account["kills"] >= kills:
+            break
         seed = chance.randrange(1 << 30)
         appended, _ = killed_server(partial(serve_for_ever, root, place, seed), chance)
         found: dict[str, list[bytes]] = {queue.key: [] for queue in _QUEUES}
-        for _ in range(chance.randint(0, 4)):
+        # What each third one left is poured here alone, where it is counted.
+        for _ in range(chance.randint(1, 4) if server % 3 else 0):
             pourer = Child(partial(pour_for_ever, pouring))
             pourer.wait_for_word()
             until = time.monotonic() + chance.uniform(0, 0.03)
