@@ -2,26 +2,30 @@
 
 Contract: `wake` may be called from any thread; it holds a lock for memory only, but for the moment that the system
 needs to start a thread. A queue that has nothing to do has no thread; a courier without work for `IDLE_SECONDS` goes.
-Queues take turns in the order in which they are due, a queue has at most `width` couriers at a time, and an endpoint at
-most half of those that others leave: one that hangs does not keep the others from being served. The threads are daemons
-and harmless at the interpreter's exit.
+Queues take turns in the order in which they are due, a queue has at most `width` couriers at a time, an endpoint at
+most half of those that others leave, and those that hang have half of all together at most (`shares`): they do not keep
+the others from being served. The threads are daemons and harmless at the interpreter's exit.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from kong_metering.delivery.shares import Shares
 from kong_metering.log import LOGGER, cause_of, trouble
 
 if TYPE_CHECKING:
     from kong_metering.clock import Clock
+    from kong_metering.delivery.requestfigures import LastRequest
+    from kong_metering.delivery.shares import Work
 
-# Kong sets no bound and starts a timer for each event. This one keeps the threads' memory small.
+# Kong sets no bound and starts a timer for each event. This one keeps the threads' memory small. Half as many more are
+# there while requests take long.
 MAX_COURIERS = 64
 IDLE_SECONDS = 10.0
 # What is due and finds no courier for so long is not delivered any more: requests time out before.
@@ -45,6 +49,11 @@ class Served(Protocol):
         """How many couriers may serve it at a time."""
         ...
 
+    @property
+    def last_request(self) -> LastRequest:
+        """What came of its last request."""
+        ...
+
     def step(self) -> float | None:
         """Do what is due, one request at most; tell when to come again (monotonic), None to wait for `wake`."""
         ...
@@ -65,22 +74,22 @@ class Couriers:
 
     def __init__(self, clock: Clock, *, limit: int = MAX_COURIERS, idle_seconds: float = IDLE_SECONDS) -> None:
         self._clock = clock
-        self._limit = limit
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         # One idle courier watches the time for all; the others wait until there is more to do than it can.
         self._watch = threading.Condition(self._lock)
         self._spare = threading.Condition(self._lock)
         self._is_watched = False
+        self._watched_until = 0.0
         self._spares = 0
         # How many were started that have not looked yet.
         self._newcomers = 0
         self._turns: dict[Served, _Turn] = {}
         self._due: list[tuple[float, int, _Turn]] = []
         self._order = itertools.count()
-        # Those that are due while their endpoint has its share, in order.
+        self._shares = Shares(limit)
+        # Those that are due while there is no share for their endpoint, by what they wait for, in order.
         self._held_back: dict[str, list[_Turn]] = {}
-        self._at_work: Counter[str] = Counter()
         self._threads: set[threading.Thread] = set()
         # Whether one that was needed could not be started.
         self._is_short = False
@@ -98,6 +107,11 @@ class Couriers:
     def threads(self) -> int:
         """How many couriers there are."""
         return len(self._threads)
+
+    @property
+    def at_work(self) -> int:
+        """How many of them serve a queue at the moment."""
+        return self._shares.at_work
 
     def wake(self, queue: Served, at: float) -> None:
         """Have the queue served at this moment (monotonic), or before if that was said already."""
@@ -125,6 +139,7 @@ class Couriers:
     def forget(self, queue: Served) -> None:
         """Serve a queue no more; a courier that is at it goes on to the end of its step."""
         with self._lock:
+            self._shares.forget(queue.origin)
             turn = self._turns.pop(queue, None)
             if turn is not None:
                 turn.at = None
@@ -161,8 +176,13 @@ class Couriers:
             self._watch.notify()
         elif self._spares:
             self._spare.notify()
-        elif not self._newcomers and len(self._threads) < self._limit:
+        elif not self._newcomers and len(self._threads) < self._shares.most:
             self._start()
+
+    def _call_in_time(self) -> None:
+        """Do the same, but leave one to watch who looks in time anyway: each step would wake it while all are busy."""
+        if not self._is_watched or self._watched_until > self._next_at():
+            self._call()
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._work, name="metering courier", daemon=True)
@@ -176,9 +196,12 @@ class Couriers:
         self._newcomers += 1
         self._threads.add(thread)
 
-    def _take(self) -> tuple[_Turn, str] | None:
-        """Take the queue whose turn it is, in its endpoint's share; None when none is due."""
+    def _take(self) -> tuple[_Turn, Work] | None:
+        """Take the queue whose turn it is, in its endpoint's share; None when none is due, or all couriers are busy."""
         now = self._clock.monotonic()
+        self._shares.look(now)
+        if self._shares.full_until is not None:
+            return None
         while self._due and self._due[0][0] <= now:
             at, _, turn = heapq.heappop(self._due)
             if turn.at != at:
@@ -187,31 +210,28 @@ class Couriers:
             if not turn.is_in_line:
                 continue
             origin = turn.queue.origin
-            if self._at_work[origin] >= self._share_of(origin):
-                self._held_back.setdefault(origin, []).append(turn)
+            awaited = self._shares.awaited(origin)
+            if awaited is not None:
+                self._held_back.setdefault(awaited, []).append(turn)
                 continue
             turn.at, turn.is_in_line = None, False
             turn.running += 1
-            self._at_work[origin] += 1
+            work = self._shares.begin(origin, now)
             if self._due:
-                self._call()
-            return turn, origin
+                self._call_in_time()
+            return turn, work
         return None
 
-    def _share_of(self, origin: str) -> int:
-        others = self._at_work.total() - self._at_work[origin]
-        return max(1, (self._limit - others) // 2)
-
-    def _give_back(self, turn: _Turn, origin: str, at: float | None) -> None:
+    def _give_back(self, turn: _Turn, work: Work, at: float | None, answered: LastRequest | None) -> None:
         self._served_at = self._clock.monotonic()
+        self._shares.look(self._served_at)
         turn.running -= 1
-        self._at_work[origin] -= 1
-        if not self._at_work[origin]:
-            del self._at_work[origin]
-        for held in self._held_back.pop(origin, ()):
-            if held.at is not None:
-                heapq.heappush(self._due, (held.at, next(self._order), held))
+        for awaited in self._shares.end(work, answered):
+            for held in self._held_back.pop(awaited, ()):
+                if held.at is not None:
+                    heapq.heappush(self._due, (held.at, next(self._order), held))
         if self._turns.get(turn.queue) is not turn:
+            self._shares.forget(work.origin)
             return
         asked, turn.at, turn.is_in_line = turn.at, None, False
         times = [time for time in (asked, at) if time is not None]
@@ -220,7 +240,7 @@ class Couriers:
         elif not turn.running:
             del self._turns[turn.queue]
 
-    def _wait_for_turn(self) -> tuple[_Turn, str] | None:
+    def _wait_for_turn(self) -> tuple[_Turn, Work] | None:
         """Wait for a queue to serve; None when this courier is not needed any more."""
         leaves_at = self._clock.monotonic() + self._idle_seconds
         while not self._is_closed:
@@ -229,14 +249,22 @@ class Couriers:
                 return taken
             now = self._clock.monotonic()
             if self._is_watched:
+                self._call_in_time()  # who watches does not know of what was held back until now
                 is_needed = self._wait_as_spare(leaves_at - now)
             else:
-                is_needed = self._wait_as_watcher(self._due[0][0] - now if self._due else leaves_at - now)
+                is_needed = self._wait_as_watcher(self._next_at() if self._due else leaves_at)
             # One whose time was over before it was called does not know that it was.
             is_needed |= bool(self._due) and not self._is_watched
             if not is_needed and self._clock.monotonic() >= leaves_at:
                 return None
         return None
+
+    def _next_at(self) -> float:
+        """Tell when the next queue may have its turn, if nothing changes."""
+        if not self._due:
+            return math.inf
+        full_until = self._shares.full_until
+        return self._due[0][0] if full_until is None else max(self._due[0][0], full_until)
 
     def _wait_as_spare(self, seconds: float) -> bool:
         self._spares += 1
@@ -244,9 +272,9 @@ class Couriers:
         self._spares -= 1
         return is_called
 
-    def _wait_as_watcher(self, seconds: float) -> bool:
-        self._is_watched = True
-        is_called = self._watch.wait(max(0.0, seconds))
+    def _wait_as_watcher(self, until: float) -> bool:
+        self._is_watched, self._watched_until = True, until
+        is_called = self._watch.wait(max(0.0, until - self._clock.monotonic()))
         self._is_watched = False
         return is_called
 
@@ -261,10 +289,12 @@ class Couriers:
                 if taken is None:
                     self._threads.discard(threading.current_thread())
                     return
-            turn, origin = taken
+            turn, work = taken
+            before = turn.queue.last_request
             at = self._serve(turn.queue)
+            last = turn.queue.last_request
             with self._lock:
-                self._give_back(turn, origin, at)
+                self._give_back(turn, work, at, last if last is not before else None)
 
     def _serve(self, queue: Served) -> float | None:
         try:

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class LastRequest(NamedTuple):
-    """What came of the last request of a queue: its number, 0 before the first, and why it failed, if it did."""
+    """What came of a queue's last request: its number, 0 before the first, why it failed, if it did, and its time."""
 
     number: int = 0
     problem: str = ""
+    seconds: float = 0.0
 
 
 class RequestFigures:
@@ -41,7 +42,7 @@ class RequestFigures:
         with self._lock:
             self._by_kind[kind_of(outcome)] += 1
             problem = "" if isinstance(outcome, Delivered) else outcome.reason
-            self._last = LastRequest(self._last.number + 1, problem)
+            self._last = LastRequest(self._last.number + 1, problem, seconds)
             if isinstance(outcome, Delivered):
                 self._delivered_at = now
             else:

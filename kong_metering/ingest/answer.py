@@ -5,7 +5,8 @@ is added here: all answers of a connection come out of one buffer, so that no by
 answers (1xx, however many) are read over; an answer is read whole within its time, however little of it comes at a time
 (the timeout of a socket alone counts from byte to byte), and 64 KB of its body at most, unpacked or not. Reading raises
 OSError or HTTPException before the status line was read whole, and nothing afterwards, but for an answer that has
-several lengths: the status is what counts, whatever becomes of the headers and the body.
+several lengths: the status is what counts, whatever becomes of the headers and the body. The body of a 2xx says
+nothing: it is read for the sake of the connection, and waited for a second at most.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 _BUFFER_BYTES = 16 * 1024
 _MAX_BODY_BYTES = 64 * 1024
 _A_MOMENT = 0.01
+# For the body of a 2xx: long enough for one that comes, so that the connection can be used again.
+_ACCEPTED_SECONDS = 1.0
 _SWITCHING_PROTOCOLS = 101
-_OK = 200
+_OK, _MULTIPLE_CHOICES = 200, 300
 # How gzip begins, and what zlib calls it.
 _GZIP = b"\x1f\x8b"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
@@ -77,7 +80,7 @@ class AnswerReader:
 
     def read(self, seconds: float) -> Answer:
         """Read the next final answer."""
-        self._incoming.deadline = time.monotonic() + seconds
+        deadline = self._incoming.deadline = time.monotonic() + seconds
         while True:
             response = HTTPResponse(self, method="POST")  # type: ignore[arg-type]
             try:
@@ -89,6 +92,8 @@ class AnswerReader:
             # Nobody asked for another protocol: what comes after a 101 is not HTTP, so it is final.
             if response.status >= _OK or response.status == _SWITCHING_PROTOCOLS:
                 _check_length(response.headers)
+                if _OK <= response.status < _MULTIPLE_CHOICES:
+                    self._incoming.deadline = min(deadline, time.monotonic() + _ACCEPTED_SECONDS)
                 return _answer(response)
 
 

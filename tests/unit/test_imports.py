@@ -15,7 +15,15 @@ import kong_metering
 ROOT = Path(kong_metering.__file__).parent
 
 # No threads, no I/O and no clock in these: values in, decisions out.
-PURE = ("trial/*.py", "plurals.py", "reasons.py", "outages.py", "delivery/precedence.py", "eventlog/format.py")
+PURE = (
+    "trial/*.py",
+    "plurals.py",
+    "reasons.py",
+    "outages.py",
+    "delivery/precedence.py",
+    "delivery/shares.py",
+    "eventlog/format.py",
+)
 # Of `logging` they take the names of the levels.
 HARMLESS = {
     "__future__", "bisect", "collections", "collections.abc", "dataclasses", "enum", "functools", "itertools",

@@ -472,7 +472,7 @@ class Process:
 
     def wait_for_rest(self, at_work: int = 0) -> None:
         """Wait until no courier is at work, but for so many."""
-        wait_until(lambda: self.couriers._at_work.total() == at_work, "the couriers rest")
+        wait_until(lambda: self.couriers.at_work == at_work, "the couriers rest")
 
     def close(self, seconds: float = 0.0) -> Snapshot:
         """End it as the registry does."""

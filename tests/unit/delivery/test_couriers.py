@@ -10,6 +10,8 @@ import pytest
 
 from kong_metering.clock import SystemClock
 from kong_metering.delivery.couriers import STALLED_SECONDS, Couriers
+from kong_metering.delivery.requestfigures import LastRequest
+from kong_metering.delivery.shares import HANGING_SECONDS
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import SteeredClock
 
@@ -29,6 +31,8 @@ class Served:
     gate: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     again_in: float | None = None
+    problem: str = ""
+    last_request: LastRequest = field(default_factory=LastRequest)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -40,10 +44,14 @@ class Served:
             self.todo -= 1
             self.at_work += 1
             self.most_at_work = max(self.most_at_work, self.at_work)
+            gate = self.gate
             if self.width > 1 and self.todo:
                 self.couriers.wake(self, 0.0)
-        self.gate.wait(20)
+        began = self.couriers._clock.monotonic()
+        gate.wait(20)
+        seconds = self.couriers._clock.monotonic() - began
         with self.lock:
+            self.last_request = LastRequest(self.last_request.number + 1, self.problem, seconds)
             self.at_work -= 1
             self.served.append(threading.current_thread().name)
             if self.log is not None:
@@ -208,18 +216,97 @@ def test_an_endpoint_that_hangs_takes_no_more_than_its_share(couriers: Couriers)
     wait_until(lambda: all(queue.served for queue in hanging), "those that were held back are served afterwards")
 
 
-def test_couriers_that_hang_for_long_while_others_wait_are_stalled(couriers: Couriers, clock: SteeredClock) -> None:
-    hanging = [Served(couriers, f"https://{number}.test", todo=1) for number in range(8)]
-    for queue in hanging:
+def hanging(couriers: Couriers, count: int, problem: str = "timed out") -> list[Served]:
+    """Have so many endpoints that do not answer before their gate is opened, with two things to do each."""
+    queues = [Served(couriers, f"https://{number}.test", todo=2, problem=problem) for number in range(count)]
+    for queue in queues:
         queue.gate.clear()
         couriers.wake(queue, 0.0)
-    wait_until(lambda: all(queue.at_work for queue in hanging), "all couriers hang")
+    return queues
+
+
+def at_work(queues: list[Served]) -> int:
+    return sum(queue.at_work for queue in queues)
+
+
+def let_pass(seconds: float, couriers: Couriers, clock: SteeredClock) -> None:
+    clock.advance(seconds)
+    couriers.look()
+
+
+def test_where_all_endpoints_begin_to_hang_at_once_others_are_served_after_a_second(
+    couriers: Couriers, clock: SteeredClock
+) -> None:
+    queues = hanging(couriers, 10)
+    wait_until(lambda: at_work(queues) >= 8, "all couriers are taken")
+    good = Served(couriers, todo=50, origin="https://good.test")
+    couriers.wake(good, clock.monotonic())
+    let_pass(HANGING_SECONDS, couriers, clock)
+    wait_until(lambda: len(good.served) == 50, "others are served")
+    wait_until(lambda: at_work(queues) == 10, "so are those that nobody knew to hang")
+    assert not any(queue.served for queue in queues)
+    for queue in queues:
+        queue.gate.set()
+
+
+def test_endpoints_that_hang_take_half_of_the_couriers_together(couriers: Couriers, clock: SteeredClock) -> None:
+    queues = hanging(couriers, 10)
+    wait_until(lambda: at_work(queues) >= 8, "all couriers are taken")
+    let_pass(HANGING_SECONDS, couriers, clock)
+    wait_until(lambda: at_work(queues) == 10, "those that are left have their turn")
+    let_pass(HANGING_SECONDS, couriers, clock)
+    for queue in queues:
+        gate, queue.gate = queue.gate, threading.Event()
+        gate.set()
+    wait_until(lambda: all(queue.served for queue in queues), "their first requests end in a timeout")
+    wait_until(lambda: at_work(queues) == 6, "half of the couriers hang again")
+    good = Served(couriers, todo=50, origin="https://good.test")
+    couriers.wake(good, clock.monotonic())
+    wait_until(lambda: len(good.served) == 50, "others are served at once")
+    assert at_work(queues) == 6
+    for queue in queues:
+        queue.gate.set()
+    wait_until(lambda: all(len(queue.served) == 2 for queue in queues), "those that were held back have their turn")
+
+
+def test_what_is_let_go_while_all_are_busy_has_its_turn_in_time(couriers: Couriers, clock: SteeredClock) -> None:
+    first, second = (Served(couriers, "https://shared.test", todo=1) for _ in range(2))
+    first.gate.clear()
+    couriers.wake(first, 0.0)
+    others = hanging(couriers, 6)
+    wait_until(lambda: at_work([first, *others]) == 7, "there is one courier for the endpoint of both")
+    couriers.wake(second, 0.0)
+    wait_until(lambda: second in [turn.queue for turn in couriers._held_back.get(second.origin, ())], "one waits")
+    let_pass(HANGING_SECONDS, couriers, clock)
+    for queue in others:
+        queue.todo = 0
+        queue.gate.set()
+    wait_until(lambda: at_work(others) == 0, "others are done")
+    later = Served(couriers, "https://later.test", todo=1)
+    couriers.wake(later, clock.monotonic() + 3600)
+    busy = [Served(couriers, f"https://busy-{number}.test", todo=1) for number in range(8)]
+    for queue in busy:
+        queue.gate.clear()
+        couriers.wake(queue, clock.monotonic())
+    wait_until(lambda: at_work(busy) == 8, "all are busy")
+    first.gate.set()
+    wait_until(lambda: second.served, "the other one is served as soon as those that are busy hang")
+    assert not any(queue.served for queue in busy)
+    for queue in busy:
+        queue.gate.set()
+
+
+def test_couriers_that_hang_for_long_while_others_wait_are_stalled(couriers: Couriers, clock: SteeredClock) -> None:
+    queues = hanging(couriers, 13)
+    wait_until(lambda: at_work(queues) >= 8, "as many hang as may begin in a second")
+    let_pass(HANGING_SECONDS, couriers, clock)
+    wait_until(lambda: at_work(queues) == 12, "all couriers hang")
     waiting = Served(couriers, "https://waiting.test", todo=1)
     couriers.wake(waiting, 0.0)
     assert not couriers.is_stalled()
     clock.advance(STALLED_SECONDS + 1)
     assert couriers.is_stalled()
-    for queue in hanging:
+    for queue in queues:
         queue.gate.set()
     wait_until(lambda: waiting.served, "who waited is served")
     assert not couriers.is_stalled()

@@ -417,7 +417,7 @@ def test_an_event_that_is_put_while_those_before_it_leave_is_not_forgotten() -> 
     def leaves() -> None:
         it.let_pass(5)
         wait_until(lambda: it.endpoint.delivered == [b"before"], "the one before is delivered")
-        wait_until(lambda: not it.couriers._at_work, "nobody is at work")
+        wait_until(lambda: not it.couriers.at_work, "nobody is at work")
 
     clock.meanwhile = leaves
     it.put(b"event")
@@ -443,7 +443,7 @@ def test_two_couriers_that_look_in_turn_leave_the_queue_to_be_woken(
     it.endpoint.script.append(REFUSED)
     it.put(b"first")
     it.endpoint.wait_for_request()
-    wait_until(lambda: not it.couriers._at_work, "there is a pause")
+    wait_until(lambda: not it.couriers.at_work, "there is a pause")
     it.endpoint.hold()
     it.let_pass(60)
     it.endpoint.wait_for_request()
@@ -453,9 +453,9 @@ def test_two_couriers_that_look_in_turn_leave_the_queue_to_be_woken(
     assert is_slow.wait(20)
     it.endpoint.let_go()
     it.settle()
-    wait_until(lambda: it.couriers._at_work.total() <= 1, "the others have nothing to do")
+    wait_until(lambda: it.couriers.at_work <= 1, "the others have nothing to do")
     goes_on.set()
-    wait_until(lambda: not it.couriers._at_work, "nor has that one")
+    wait_until(lambda: not it.couriers.at_work, "nor has that one")
     it.put(b"later")
     it.settle()
 

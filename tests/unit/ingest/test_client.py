@@ -492,6 +492,49 @@ def test_a_delivery_is_a_delivery_however_the_answer_goes_on(
     assert client(timeout=LONG_ENOUGH).send([b"{}"]) == Delivered()
 
 
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (b"Content-Length: 100\r\n\r\n", b""),
+        (b"Content-Length: 100000\r\n\r\n", b"x"),
+        (b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"\r\n", b"x"),
+    ],
+)
+def test_an_acceptance_that_does_not_end_is_waited_for_much_shorter_than_an_answer(
+    server: IngestServer, client: ClientMaker, head: bytes, drop: bytes
+) -> None:
+    """It once held its queue for the whole timeout, request after request."""
+
+    def accepted_without_end(exchange: Exchange) -> None:
+        exchange.raw(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + head)
+        exchange.drip(drop)
+
+    server.on_request = accepted_without_end
+    sender = client(timeout=BOUNDED)
+    started = time.monotonic()
+    assert sender.send([b"{}"]) == Delivered()
+    assert time.monotonic() - started < BOUNDED
+    assert not sender.is_connected
+    server.on_request = answer(204)
+    assert sender.send([b"{}"]) == Delivered()
+    assert server.connections == 2
+
+
+def test_the_words_of_a_refusal_may_take_longer_than_those_of_an_acceptance(
+    server: IngestServer, client: ClientMaker
+) -> None:
+    def with_late_words(exchange: Exchange) -> None:
+        exchange.raw(b"HTTP/1.1 503 X\r\nContent-Length: 11\r\n\r\n")
+        exchange.server.stopping.wait(1.5)
+        exchange.raw(b"maintenance")
+
+    server.on_request = with_late_words
+    sender = client(timeout=BOUNDED)
+    assert failed(sender.send([b"{}"])).reason.endswith("503: maintenance")
+    assert sender.is_connected
+
+
 def test_an_endpoint_that_does_not_read_has_failed(server: IngestServer, client: ClientMaker) -> None:
     server.on_connect = never_answers
     started = time.monotonic()
