@@ -1,7 +1,8 @@
 """The HTTP server for those who watch: `/metrics`, `/healthz`, `/readyz`, and the status page at `/`.
 
 Contract: `Web.serve` answers on threads of its own, `_MOST_AT_ONCE` at a time; a client that dawdles is cut off after
-`_PATIENCE_SECONDS`. It only reads. Nothing that is asked for reaches the log, nor anything of a client's the answers.
+`_PATIENCE_SECONDS`, or when it has been there for longest and another one comes. It only reads. Nothing that is asked
+for reaches the log, nor anything of a client's the answers.
 """
 
 from __future__ import annotations
@@ -72,11 +73,13 @@ class Web:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = _MOST_AT_ONCE
+    request_queue_size = 128
 
     def __init__(self, listen: Listen, pages: dict[str, Callable[[str | None], Answer]]) -> None:
         self.pages = pages
-        self._free = threading.BoundedSemaphore(_MOST_AT_ONCE)
+        self._lock = threading.Lock()
+        # Whom each thread answers, the one that came first in front.
+        self._served: dict[socket.socket, None] = {}
         if listen.path is not None:
             self.address_family = socket.AF_UNIX
             _make_way(listen.path)
@@ -93,16 +96,24 @@ class _Server(ThreadingHTTPServer):
             super().server_bind()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        with self._lock:
+            if len(self._served) >= _MOST_AT_ONCE:
+                # Who asks is answered in some milliseconds, so that this one mostly asks nothing; its thread ends now.
+                self._cut_off(next(iter(self._served)))
+            self._served[request] = None
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            with self._lock:
+                self._served.pop(request, None)
+
+    def _cut_off(self, client: socket.socket) -> None:
+        del self._served[client]
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a client that goes away is no trouble of ours."""

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -190,6 +190,16 @@ def test_a_client_that_says_nothing_holds_nobody_up(ingest: IngestServer) -> Non
     with watched() as one, socket.socket(socket.AF_UNIX) as idle:
         idle.connect(str(one.socket))
         assert one.get("/healthz")[0] == 200
+        assert ingest.requests() == []
+
+
+def test_clients_that_say_nothing_make_room_for_one_that_asks(ingest: IngestServer) -> None:
+    with watched() as one, ExitStack() as stack:
+        idle = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(100)]
+        for client in idle:
+            client.connect(str(one.socket))
+        for _ in range(20):
+            assert one.get("/healthz")[0] == 200
         assert ingest.requests() == []
 
 
