@@ -71,11 +71,11 @@ class Channel:
     def messages(self, has_room: Callable[[], bool] | None = None) -> Iterator[Message]:
         """Take out what is there; what this version does not know is closed and left out.
 
-        Without room for its socket a message stays where it is: by `has_room`, else by whether a descriptor is free.
+        Without a free descriptor for its socket a message stays where it is; a connection without `has_room` as well, and
+        what is behind it.
         """
-        has_room = has_free_descriptor if has_room is None else has_room
         with contextlib.suppress(OSError):
-            while has_room():
+            while has_free_descriptor() and (has_room is None or has_room() or not self._next_is_connection()):
                 data, descriptors, _, _ = socket.recv_fds(self.outlet, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
                 if not data:
                     return
@@ -87,6 +87,9 @@ class Channel:
                         given.close()
                     continue
                 yield Message(kind, given)
+
+    def _next_is_connection(self) -> bool:
+        return self.outlet.recv(_MESSAGE_BYTES, socket.MSG_PEEK) == Kind.CONNECTION.value
 
     def shut_down(self) -> None:
         """Let nothing more in, for whoever holds it; what is in there can still be taken out."""

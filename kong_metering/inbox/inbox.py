@@ -62,6 +62,9 @@ class Inbox:
         self._is_consumer_asleep = False
         self._overflow = _Overflow(overflow_bytes)
         self._queues: dict[int, ListedQueue] = {}
+        # Who moves it may come late to the end.
+        self._whereabouts = threading.Lock()
+        self._is_closed = False
 
     @classmethod
     def open(
@@ -167,9 +170,11 @@ class Inbox:
         `append` refuses everything from now on. Never raises for the disk's sake.
         """
         self._overflow.close()
-        is_done = self._ring.waiting == 0
-        self._ring.close()
-        file, self._file = self._file, None
+        with self._whereabouts:
+            self._is_closed = True
+            is_done = self._ring.waiting == 0
+            self._ring.close()
+            file, self._file = self._file, None
         if file is None:
             return
         try:
@@ -195,20 +200,21 @@ class Inbox:
         try:
             listed = self._list_all(file, {})
         except OSError as error:
-            ring.close()
-            with contextlib.suppress(InboxError):
-                file.remove()
-            file.release()
+            _undo(file, ring)
             raise InboxError(f"{file.path} cannot be used: {error.strerror or error}") from error
-        self._ring.move_to(ring)
-        self.survives_supervisor = survives_supervisor
-        if self._file is None:
-            self._file = file
-        else:
-            self._file.become(file)
-        # Others may have listed in the old one meanwhile.
-        with _told():
-            self._list_all(self._file, listed)
+        with self._whereabouts:
+            if self._is_closed:
+                _undo(file, ring)
+                raise InboxError("the process ends")
+            self._ring.move_to(ring)
+            self.survives_supervisor = survives_supervisor
+            if self._file is None:
+                self._file = file
+            else:
+                self._file.become(file)
+            # Others may have listed in the old one meanwhile.
+            with _told():
+                self._list_all(self._file, listed)
 
     def _list(self, number: int, queue: ListedQueue) -> None:
         self._queues[number] = queue
@@ -224,6 +230,13 @@ class Inbox:
                     file.add_line(encode_queue(number, queue))
             listed = queues
         return listed
+
+
+def _undo(file: RingFile, ring: Ring) -> None:
+    ring.close()
+    with contextlib.suppress(InboxError):
+        file.remove()
+    file.release()
 
 
 @contextlib.contextmanager

@@ -194,8 +194,13 @@ class Place:
 
         It may not be the place's any more: who removed the spool has made that another one.
         """
-        with self._opened(file.parent) as directory, contextlib.suppress(FileNotFoundError):
-            os.unlink(file.name, dir_fd=directory)
+        try:
+            with self._opened(file.parent) as directory, contextlib.suppress(FileNotFoundError):
+                os.unlink(file.name, dir_fd=directory)
+        except InboxError as error:
+            # Somebody has removed all of the directory.
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
         with contextlib.suppress(OSError):
             file.parent.rmdir()
 
@@ -214,6 +219,7 @@ class Place:
             os.close(descriptor)
             with contextlib.suppress(OSError):
                 os.unlink(draft, dir_fd=directory)
+                path.rmdir()
             raise
         return RingFile(path, stem, descriptor, partial(self._unlink, path / name)), ring
 
@@ -270,7 +276,13 @@ def _open_directory(name: str, above: int, *, is_new: bool) -> int:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, _DIRECTORY_MODE, dir_fd=above)
             is_made = True
-    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    except FileNotFoundError:
+        if not is_new:
+            raise
+        # Whoever removed the last ring was faster.
+        return _open_directory(name, above, is_new=True)
     if is_made:
         # Whatever the umask.
         os.fchmod(directory, _DIRECTORY_MODE)

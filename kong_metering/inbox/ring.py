@@ -151,7 +151,7 @@ class Ring:
     def move_to(self, other: Ring) -> None:
         """Go on, with all that is here, in the memory of an empty ring as large, which nobody uses any more.
 
-        At every instant one of the two memories has all; the old one is let go of as it is.
+        At every instant one of the two memories has all; the old one has nothing when it is let go of.
         """
         memory = other.memory
         with self._taking, self._appending:
@@ -162,6 +162,8 @@ class Ring:
             memory[HEADER_BYTES : HEADER_BYTES + len(rest)] = rest
             # Until now the other ring's seed makes records of none of them.
             memory[_SAID] = self._memory[_SAID]
+            # Whoever finds the old one all the same finds none of it: it would be written, and sent, a second time.
+            self._position[0] = self._written
             self._let_go()
             self._memory, self._position = memory, _position_in(memory)
 

@@ -23,6 +23,7 @@ import errno
 import itertools
 import os
 import secrets
+from collections import Counter
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +180,7 @@ class SpoolDirectory:
         damage: list[Damage] = []
         try:
             finding = self._free.find(is_wanted, {self._own, *self._locks})
-            left = [] if max_adopted is None else _leave_out(finding, len(self._locks), max_adopted)
+            left = [] if max_adopted is None else _leave_out(finding, self._adopted_by_queue(), max_adopted)
             taken = self._taken(finding, held_back)
         except OSError as error:
             raise unusable(self.root, error) from error
@@ -331,6 +332,10 @@ class SpoolDirectory:
         self._locks[directory] = lock
         return True
 
+    def _adopted_by_queue(self) -> Counter[str]:
+        held = (each.identity for each in self._open if each.directory in self._locks)
+        return Counter(identity.key if identity else "" for identity in held)
+
     def _release(self, directory: Path) -> None:
         if directory in self._locks:
             locks.release(self._locks.pop(directory))
@@ -346,13 +351,15 @@ class SpoolDirectory:
             self._free.postpone(directory)
 
 
-def _leave_out(finding: Finding, held: int, most: int) -> list[QueueIdentity | None]:
+def _leave_out(finding: Finding, held_by: Counter[str], most: int) -> list[QueueIdentity | None]:
     """Leave out what there is no room for; the logs of one queue stay together, and may exceed it by themselves.
 
     Those with the fewest go first, into room of their own too: what is delivered at once must not wait for the hundreds
     that processes which died again and again have left for an endpoint that takes nothing.
     """
-    if held + len(finding.wanted) <= most:
+    few = sum(count for count in held_by.values() if count <= _A_FEW)
+    many = held_by.total() - few
+    if few + many + len(finding.wanted) <= most:
         return []
     by_queue: dict[str, list[tuple[Path, QueueIdentity | None]]] = {}
     for directory, identity in finding.wanted:
@@ -360,11 +367,17 @@ def _leave_out(finding: Finding, held: int, most: int) -> list[QueueIdentity | N
     finding.wanted.clear()
     left: list[QueueIdentity | None] = []
     for logs in sorted(by_queue.values(), key=len):
-        room = most * 3 // 2 if len(logs) <= _A_FEW else most
-        if held + len(finding.wanted) < room:
-            finding.wanted += logs
-        else:
+        is_few = len(logs) <= _A_FEW
+        # One queue may hold more than `most` by itself: there is half as much for those with a few even so.
+        has_room = few + min(many, most) < most * 3 // 2 if is_few else few + many < most
+        if not has_room:
             left.append(logs[0][1])
+            continue
+        finding.wanted += logs
+        if is_few:
+            few += len(logs)
+        else:
+            many += len(logs)
     return left
 
 

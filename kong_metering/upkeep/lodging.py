@@ -130,7 +130,8 @@ class Lodging:
             return
         # While the spool's directory is not there, which the janitor makes anew, nobody can tell where its place is.
         with contextlib.suppress(InboxError):
-            if inbox.is_held_by(place):
+            # To ask may have taken long.
+            if inbox.is_held_by(place) or self._is_ending.is_set():
                 return
             self._again_at = now + _AGAIN_SECONDS
             if was_there:

@@ -441,6 +441,8 @@ class Process:
         self, endpoint: FakeEndpoint | None = None, identity: QueueIdentity = IDENTITY, **settings: Any
     ) -> SpooledQueue:
         self.queues.append(SpooledQueue(self, endpoint or FakeEndpoint(), identity, settings))
+        # The janitor's first round may be over: where the next one is far off, the queue would never begin.
+        self.spooler._janitor._wanted.set()
         return self.queues[-1]
 
     def account(self) -> Snapshot:

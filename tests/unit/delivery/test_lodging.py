@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from kong_metering.app import rings_in
 from kong_metering.host.keeping import Keeping
+from kong_metering.inbox.place import Place
 from tests.support.waiting import wait_until
 from tests.unit.delivery.fakes import down, numbered, on_disk
 from tests.unit.inbox.helpers import unread
@@ -144,3 +146,31 @@ def test_a_ring_follows_the_spool_that_is_made_anew(
     assert not before.parent.exists()
     it.put_on_disk(*numbered(10, first=10))
     it.process.from_strangers = -10
+
+
+def test_a_look_that_comes_late_to_the_end_moves_nothing(
+    process: ProcessMaker, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spool's directory is on a disk that hangs."""
+    path_of = cast("property", Place.path).fget
+    looks, goes_on, is_over = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(place: Place) -> Path:
+        if threading.current_thread().name == "metering lodging" and not looks.is_set():
+            looks.set()
+            goes_on.wait(20)
+            is_over.set()
+        assert path_of is not None
+        return cast("Path", path_of(place))
+
+    it = process().open(down())
+    it.put_on_disk(*numbered(3))
+    monkeypatch.setattr(Place, "path", property(hang))
+    assert looks.wait(20)
+    it.process.close()
+    assert list(inbox.iterdir()) == []
+    (thread,) = [each for each in threading.enumerate() if each.name == "metering lodging"]
+    goes_on.set()
+    thread.join(20)
+    assert is_over.is_set()
+    assert list(inbox.iterdir()) == []

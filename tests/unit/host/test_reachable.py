@@ -262,6 +262,13 @@ def test_connections_that_kong_keeps_and_does_not_use_make_room_for_those_who_wa
     assert pid_at(server.path) in server.server_pids()
 
 
+def is_socket(descriptor: Path) -> bool:
+    try:
+        return os.readlink(descriptor).startswith("socket:")
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.parametrize("servers", [1, 2])
 def test_connections_in_use_leave_descriptors_to_delivery(launch: Launch, servers: int) -> None:
     """Those that another server has accepted and passed on do too."""
@@ -274,8 +281,26 @@ def test_connections_in_use_leave_descriptors_to_delivery(launch: Launch, server
             # Half an RPC: none of these is idle.
             stack.enter_context(Connection(server.path)).send(GET_STATUS[:-1])
         server.wait_for_log("connections wait, none can be accepted")
-        used = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in server.server_pids()]
-        assert limit - 20 < max(used) <= limit - 9
+        open_files = [list(Path(f"/proc/{pid}/fd").iterdir()) for pid in server.server_pids()]
+        assert max(map(len, open_files)) > limit - 20
+        left = [file for files in open_files for file in files if int(file.name) >= limit - 9]
+        assert not any(is_socket(file) for file in left)
+
+
+def test_a_server_whose_connections_are_all_in_use_hands_over(launch: Launch) -> None:
+    server, following = launch().start(), launch()
+    with ExitStack() as stack:
+        following.launch()
+        server.wait_for_log("is going to take over")
+        limit = 200
+        resource.prlimit(
+            server.server_pid, resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        )
+        for _ in range(limit + 40):
+            stack.enter_context(Connection(server.path)).send(GET_STATUS[:-1])
+        following.wait_until_it_serves()
+        server.wait_for_log("handed over to process")
+        assert not any("did not hand over" in line for line in server.log)
 
 
 @pytest.mark.parametrize("servers", [1, 2])

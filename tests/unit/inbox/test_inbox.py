@@ -6,10 +6,12 @@ import errno
 import itertools
 import mmap
 import os
+import shutil
 import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
@@ -22,6 +24,9 @@ from kong_metering.inbox.place import Place, RingFile
 from kong_metering.inbox.queues import decode_list
 from kong_metering.inbox.ring import HEADER_BYTES, Ring
 from tests.unit.inbox.helpers import OTHER, QUEUE, unread
+
+if TYPE_CHECKING:
+    from tests.support.loglines import LogLines
 
 RING = 4096
 OVERFLOW = 10_000
@@ -259,6 +264,32 @@ def test_where_it_cannot_move_it_stays(tmp_path: Path, place: Place) -> None:
     assert inbox.is_held_by(place)
     assert list(place.path.iterdir()) == [file_of(place, inbox)]
     assert unread(file_of(place, inbox).read_bytes()) == [(7, b"one")]
+
+
+def test_what_has_moved_is_not_found_a_second_time_where_the_old_file_could_not_be_removed(place: Place) -> None:
+    """Nor where the process is killed before it removes that."""
+    inbox = opened(place)
+    inbox.append(7, b"one")
+    old = file_of(place, inbox)
+    with mock.patch.object(os, "unlink", side_effect=OSError(errno.EMFILE, os.strerror(errno.EMFILE))):
+        inbox.move(place, survives_supervisor=True)
+    assert unread(old.read_bytes()) == []
+    assert unread(file_of(place, inbox).read_bytes()) == [(7, b"one")]
+
+
+def test_who_comes_late_to_the_end_moves_nothing(tmp_path: Path, place: Place) -> None:
+    inbox = opened(place)
+    inbox.close()
+    with pytest.raises(InboxError, match="the process ends"):
+        inbox.move(place, survives_supervisor=True)
+    assert list((tmp_path / "shm").iterdir()) == []
+
+
+def test_the_end_says_nothing_of_a_file_whose_directory_somebody_has_just_removed(place: Place, log: LogLines) -> None:
+    inbox = opened(place)
+    shutil.rmtree(place.path)
+    inbox.close()
+    assert log.lines == []
 
 
 def test_a_place_without_a_ring_that_somebody_removed_does_not_hold_it(place: Place) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +82,38 @@ def test_the_last_ring_that_is_removed_takes_the_directory_along(tmp_path: Path)
     files[1].remove()
     assert not place.path.exists()
     assert orphans(place) == []
+
+
+def test_a_directory_that_goes_with_somebody_s_last_ring_just_then_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, make = place_in(tmp_path), os.mkdir
+    file, _ = place.create(CAPACITY)
+
+    def make_late(*arguments: Any, **options: Any) -> None:
+        try:
+            make(*arguments, **options)
+        except FileExistsError:
+            monkeypatch.undo()
+            file.remove()
+            raise
+
+    monkeypatch.setattr(os, "mkdir", make_late)
+    assert place.create(CAPACITY)[0].path.exists()
+
+
+def test_where_there_is_no_room_for_a_ring_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    place = place_in(tmp_path, shared=shared)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(InboxError, match="No space left on device"):
+        place.create(CAPACITY)
+    assert list(shared.iterdir()) == []
 
 
 def test_what_a_process_left_that_died_while_it_made_a_ring_is_removed(tmp_path: Path) -> None:

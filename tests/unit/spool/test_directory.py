@@ -364,18 +364,20 @@ def test_a_log_that_is_not_wanted_stays_free_for_another(tmp_path: Path) -> None
 
 def test_a_queue_with_hundreds_of_logs_leaves_room_for_those_with_a_few(tmp_path: Path) -> None:
     spool = SpoolDirectory(tmp_path)
-    for number in range(20):
+    for number in range(40):
         dead_part(tmp_path, f"proc-{number}-dead")
-    assert len(spool.adopt(max_adopted=8).logs) == 20, "all of a queue's or none"
-    queues = [QueueIdentity(f"id-{number}", "metering", QUEUE.endpoint) for number in range(2)]
-    dead_part(tmp_path, "proc-30-dead", queues[0])
-    assert (spool.adopt(max_adopted=8).logs, spool.adopt(max_adopted=8).left) == ((), (queues[0],))
-    assert [held.identity for held in spool.adopt(max_adopted=14).logs] == [queues[0]]
-    spool.close()
+    assert len(spool.adopt(max_adopted=8).logs) == 40, "all of a queue's or none"
+    queues = [QueueIdentity(f"id-{number}", "metering", QUEUE.endpoint) for number in range(6)]
+    for number, queue in enumerate(queues[:5]):
+        dead_part(tmp_path, f"proc-{number + 50}-dead", queue)
     for number in range(6):
-        dead_part(tmp_path, f"proc-{number + 40}-dead", queues[1])
-    adoption = SpoolDirectory(tmp_path).adopt(max_adopted=6)
-    assert [held.identity for held in adoption.logs] == [queues[0], *[queues[1]] * 6]
+        dead_part(tmp_path, f"proc-{number + 60}-dead", queues[5])
+    adoption = spool.adopt(max_adopted=8)
+    assert [held.identity for held in adoption.logs] == queues[:4], "half as many again"
+    assert adoption.left == (queues[4], queues[5])
+    spool.close()
+    adoption = SpoolDirectory(tmp_path).adopt(max_adopted=8)
+    assert [held.identity for held in adoption.logs] == [*queues[:5], *[queues[5]] * 6], "those with the fewest first"
     assert adoption.left == (QUEUE,)
 
 
