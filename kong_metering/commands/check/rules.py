@@ -63,6 +63,7 @@ RULES = (
     "unknown-document",
     "unknown-field",
     "unknown-flag",
+    "unknown-plugin-name",
     "unknown-setting",
     "url-with-password",
     "wrong-type",

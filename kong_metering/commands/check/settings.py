@@ -249,24 +249,21 @@ def _uncapitalised(text: str) -> str:
 def name_findings(plugin: Plugin) -> Iterator[Finding]:
     """Find a plugin whose name is nearly ours."""
     path = (*plugin.path, plugin.key)
-    if plugin.name and not plugin.is_ours and is_nearly_ours(plugin.name):
-        yield plugin.find(
-            Level.ERROR,
-            "plugin-name",
-            path,
-            f"Kong knows no plugin {printable(plugin.name, _LONGEST_NAME)}",
-            f"write {PLUGIN_NAME}",
-        )
+    if plugin.name and not plugin.is_ours and is_nearly_ours(plugin.name, plugin.ours):
+        name = printable(plugin.name, _LONGEST_NAME)
+        unless = f", or, if the plugin server has --plugin-name {name}, check with that" if plugin.is_alike else ""
+        problem, remedy = f"Kong knows no plugin {name}", f"write {plugin.ours}{unless}"
+        yield plugin.find(Level.ERROR, "plugin-name", path, problem, remedy)
     if not plugin.name:
         yield plugin.find(
             Level.ERROR,
             "plugin-name",
             path,
             "it does not say which plugin it is",
-            f"write {plugin.key}: {PLUGIN_NAME}",
+            f"write {plugin.key}: {plugin.ours}",
         )
 
 
-def is_nearly_ours(name: str) -> bool:
-    """Return whether somebody surely meant this plugin."""
-    return nearest(name, [PLUGIN_NAME]) is not None
+def is_nearly_ours(name: str, ours: str) -> bool:
+    """Return whether somebody surely meant this plugin; a Kong with one of its own of our usual name has both."""
+    return name == ours or (name != PLUGIN_NAME and nearest(name, [ours]) is not None)

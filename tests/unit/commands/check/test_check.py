@@ -174,6 +174,10 @@ def test_whatever_is_in_a_file_it_is_told_and_not_raised(text: str) -> None:
     assert "s3cr3t" not in result.output
 
 
+def test_of_an_empty_file_it_is_said_that_it_is_empty() -> None:
+    assert [one["rule"] for one in findings("-", stdin="# nothing\n")] == ["empty"]
+
+
 def test_an_alias_that_holds_itself_ends() -> None:
     text = "_format_version: '3.0'\nplugins:\n- name: metering-and-billing\n  config: &a\n    subject: *a\n"
     assert run("-", stdin=text).exit_code == 1
