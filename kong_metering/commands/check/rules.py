@@ -36,6 +36,7 @@ RULES = (
     "not-attached",
     "not-filled-in",
     "not-verified",
+    "nothing-below",
     "patch-path",
     "plugin-name",
     "plugin-not-loaded",

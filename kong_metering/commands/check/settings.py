@@ -69,7 +69,7 @@ def without_refused(plugin: Plugin) -> Plugin:
     """Return the plugin with `UNREADABLE` in the place of what Kong refuses: what it would mean is no matter."""
     config = plugin.config
     for found in _refused(plugin):
-        if found.kind in (Kind.TYPE, Kind.VALUE):
+        if found.kind in (Kind.TYPE, Kind.VALUE, Kind.NULL):
             config = replaced(config, found.path)
     return replace(plugin, config=config)
 
@@ -174,6 +174,14 @@ def _missing(found: Violation) -> tuple[str, str]:
     return f"is required{why}, and not set", _set_it(found.spec, found.path)
 
 
+def _null(found: Violation) -> tuple[str, str]:
+    """Tell of a record that is null, as YAML has it when all lines below its name are commented out."""
+    name = next((str(part) for part in reversed(found.path) if isinstance(part, str)), "config")
+    where = name if found.path[-1:] == (name,) else f"this member of {name}"
+    problem = f"nothing stands below {where}, so it is null, and Kong refuses that: required field missing"
+    return problem, f"remove the line, or put something below it: {', '.join(fields_of(found.spec))}"
+
+
 def _type(found: Violation) -> tuple[str, str]:
     problem = f"expected {expected(found.spec)}, found {_found(found.value)}"
     if isinstance(found.value, str) and found.spec.get("type") in ("integer", "number", "boolean"):
@@ -202,7 +210,7 @@ def _value(found: Violation) -> tuple[str, str]:
     return found.said or f"expected {expected(spec)}", _set_it(spec, found.path)
 
 
-_WORDS = {Kind.UNKNOWN: _unknown, Kind.MISSING: _missing, Kind.TYPE: _type, Kind.VALUE: _value}
+_WORDS = {Kind.UNKNOWN: _unknown, Kind.MISSING: _missing, Kind.NULL: _null, Kind.TYPE: _type, Kind.VALUE: _value}
 
 
 def expected(spec: Spec) -> str:

@@ -32,6 +32,7 @@ class Kind(Enum):
 
     UNKNOWN = "unknown-field"
     MISSING = "missing"
+    NULL = "nothing-below"
     TYPE = "wrong-type"
     VALUE = "wrong-value"
 
@@ -64,7 +65,7 @@ def violations(spec: Spec, value: Any, path: Path = ()) -> Iterator[Violation]:
         return
     if value is None:
         if spec.get("required") and "default" not in spec:
-            yield Violation(Kind.MISSING, path, spec)
+            yield Violation(Kind.NULL if spec["type"] == "record" else Kind.MISSING, path, spec)
     elif not _is_of_type(spec, value):
         yield Violation(Kind.TYPE, path, spec, value)
     elif spec["type"] == "record":
@@ -82,9 +83,9 @@ def _in_record(spec: Spec, value: Mapping[Any, Any], path: Path) -> Iterator[Vio
         if name not in fields:
             yield Violation(Kind.UNKNOWN, (*path, str(name)), spec, value[name], among=tuple(fields))
     for name, field in fields.items():
-        inner = value.get(name)
-        if inner is not None or field["type"] != "record":
-            yield from violations(field, inner, (*path, name))
+        # Kong makes a record that is not there, and none of null.
+        if name in value or field["type"] != "record":
+            yield from violations(field, value.get(name), (*path, name))
     for check in spec.get("entity_checks", ()):
         yield from _of_check(fields, check["conditional"], value, path)
 

@@ -94,6 +94,18 @@ def test_what_the_admin_api_gives_can_be_checked() -> None:
     assert "data[0].config.queue.max_entries" in {one["path"] for one in findings("-", stdin=wrong)}
 
 
+@pytest.mark.parametrize("name", ["subject", "queue"])
+def test_null_in_the_place_of_settings_is_refused_in_a_patch_too(name: str) -> None:
+    for text in (
+        json.dumps({"config": {name: None}}),
+        json.dumps({"name": "metering-and-billing", "config": SETTINGS | {name: None}}),
+    ):
+        assert [(one["path"], one["rule"]) for one in above_notes(findings("-", stdin=text))] == [
+            (f"config.{name}", "nothing-below")
+        ]
+    assert above_notes(findings("-", stdin='{"config": {"attributes": null}}')) == []
+
+
 def test_authentication_counts_on_the_service_the_route_and_all_routes() -> None:
     def document(**where: Any) -> str:
         metering = {"name": "metering-and-billing", "config": {**SETTINGS, "subject": BY_HEADER}}

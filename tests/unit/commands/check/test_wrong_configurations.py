@@ -132,6 +132,23 @@ DECLARATIVE = [
         "heavy traffic",
         "set max_batch_size to 100",
     ),
+    case(
+        "queue-commented-out.yaml",
+        ERROR,
+        8,
+        f"{OURS}.queue",
+        "nothing stands below queue",
+        "Kong refuses",
+        "remove the line, or put something below it: max_batch_size, ",
+    ),
+    case(
+        "subject-commented-out.yaml",
+        ERROR,
+        8,
+        f"{OURS}.subject",
+        "nothing stands below subject",
+        "remove the line, or put something below it: look_up_value_in, field",
+    ),
     case("queue-delays.yaml", WARNING, 8, f"{OURS}.queue.initial_retry_delay", "longer than the longest"),
     case("queue-milliseconds.yaml", WARNING, 8, f"{OURS}.queue.max_coalescing_delay", "in seconds", "0.5?"),
     case("token-missing.yaml", ERROR, 5, f"{OURS}.api_token", "is required", "bearer token for the ingest endpoint"),
@@ -193,6 +210,7 @@ KONG_CONF = [
     case("conf-no-spool.conf", WARNING, 4, "pluginserver_metering_start_cmd", "loses what waits", "--no-spool out"),
     case("conf-flag-value.conf", ERROR, 4, "pluginserver_metering_start_cmd", "--servers", "the default is used, 1"),
 ]  # fmt: skip
+FINE = ["fine.yaml", "fine-commented-out.yaml", "fine.conf"]
 CASES_OF_ONE = [*DECLARATIVE, *BODIES, *MANIFESTS, *KONG_CONF]
 
 
@@ -218,14 +236,14 @@ def test_people_read_the_same_and_no_token(wrong: Case) -> None:
     assert "1234567" not in result.output
 
 
-@pytest.mark.parametrize("file", ["fine.yaml", "fine.conf"])
+@pytest.mark.parametrize("file", FINE)
 def test_nothing_is_said_of_what_is_right(file: str) -> None:
     assert above_notes(findings(CASES / file)) == []
     assert run(CASES / file, "--strict").exit_code == 0
 
 
 def test_each_file_is_one_of_a_test() -> None:
-    elsewhere = {"fine.yaml", "fine.conf", *MORE_THAN_ONE}
+    elsewhere = {*FINE, *MORE_THAN_ONE}
     assert {path.name for path in CASES.iterdir()} == {one.file for one in CASES_OF_ONE} | elsewhere
 
 
