@@ -46,6 +46,7 @@ RULES = (
     "reserved-attribute",
     "retry-delays",
     "seconds",
+    "secret-as-attribute",
     "secret-as-subject",
     "secret-not-read",
     "server-not-named",

@@ -106,6 +106,28 @@ def test_null_in_the_place_of_settings_is_refused_in_a_patch_too(name: str) -> N
     assert above_notes(findings("-", stdin='{"config": {"attributes": null}}')) == []
 
 
+HEADERS = [
+    ("Proxy-Authorization", "error"),
+    *((name, "warning") for name in ("cookie", "apikey", "X-Api-Key", "api-key")),
+]
+
+
+@pytest.mark.parametrize(("header", "level"), HEADERS)
+def test_a_header_with_a_secret_is_said_of_the_subject_and_of_attributes_alike(header: str, level: str) -> None:
+    attributes = [
+        {"source": "header", "look_up_value_in": "x-dept", "event_property_name": "department"},
+        {"source": "header", "look_up_value_in": header, "event_property_name": "client"},
+        {"source": "query", "look_up_value_in": header, "event_property_name": "of-the-query"},
+    ]
+    subject = {"look_up_value_in": "header", "field": header}
+    entity = {"name": "metering-and-billing", "config": {**SETTINGS, "subject": subject, "attributes": attributes}}
+    found = above_notes(findings("-", stdin=json.dumps(entity)))
+    assert [(one["rule"], one["level"], one["path"]) for one in found] == [
+        ("secret-as-subject", level, "config.subject.field"),
+        ("secret-as-attribute", level, "config.attributes[1].look_up_value_in"),
+    ]
+
+
 def test_authentication_counts_on_the_service_the_route_and_all_routes() -> None:
     def document(**where: Any) -> str:
         metering = {"name": "metering-and-billing", "config": {**SETTINGS, "subject": BY_HEADER}}

@@ -123,6 +123,15 @@ DECLARATIVE = [
         "left out",
         "choose another name",
     ),
+    case(
+        "attribute-is-a-secret.yaml",
+        ERROR,
+        9,
+        f"{OURS}.attributes[0].look_up_value_in",
+        "the client's own secret",
+        "on disk and in OpenMeter",
+        "take the attribute out",
+    ),
     case("queue-range.yaml", ERROR, 8, f"{OURS}.queue.max_batch_size", "from 1 to 1,000,000", "found 2,000,000"),
     case(
         "queue-without-batches.yaml",
