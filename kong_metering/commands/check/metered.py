@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 _CONSUMER_FIELDS = ("id", "username", "custom_id")
 _SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie", "apikey", "x-api-key", "api-key")
+# Kong has nginx keep underscores; what else is in a name makes it an invalid one, which nginx ignores by default.
+_KEPT_HEADER = re.compile(r"[A-Za-z0-9_-]+")
+_DROPPED = "nginx, and so Kong, drops headers of such names, unless ignore_invalid_headers is off"
+_RENAME = "choose a name of letters, digits, - and _ alone"
 _RANGE = re.compile(r"([0-9]{3})-[0-9]{3}")
 _STATUSES = range(100, 600)
 _LARGE_BATCH = 10_000
@@ -109,6 +113,9 @@ def subject(settings: Settings) -> Iterator[Finding]:
             "Kong by itself has no application in its log record, and then nothing is billed",
             "docs/events.md says how to put one there; to bill by API key, look up the consumer",
         )
+    if place == "header" and field is not None and not _KEPT_HEADER.fullmatch(field):
+        problem = f"{_DROPPED}: no request has a subject, and nothing is billed"
+        yield settings.find(Level.WARNING, "dropped-header", ("subject", "field"), problem, _RENAME)
     if place == "header" and (level := _level_of_secret(field)) is not None:
         yield settings.find(
             level,
@@ -151,6 +158,9 @@ def _source(settings: Settings, index: int) -> Iterator[Finding]:
     """Look at where an attribute comes from."""
     path = ("attributes", index, "look_up_value_in")
     header = settings.text(*path) if settings.value("attributes", index, "source") == "header" else None
+    if header is not None and not _KEPT_HEADER.fullmatch(header):
+        problem = f"{_DROPPED}: the attribute is never there"
+        yield settings.find(Level.WARNING, "dropped-header", path, problem, _RENAME)
     if (level := _level_of_secret(header)) is not None:
         yield settings.find(
             level,

@@ -14,6 +14,7 @@ RULES = (
     "doubled-attribute",
     "doubled-name",
     "doubled-plugin",
+    "dropped-header",
     "empty",
     "endpoint-host",
     "endpoint-path",

@@ -187,10 +187,20 @@ def _type(found: Violation) -> tuple[str, str]:
     if isinstance(found.value, str) and found.spec.get("type") in ("integer", "number", "boolean"):
         return problem, "write it without quotation marks" if _is_quoted_one(found) else _set_it(found.spec, found.path)
     if found.spec.get("type") == "string" and isinstance(found.value, (int, float)):
-        return problem, "put it into quotation marks"
+        return problem, f"put {_quoted(found.spec, str(found.value))}"
     if found.spec.get("type") == "array" and isinstance(found.value, (str, int, Mapping)):
         return problem, "write a list: each member in a line of its own behind `- `, or in brackets, `[...]`"
     return problem, _set_it(found.spec, found.path)
+
+
+def _quoted(spec: Spec, text: str) -> str:
+    """Tell what to put into quotation marks: a number as it is, or as a range, where only that is taken."""
+    refused = next(violations(spec, text), None)
+    if refused is None or not refused.said:
+        return "it into quotation marks"
+    if next(violations(spec, f"{text}-{text}"), None) is None:
+        return f'a range into quotation marks: "{text}-{text}"'
+    return f"it into quotation marks: {refused.said}"
 
 
 def _is_quoted_one(found: Violation) -> bool:

@@ -106,6 +106,24 @@ def test_null_in_the_place_of_settings_is_refused_in_a_patch_too(name: str) -> N
     assert above_notes(findings("-", stdin='{"config": {"attributes": null}}')) == []
 
 
+@pytest.mark.parametrize(("code", "said"), [(404, '"404-404"'), (1404, "404-404 for one"), (4.5, "404-404 for one")])
+def test_a_status_code_without_quotation_marks_is_said_in_its_final_form(code: float, said: str) -> None:
+    text = json.dumps({"name": "metering-and-billing", "config": {**SETTINGS, "allow_status_codes": [code]}})
+    (found,) = above_notes(findings("-", stdin=text))
+    assert (found["rule"], said in found["remedy"]) == ("wrong-type", True)
+
+
+@pytest.mark.parametrize(
+    ("header", "is_dropped"), [("x_tenant-1", False), ("X-Tenant", False), ("x.y", True), ("x$", True), ("ü", True)]
+)
+def test_a_header_that_nginx_drops_is_said(header: str, is_dropped: bool) -> None:  # noqa: FBT001 - a parameter of a test
+    config = {**SETTINGS, "subject": {"look_up_value_in": "header", "field": header}}
+    found = above_notes(findings("-", stdin=json.dumps({"name": "metering-and-billing", "config": config})))
+    assert [(one["rule"], one["level"]) for one in found] == ([("dropped-header", "warning")] if is_dropped else [])
+    config["subject"] = {"look_up_value_in": "query", "field": header}
+    assert above_notes(findings("-", stdin=json.dumps({"name": "metering-and-billing", "config": config}))) == []
+
+
 HEADERS = [
     ("Proxy-Authorization", "error"),
     *((name, "warning") for name in ("cookie", "apikey", "X-Api-Key", "api-key")),

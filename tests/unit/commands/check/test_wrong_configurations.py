@@ -55,7 +55,14 @@ DECLARATIVE = [
         "boolean-in-quotes.yaml", ERROR, 8, f"{OURS}.meter_ai_token_usage", "true or false", "without quotation marks"
     ),
     case("number-in-quotes.yaml", ERROR, 8, f"{OURS}.timeout", "expected a number", "without quotation marks"),
-    case("status-codes-as-number.yaml", ERROR, 8, f"{OURS}.allow_status_codes[0]", "a text", "into quotation marks"),
+    case(
+        "status-codes-as-number.yaml",
+        ERROR,
+        8,
+        f"{OURS}.allow_status_codes[0]",
+        "a text",
+        'into quotation marks: "200-200"',
+    ),
     case("status-codes-single.yaml", ERROR, 8, f"{OURS}.allow_status_codes[0]", "such as 200-299", "404-404"),
     case(
         "status-codes-backwards.yaml",
@@ -97,6 +104,15 @@ DECLARATIVE = [
         "subject-consumer-field.yaml", ERROR, 8, f"{OURS}.subject.field", "id, username, custom_id", "is it username?"
     ),
     case("subject-header-with-colon.yaml", ERROR, 8, f"{OURS}.subject.field", "a header's name has no blanks, colons"),
+    case(
+        "subject-header-dropped.yaml",
+        WARNING,
+        8,
+        f"{OURS}.subject.field",
+        "ignore_invalid_headers",
+        "nothing is billed",
+        "letters, digits, - and _",
+    ),
     case("subject-is-a-secret.yaml", ERROR, 8, f"{OURS}.subject.field", "secret", "look_up_value_in: consumer"),
     case(
         "subject-claimed.yaml",
@@ -131,6 +147,14 @@ DECLARATIVE = [
         "the client's own secret",
         "on disk and in OpenMeter",
         "take the attribute out",
+    ),
+    case(
+        "attribute-header-dropped.yaml",
+        WARNING,
+        9,
+        f"{OURS}.attributes[0].look_up_value_in",
+        "the attribute is never there",
+        "letters, digits, - and _",
     ),
     case("queue-range.yaml", ERROR, 8, f"{OURS}.queue.max_batch_size", "from 1 to 1,000,000", "found 2,000,000"),
     case(
