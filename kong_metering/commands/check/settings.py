@@ -44,8 +44,10 @@ def entity_findings(plugin: Plugin) -> Iterator[Finding]:
         for key in plugin.body:
             if key not in ENTITY_KEYS:
                 yield plugin.find(Level.ERROR, "unknown-field", (*plugin.path, str(key)), *_misplaced(str(key)))
-    for found in violations(ENTITY["protocols"], plugin.body.get("protocols") or None, (*plugin.path, "protocols")):
-        if found.kind is not Kind.MISSING:
+    protocols = plugin.body.get("protocols")
+    # The ingress controller leaves out what is null.
+    if protocols is not None or ("protocols" in plugin.body and plugin.origin is not Origin.KUBERNETES):
+        for found in violations(ENTITY["protocols"], protocols, (*plugin.path, "protocols")):
             yield _finding(plugin, found, found.path)
 
 
@@ -175,11 +177,14 @@ def _missing(found: Violation) -> tuple[str, str]:
 
 
 def _null(found: Violation) -> tuple[str, str]:
-    """Tell of a record that is null, as YAML has it when all lines below its name are commented out."""
+    """Tell of what is null, as YAML has it when all lines below its name are commented out."""
     name = next((str(part) for part in reversed(found.path) if isinstance(part, str)), "config")
     where = name if found.path[-1:] == (name,) else f"this member of {name}"
     problem = f"nothing stands below {where}, so it is null, and Kong refuses that: required field missing"
-    return problem, f"remove the line, or put something below it: {', '.join(fields_of(found.spec))}"
+    return (
+        problem,
+        f"remove the line, or put something below it: {', '.join(fields_of(found.spec)) or expected(found.spec)}",
+    )
 
 
 def _type(found: Violation) -> tuple[str, str]:

@@ -130,6 +130,18 @@ HEADERS = [
 ]
 
 
+def test_null_in_the_place_of_a_default_is_refused_as_kong_refuses_it() -> None:
+    """As seen on Kong 3.9."""
+    entity = {"name": "metering-and-billing", "config": SETTINGS, "protocols": None}
+    (found,) = above_notes(findings("-", stdin=json.dumps(entity)))
+    assert (found["rule"], found["path"]) == ("nothing-below", "protocols")
+    assert "remove the line" in found["remedy"]
+    config = {**SETTINGS, "subject": {"look_up_value_in": None}}
+    (found,) = above_notes(findings("-", stdin=json.dumps({"name": "metering-and-billing", "config": config})))
+    assert (found["rule"], found["path"]) == ("missing", "config.subject.field")
+    assert "is required with look_up_value_in: null" in found["problem"]
+
+
 @pytest.mark.parametrize(("header", "level"), HEADERS)
 def test_a_header_with_a_secret_is_said_of_the_subject_and_of_attributes_alike(header: str, level: str) -> None:
     attributes = [
