@@ -57,6 +57,8 @@ VALID = {"ingest_endpoint": "https://x.example/events", "api_token": "t"}
 @example({**VALID, "subject": None})
 @example({**VALID, "queue": None})
 @example({**VALID, "attributes": None})
+@example({**VALID, "subject": [], "queue": []})
+@example({**VALID, "attributes": {}, "allow_status_codes": {}})
 @example({**VALID, "subject": {"look_up_value_in": None}})
 @example({**VALID, "subject": {"look_up_value_in": None, "field": "x y"}})
 def test_it_is_refused_exactly_when_the_gateway_refuses_it(config: dict[str, Any]) -> None:
