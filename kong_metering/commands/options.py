@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from kong_metering import ENVIRONMENT_PREFIX, SPOOL_DIRECTORY
+from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME, SPOOL_DIRECTORY
 from kong_metering.commands.filters import Filters
-from kong_metering.quantities import DirectoryOrNone
+from kong_metering.quantities import DirectoryOrNone, PluginName
 from kong_metering.reasons import Buried
 from kong_metering.spool.options import INBOX_DIRECTORY
 
@@ -153,6 +153,20 @@ def filter_options(command: F) -> F:
 def json_option(what: str) -> Callable[[F], F]:
     """Let a command print JSON."""
     return click.option("--json", "as_json", is_flag=True, help=f"Print {what}, for programs.")
+
+
+def plugin_name_option(help_text: str) -> Callable[[F], F]:
+    """Let a command take what the plugin is called in Kong, as the server takes it."""
+    return click.option(
+        "--plugin-name",
+        metavar="NAME",
+        type=PluginName(),
+        default=PLUGIN_NAME,
+        show_default=True,
+        envvar=f"{ENVIRONMENT_PREFIX}PLUGIN_NAME",
+        show_envvar=True,
+        help=help_text,
+    )
 
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask first.")

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kong_metering import PLUGIN_NAME
 from kong_metering.commands.check import documents, kubernetes
 from kong_metering.commands.check.entities import (
     Declared,
@@ -30,11 +29,13 @@ from kong_metering.commands.check.settings import (
     without_refused,
 )
 from kong_metering.commands.check.violations import fields_of
+from kong_metering.log import printable
 
 if TYPE_CHECKING:
     from kong_metering.commands.check.documents import Document, Text
     from kong_metering.commands.check.entities import Plugin
 
+_LONGEST_NAME = 80
 _VERSIONS = ("1.1", "2.1", "3.0")
 # Members of a kong.yaml that only decK knows.
 _DECKS_OWN = ("_info", "_konnect", "_workspace", "_plugin_configs")
@@ -49,8 +50,8 @@ class Checked:
     tool: str | None = None
 
 
-def check_text(text: str, environment: Mapping[str, str]) -> Checked:
-    """Check a kong.yaml, a body for the Admin API, or manifests of Kubernetes."""
+def check_text(text: str, environment: Mapping[str, str], ours: str) -> Checked:
+    """Check a kong.yaml, a body for the Admin API, or manifests of Kubernetes; `ours` is what the plugin is called."""
     read = documents.read(text, environment)
     if any(one.level is Level.ERROR and one.rule == "syntax" for one in read.findings):
         return Checked(read.findings)
@@ -59,27 +60,27 @@ def check_text(text: str, environment: Mapping[str, str]) -> Checked:
     others = [document for document in read.documents if document not in objects]
     plugins = []
     for document in others:
-        declared = _declared(document)
+        declared = _declared(document, ours)
         found += _document_findings(document, declared)
         plugins += declared.plugins if declared else []
     if objects:
-        declared = Declared(kubernetes.plugins_of(kubernetes.manifests(objects)))
+        declared = Declared(ours, kubernetes.plugins_of(kubernetes.manifests(objects), ours))
         found += _manifest_findings(kubernetes.manifests(objects), declared)
         plugins += declared.plugins
-    ours = sum(plugin.is_ours for plugin in _once(plugins))
-    if not ours and not any(one.level is Level.ERROR for one in found):
-        found += _nothing(read, others, plugins)
-    return Checked(tuple(found), ours, _tool(read, objects))
+    count = sum(plugin.is_ours for plugin in _once(plugins))
+    if not count and not any(one.level is Level.ERROR for one in found):
+        found += _nothing(read, others, _once(plugins), ours)
+    return Checked(tuple(found), count, _tool(read, objects))
 
 
-def plugins_in(text: str, environment: Mapping[str, str]) -> list[Plugin]:
-    """Return the metering plugins of a file, without what is not filled in."""
+def plugins_in(text: str, environment: Mapping[str, str], ours: str) -> list[Plugin]:
+    """Return the metering plugins of a file and those that look like one, without what is not filled in."""
     read = documents.read(text, environment)
     objects = [document for document in read.documents if kubernetes.is_manifest(document.value)]
-    others = [declared for document in read.documents if document not in objects and (declared := _declared(document))]
-    found = [plugin for declared in others for plugin in declared.plugins]
-    found += kubernetes.plugins_of(kubernetes.manifests(objects))
-    return [without_unfilled(plugin)[1] for plugin in _once(found) if plugin.is_ours]
+    others = [_declared(document, ours) for document in read.documents if document not in objects]
+    found = [plugin for declared in others if declared for plugin in declared.plugins]
+    found += kubernetes.plugins_of(kubernetes.manifests(objects), ours)
+    return [without_unfilled(plugin)[1] for plugin in _once(found) if plugin.is_ours or plugin.is_alike]
 
 
 def _tool(read: Text, objects: Sequence[Document]) -> str | None:
@@ -91,22 +92,29 @@ def _tool(read: Text, objects: Sequence[Document]) -> str | None:
     return "decK" if read.deck_variables or is_decks else None
 
 
-def _declared(document: Document) -> Declared | None:
+def _declared(document: Document, ours: str) -> Declared | None:
     value = document.value
     if is_declarative(value):
-        return of_declarative(document)
+        return of_declarative(document, ours)
     if is_body(value):
-        return of_body(document)
+        return of_body(document, ours)
     if isinstance(value, Mapping) and not set(fields_of(CONFIG)).isdisjoint(value):
-        return of_config(document)
+        return of_config(document, ours)
     return None
 
 
-def _nothing(read: Text, others: Sequence[Document], plugins: Sequence[Plugin]) -> Iterator[Finding]:
+def _nothing(read: Text, others: Sequence[Document], plugins: Sequence[Plugin], ours: str) -> Iterator[Finding]:
+    alike = {plugin.name: plugin for plugin in reversed(plugins) if plugin.is_alike}
     if not read.documents:
         yield Finding(Level.ERROR, "empty", (), "there is nothing in it", "is it the right file?")
-    elif plugins or not any(_declared(document) is None for document in others):
-        problem = f"no plugin {PLUGIN_NAME} is in it, so nothing is metered by it"
+        return
+    for name, plugin in alike.items():
+        shown = printable(name, _LONGEST_NAME)
+        problem = f"no plugin {ours} is in it, and {shown} is configured like one: it was not looked at"
+        remedy = f"if the plugin server has --plugin-name {shown}, check with that; else write {ours}"
+        yield plugin.find(Level.WARNING, "no-metering-plugin", (*plugin.path, plugin.key), problem, remedy)
+    if not alike and (plugins or not any(_declared(document, ours) is None for document in others)):
+        problem = f"no plugin {ours} is in it, so nothing is metered by it"
         yield Finding(Level.WARNING, "no-metering-plugin", (), problem, "is it the right file?")
 
 
@@ -150,16 +158,16 @@ def _version_findings(document: Document) -> Iterator[Finding]:
 def _manifest_findings(objects: Sequence[kubernetes.Manifest], declared: Declared) -> Iterator[Finding]:
     attached = {name for manifest in objects for name in manifest.attached}
     for manifest in objects:
-        if manifest.kind in kubernetes.KINDS and _is_about_us(manifest):
+        if manifest.kind in kubernetes.KINDS and _is_about_us(manifest, declared.ours):
             yield from kubernetes.manifest_findings(manifest, manifest.name in attached)
     for plugin in _once(declared.plugins):
         yield from _plugin_findings(plugin)
     yield from scope_findings(declared)
 
 
-def _is_about_us(manifest: kubernetes.Manifest) -> bool:
+def _is_about_us(manifest: kubernetes.Manifest, ours: str) -> bool:
     name = manifest.body.get("plugin")
-    return not isinstance(name, str) or is_nearly_ours(name)
+    return not isinstance(name, str) or is_nearly_ours(name, ours)
 
 
 def _once(plugins: Sequence[Plugin]) -> list[Plugin]:

@@ -8,22 +8,27 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from kong_metering.commands import words
 from kong_metering.commands.check import kongconf
 from kong_metering.commands.check.checking import check_text
-from kong_metering.commands.check.files import name_of, read_file
+from kong_metering.commands.check.files import name_of, read_file, read_if_there
 from kong_metering.commands.check.findings import Finding, Level
+from kong_metering.commands.check.pluginname import called_in
 from kong_metering.commands.check.rules import RULES
-from kong_metering.commands.options import json_option
+from kong_metering.commands.options import json_option, plugin_name_option
 from kong_metering.commands.output import cell, console, say, tell
 from kong_metering.plurals import counted
+
+Calling = Callable[[kongconf.KongConf | None], kongconf.Called]
 
 _STYLES = {Level.ERROR: "bold red", Level.WARNING: "bold yellow", Level.NOTE: "bold cyan"}
 
@@ -49,6 +54,7 @@ class _Report:
 @click.command()
 @click.argument("file", required=False, metavar="[FILE|-]")
 @click.option("--kong-conf", metavar="FILE", help="Kong's own settings: is the plugin loaded as it should be?")
+@plugin_name_option("What the plugin is called: the server's --plugin-name; else what --kong-conf says.")
 @click.option("--strict", is_flag=True, help="Exit with 1 for warnings too.")
 @click.option(
     "--ignore",
@@ -58,7 +64,17 @@ class _Report:
     help="Leave out what this rule finds; may be given again.",
 )
 @json_option("one JSON document with all findings")
-def check(file: str | None, kong_conf: str | None, *, strict: bool, ignore: Sequence[str], as_json: bool) -> None:
+@click.pass_context
+def check(  # noqa: PLR0913 - its options
+    context: click.Context,
+    file: str | None,
+    kong_conf: str | None,
+    *,
+    plugin_name: str,
+    strict: bool,
+    ignore: Sequence[str],
+    as_json: bool,
+) -> None:
     """Look for mistakes in a configuration before Kong has it.
 
     FILE is a kong.yaml (for decK, or for a Kong without database), a body for POST /plugins in JSON, or manifests of
@@ -79,7 +95,8 @@ def check(file: str | None, kong_conf: str | None, *, strict: bool, ignore: Sequ
         file, kong_conf = None, file
     if file is None and kong_conf is None:
         raise click.UsageError("name a FILE, '-' for stdin, or --kong-conf FILE")
-    report = _report(file, kong_conf, ignore)
+    source = context.get_parameter_source("plugin_name")
+    report = _report(file, kong_conf, partial(_called, plugin_name, source), ignore)
     if as_json:
         say(words.json_document(_as_json(report)))
     else:
@@ -88,15 +105,24 @@ def check(file: str | None, kong_conf: str | None, *, strict: bool, ignore: Sequ
         raise click.exceptions.Exit(1)
 
 
-def _report(file: str | None, kong_conf: str | None, ignored: Sequence[str]) -> _Report:
-    report, tool = _Report(), None
+def _report(file: str | None, kong_conf: str | None, calling: Calling, ignored: Sequence[str]) -> _Report:
+    conf = None if kong_conf is None else kongconf.read(read_file(kong_conf))
+    report, tool, called = _Report(), None, calling(conf)
     if file is not None:
-        checked = check_text(read_file(file), os.environ)
+        checked = check_text(read_file(file), os.environ, called.name)
         report.add(name_of(file), checked.findings, ignored)
         report.plugins, tool = checked.plugins, checked.tool
-    if kong_conf is not None:
-        report.add(name_of(kong_conf), kongconf.conf_findings(kongconf.read(read_file(kong_conf)), tool), ignored)
+    if kong_conf is not None and conf is not None:
+        report.add(name_of(kong_conf), kongconf.conf_findings(conf, called, tool), ignored)
     return report
+
+
+def _called(name: str, source: ParameterSource | None, conf: kongconf.KongConf | None) -> kongconf.Called:
+    """Tell what the plugin is called: Kong starts its server without this environment, so kong.conf is stronger."""
+    told = kongconf.Called(name, is_guess=source is ParameterSource.DEFAULT)
+    if conf is None or source is ParameterSource.COMMANDLINE:
+        return told
+    return called_in(conf, read_if_there, told)
 
 
 # ---------------------------------------------------------------------------------------------------------- for people

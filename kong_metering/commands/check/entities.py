@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from kong_metering import PLUGIN_NAME
 from kong_metering.commands.check.findings import Finding, Level
 from kong_metering.commands.check.violations import UNREADABLE
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 COLLECTIONS = ("services", "routes", "consumers", "consumer_groups")
 _SCOPES = {"services": "service", "routes": "route", "consumers": "consumer", "consumer_groups": "consumer_group"}
+# A setting that hardly any other plugin has.
+OWN_SETTING = "ingest_endpoint"
 # Services in consumer groups in routes: deeper, nobody nests them, but for an alias of YAML that holds itself.
 _DEEPEST = 6
 # The keys of Kong's plugin entities, and decK's own.
@@ -82,13 +83,14 @@ class Plugin:
 
     `key` is the member that has the plugin's name, `config_at` leads to its configuration. `config` has `UNREADABLE`
     where a value is elsewhere; where a part of it stands in another place of the document, `elsewhere` has its path.
-    `is_partial`: what is not there stays as Kong has it (PATCH).
+    `is_partial`: what is not there stays as Kong has it (PATCH). `ours` is what the metering plugin is called.
     """
 
     origin: Origin
     document: Document
     path: Path
     body: Mapping[str, Any]
+    ours: str
     scope: Scope = Scope()
     key: str = "name"
     config_at: Path = ("config",)
@@ -107,7 +109,12 @@ class Plugin:
     @property
     def is_ours(self) -> bool:
         """True if it is the metering plugin."""
-        return self.name == PLUGIN_NAME
+        return self.name == self.ours
+
+    @property
+    def is_alike(self) -> bool:
+        """True if it is not called so, and configured as if it were."""
+        return bool(self.name) and not self.is_ours and isinstance(self.config, Mapping) and OWN_SETTING in self.config
 
     @property
     def config_path(self) -> Path:
@@ -127,8 +134,12 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Declared:
-    """What a document declares: plugins; routes with the service of each; and what is no list of entities."""
+    """What a document declares: plugins; routes with the service of each; and what is no list of entities.
 
+    `ours` is what the metering plugin is called.
+    """
+
+    ours: str
     plugins: list[Plugin] = field(default_factory=list)
     routes: list[tuple[str, str | None]] = field(default_factory=list)
     malformed: list[tuple[Path, str]] = field(default_factory=list)
@@ -146,9 +157,9 @@ def is_body(value: Any) -> bool:
     return isinstance(value.get("data"), list) or not {"name", "config", "instance_name"}.isdisjoint(value)
 
 
-def of_body(document: Document) -> Declared:
+def of_body(document: Document, ours: str) -> Declared:
     """Read what the Admin API takes or gives."""
-    declared, value = Declared(), document.value
+    declared, value = Declared(ours), document.value
     items: list[tuple[Path, Any]] = [((), value)]
     if isinstance(value.get("data"), list):
         items = [(("data", index), item) for index, item in enumerate(value["data"])]
@@ -156,28 +167,28 @@ def of_body(document: Document) -> Declared:
         if isinstance(body, Mapping):
             # A PATCH leaves the name out.
             is_partial = "name" not in body
-            named = {"name": PLUGIN_NAME, **body} if is_partial else body
-            plugin = _plugin(Origin.ADMIN_API, document, path, named, Scope())
+            named = {"name": ours, **body} if is_partial else body
+            plugin = _plugin(Origin.ADMIN_API, document, path, named, Scope(), ours)
             declared.plugins.append(replace(plugin, is_partial=is_partial))
     return declared
 
 
-def of_config(document: Document) -> Declared:
+def of_config(document: Document, ours: str) -> Declared:
     """Read a configuration that stands alone, as in a Secret of Kubernetes."""
-    body = {"name": PLUGIN_NAME}
-    return Declared([Plugin(Origin.ADMIN_API, document, (), body, config_at=(), config=document.value)])
+    plugin = Plugin(Origin.ADMIN_API, document, (), {"name": ours}, ours, config_at=(), config=document.value)
+    return Declared(ours, [plugin])
 
 
-def of_declarative(document: Document) -> Declared:
+def of_declarative(document: Document, ours: str) -> Declared:
     """Read a kong.yaml."""
-    declared = Declared()
+    declared = Declared(ours)
     _walk(document, document.value, (), Scope(), declared)
     return declared
 
 
 def _walk(document: Document, parent: Mapping[str, Any], path: Path, scope: Scope, declared: Declared) -> None:
     for inner, body in _items(parent, "plugins", path, declared):
-        declared.plugins.append(_plugin(Origin.DECLARATIVE, document, inner, body, scope))
+        declared.plugins.append(_plugin(Origin.DECLARATIVE, document, inner, body, scope, declared.ours))
     for collection in COLLECTIONS if len(path) < _DEEPEST else ():
         for inner, body in _items(parent, collection, path, declared):
             name = _name_of(body) or f"at {'.'.join(map(str, inner))}"
@@ -207,7 +218,9 @@ def _items(
             declared.malformed.append((inner, "an entity: names with values, such as `name: ...`"))
 
 
-def _plugin(origin: Origin, document: Document, path: Path, body: Mapping[str, Any], around: Scope) -> Plugin:
+def _plugin(  # noqa: PLR0913, PLR0917 - what a plugin is made of
+    origin: Origin, document: Document, path: Path, body: Mapping[str, Any], around: Scope, ours: str
+) -> Plugin:
     named = [(kind, name) for kind in _SCOPES.values() if (name := _reference(body.get(kind)))]
     names = tuple(sorted({**dict(around.names), **dict(named)}.items()))
     config, elsewhere = _with_shared(document.value, body)
@@ -216,6 +229,7 @@ def _plugin(origin: Origin, document: Document, path: Path, body: Mapping[str, A
         document,
         path,
         body,
+        ours,
         Scope(names, around.service),
         config=config,
         elsewhere=elsewhere,

@@ -40,6 +40,15 @@ def read_file(file: str) -> str:
         ) from error
 
 
+def read_if_there(file: Path) -> str | None:
+    """Read a file that another one names; None where it cannot be read."""
+    try:
+        return read_file(str(file)) if file.is_absolute() and file.is_file() else None
+    except (UnreadableFile, OSError):
+        # Such as a directory of another user's, in which it cannot be looked for.
+        return None
+
+
 def name_of(file: str) -> str:
     """Name a file for people."""
     return "stdin" if file == _STDIN else words.shown(file)

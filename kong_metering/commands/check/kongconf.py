@@ -15,7 +15,6 @@ from pathlib import Path as FilePath
 import click
 from click.core import ParameterSource
 
-from kong_metering import PLUGIN_NAME
 from kong_metering.checks import path_complaint
 from kong_metering.cli import program
 from kong_metering.commands.check.entities import nearest
@@ -30,6 +29,8 @@ _PROGRAMS = ("kong-metering-plugin-server", "plugin_server.py")
 _PREFIX = "/usr/local/kong"
 _SUFFIXES = ("_socket", "_start_cmd", "_query_cmd")
 _LISTS = ("plugins", "pluginserver_names")
+# Words in `plugins` that are no plugin's name.
+_NO_NAMES = ("bundled", "off")
 _ANY = "pluginserver_"
 _LOOKED_AT = ("kong_prefix", "socket", "socket_name", "plugin_name", "no_spool", "adaptive_batch", "dump")
 # Flags that print something and end.
@@ -72,6 +73,19 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Called:
+    """What the plugin is called in Kong.
+
+    `is_guess`: nothing says so, and it is the usual name; `unread` is the setting that names a dump which would say it,
+    and cannot be read here.
+    """
+
+    name: str
+    is_guess: bool = False
+    unread: Setting | None = None
+
+
+@dataclass(frozen=True)
 class KongConf:
     """What a kong.conf says, by name; of a name that stands twice, the last one counts."""
 
@@ -82,6 +96,19 @@ class KongConf:
     def starts_server(self) -> Setting | None:
         """The setting that has Kong start the plugin server itself, if it does."""
         return next((one for one in self.settings.values() if one.name.endswith("_start_cmd") and one.value), None)
+
+    @property
+    def has_schema_in_lua(self) -> bool:
+        """True if it is a control plane that knows plugins by their schemas in Lua, as far as that is to be seen.
+
+        Only a control plane can do with a schema: elsewhere the plugin has to run.
+        """
+        return self.is_control_plane and bool(_setting(self, "lua_package_path").value)
+
+    @property
+    def is_control_plane(self) -> bool:
+        """True if it runs no plugins, and hands out configurations."""
+        return _setting(self, "role").value == "control_plane"
 
 
 def read(text: str) -> KongConf:
@@ -101,14 +128,14 @@ def read(text: str) -> KongConf:
     return KongConf(settings, tuple(wrong))
 
 
-def conf_findings(conf: KongConf, tool: str | None = None) -> Iterator[Finding]:
+def conf_findings(conf: KongConf, called: Called, tool: str | None = None) -> Iterator[Finding]:
     """Find what is wrong; `tool` is what else is known to change this Kong's configuration."""
     yield from conf.findings
     yield from _misspelt(conf)
-    yield from _plugins(conf)
+    yield from _plugins(conf, called)
     names = _setting(conf, "pluginserver_names")
     servers = [name.lower() for name in names.items] if names.value != "NONE" else []
-    yield from _unnamed(conf, servers, names)
+    yield from _unnamed(conf, servers, called.name)
     for server in servers:
         yield from _server(conf, server, names)
     yield from _start_findings(conf, tool)
@@ -143,13 +170,16 @@ def _nearest_suffix(name: str) -> str | None:
     return f"{_ANY}{server}{near}" if name.startswith(_ANY) and near else None
 
 
-def _plugins(conf: KongConf) -> Iterator[Finding]:
-    setting = _setting(conf, "plugins", "bundled")
-    wanted = f"plugins = bundled,{PLUGIN_NAME}"
-    if PLUGIN_NAME not in setting.items:
-        near = nearest(PLUGIN_NAME, setting.items)
-        problem = f"{PLUGIN_NAME} is not in it: Kong refuses configurations with the plugin"
-        remedy = f"write {PLUGIN_NAME} in the place of {near}" if near else f"write `{wanted}`"
+def _plugins(conf: KongConf, called: Called) -> Iterator[Finding]:
+    setting, name = _setting(conf, "plugins", "bundled"), called.name
+    others = [item for item in setting.items if item not in _NO_NAMES]
+    wanted = f"plugins = {','.join(dict.fromkeys(['bundled', *others, name]))}"
+    if name not in others and others and called.is_guess and (called.unread is not None or conf.has_schema_in_lua):
+        yield _unknown_name(setting, called, others)
+    elif name not in others:
+        near = nearest(name, others)
+        problem = f"{name} is not in it: Kong refuses configurations with the plugin"
+        remedy = f"write {name} in the place of {near}" if near else f"write `{wanted}`"
         if setting.line:
             yield setting.find(Level.ERROR, "plugin-not-loaded", problem, remedy)
         else:
@@ -159,7 +189,15 @@ def _plugins(conf: KongConf) -> Iterator[Finding]:
         yield setting.find(Level.WARNING, "no-bundled-plugins", problem, f"write `{wanted}`, unless it is meant")
 
 
-def _unnamed(conf: KongConf, servers: Sequence[str], names: Setting) -> Iterator[Finding]:
+def _unknown_name(setting: Setting, called: Called, others: Sequence[str]) -> Finding:
+    unread = called.unread
+    where = "its schema in Lua says it" if unread is None else f"the file of {unread.name} says it, and is not here"
+    problem = f"it is not known here what the metering plugin is called: {where}; {called.name} is not in `plugins`"
+    remedy = f"if it is one of {', '.join(printable(name, 80) for name in others)}, say so with --plugin-name"
+    return setting.find(Level.NOTE, "unknown-plugin-name", problem, remedy)
+
+
+def _unnamed(conf: KongConf, servers: Sequence[str], plugin: str) -> Iterator[Finding]:
     """Find plugin servers that are described and not named, or none at all."""
     described: dict[str, Setting] = {}
     for name, setting in conf.settings.items():
@@ -173,10 +211,21 @@ def _unnamed(conf: KongConf, servers: Sequence[str], names: Setting) -> Iterator
             problem = f"{name} is not in pluginserver_names, and Kong passes over this line and those like it"
             remedy = f"is it {_ANY}{near}_...?" if near else f"write `pluginserver_names = {name}`"
             yield setting.find(Level.ERROR, "server-not-named", problem, remedy)
-    if not servers and not described and PLUGIN_NAME in _setting(conf, "plugins").items:
-        problem = f"no plugin server is named, and {PLUGIN_NAME} is none of Kong's own plugins: Kong does not start"
-        remedy = "write `pluginserver_names = metering`, and the lines of kong.conf.example for it"
-        yield _missing(names.name, "server-not-named", problem, remedy)
+    if not servers and not described and plugin in _setting(conf, "plugins").items and not conf.has_schema_in_lua:
+        yield _without_server(conf, plugin)
+
+
+def _without_server(conf: KongConf, plugin: str) -> Finding:
+    path = ("pluginserver_names",)
+    if conf.is_control_plane:
+        problem = f"there is neither a dump to say what {plugin} is, nor a lua_package_path that leads to its schema"
+        remedy = "write the lines of examples/hybrid/control-plane.conf, or control-plane-lua.conf"
+        return Finding(Level.WARNING, "server-not-named", path, problem, remedy)
+    problem = f"no plugin server is named, and {plugin} is none of Kong's own plugins: Kong does not start"
+    if _setting(conf, "lua_package_path").value:
+        problem += ", or, with a schema in Lua, meters nothing"
+    remedy = "write `pluginserver_names = metering`, and the lines of kong.conf.example for it"
+    return Finding(Level.ERROR, "server-not-named", path, problem, remedy)
 
 
 def _server(conf: KongConf, server: str, names: Setting) -> Iterator[Finding]:

@@ -106,12 +106,15 @@ def manifests(documents: Sequence[Document]) -> list[Manifest]:
     return found
 
 
-def plugins_of(objects: Sequence[Manifest]) -> list[Plugin]:
-    """Read which plugins are declared, each once for each object that it is attached to."""
+def plugins_of(objects: Sequence[Manifest], ours: str) -> list[Plugin]:
+    """Read which plugins are declared, each once for each object that it is attached to.
+
+    `ours` is what the metering plugin is called.
+    """
     found = []
     for manifest in objects:
         if manifest.kind in KINDS:
-            plugin = _plugin(manifest)
+            plugin = _plugin(manifest, ours)
             scopes = [
                 Scope(((_scope_kind(other.kind), other.name),)) for other in objects if manifest.name in other.attached
             ]
@@ -126,13 +129,14 @@ def _scope_kind(kind: str) -> str:
     return {"Service": "service", "KongConsumer": "consumer"}.get(kind, "route")
 
 
-def _plugin(manifest: Manifest) -> Plugin:
+def _plugin(manifest: Manifest, ours: str) -> Plugin:
     body = manifest.body
     return Plugin(
         Origin.KUBERNETES,
         manifest.document,
         manifest.path,
         body,
+        ours,
         key="plugin",
         config=_config(body),
         elsewhere=_patched(manifest),

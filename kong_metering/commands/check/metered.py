@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 _CONSUMER_FIELDS = ("id", "username", "custom_id")
 _SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie", "apikey", "x-api-key", "api-key")
+# Kong has nginx keep underscores; what else is in a name makes it an invalid one, which nginx ignores by default.
+_KEPT_HEADER = re.compile(r"[A-Za-z0-9_-]+")
+_DROPPED = "nginx, and so Kong, drops headers of such names, unless ignore_invalid_headers is off"
+_RENAME = "choose a name of letters, digits, - and _ alone"
 _RANGE = re.compile(r"([0-9]{3})-[0-9]{3}")
 _STATUSES = range(100, 600)
 _LARGE_BATCH = 10_000
@@ -109,9 +113,12 @@ def subject(settings: Settings) -> Iterator[Finding]:
             "Kong by itself has no application in its log record, and then nothing is billed",
             "docs/events.md says how to put one there; to bill by API key, look up the consumer",
         )
-    if place == "header" and field is not None and field.strip().lower() in _SECRET_HEADERS:
+    if place == "header" and field is not None and not _KEPT_HEADER.fullmatch(field):
+        problem = f"{_DROPPED}: no request has a subject, and nothing is billed"
+        yield settings.find(Level.WARNING, "dropped-header", ("subject", "field"), problem, _RENAME)
+    if place == "header" and (level := _level_of_secret(field)) is not None:
         yield settings.find(
-            Level.ERROR if "authorization" in field.lower() else Level.WARNING,
+            level,
             "secret-as-subject",
             ("subject", "field"),
             "this header holds the client's own secret, which would be the subject on each event and invoice",
@@ -119,11 +126,20 @@ def subject(settings: Settings) -> Iterator[Finding]:
         )
 
 
+def _level_of_secret(header: str | None) -> Level | None:
+    """Tell how bad it is to put a header into events; None if it holds no secret, as far as its name tells."""
+    name = (header or "").strip().lower()
+    if name not in _SECRET_HEADERS:
+        return None
+    return Level.ERROR if "authorization" in name else Level.WARNING
+
+
 def attributes(settings: Settings) -> Iterator[Finding]:
     """Look at the attributes."""
     given = settings.value("attributes")
     seen: dict[str, int] = {}
     for index, attribute in enumerate(given if isinstance(given, list) else ()):
+        yield from _source(settings, index)
         name = attribute.get("event_property_name") if isinstance(attribute, Mapping) else None
         if not isinstance(name, str):
             continue
@@ -136,3 +152,20 @@ def attributes(settings: Settings) -> Iterator[Finding]:
         if kinds:
             problem = f"it is a field of {' and '.join(kinds)} itself, and the attribute is left out there"
             yield settings.find(Level.WARNING, "reserved-attribute", path, problem, "choose another name")
+
+
+def _source(settings: Settings, index: int) -> Iterator[Finding]:
+    """Look at where an attribute comes from."""
+    path = ("attributes", index, "look_up_value_in")
+    header = settings.text(*path) if settings.value("attributes", index, "source") == "header" else None
+    if header is not None and not _KEPT_HEADER.fullmatch(header):
+        problem = f"{_DROPPED}: the attribute is never there"
+        yield settings.find(Level.WARNING, "dropped-header", path, problem, _RENAME)
+    if (level := _level_of_secret(header)) is not None:
+        yield settings.find(
+            level,
+            "secret-as-attribute",
+            path,
+            "this header holds the client's own secret, which would be in each event, on disk and in OpenMeter",
+            "take the attribute out; who the client is, an authentication plugin finds, for look_up_value_in: consumer",
+        )

@@ -94,10 +94,10 @@ def _unauthenticated(plugin: Plugin, others: Sequence[Plugin], declared: Declare
 def _looked_up(plugin: Plugin) -> str | None:
     if not isinstance(plugin.config, Mapping):
         return None
-    subject = plugin.config.get("subject")
-    place = subject.get("look_up_value_in") if isinstance(subject, Mapping) else None
-    if subject is not None and not isinstance(subject, Mapping):
+    subject = plugin.config.get("subject", {})
+    if not isinstance(subject, Mapping):
         return None
+    place = subject.get("look_up_value_in")
     return place if isinstance(place, str) else "consumer" if place is None else None
 
 

@@ -44,8 +44,10 @@ def entity_findings(plugin: Plugin) -> Iterator[Finding]:
         for key in plugin.body:
             if key not in ENTITY_KEYS:
                 yield plugin.find(Level.ERROR, "unknown-field", (*plugin.path, str(key)), *_misplaced(str(key)))
-    for found in violations(ENTITY["protocols"], plugin.body.get("protocols") or None, (*plugin.path, "protocols")):
-        if found.kind is not Kind.MISSING:
+    protocols = plugin.body.get("protocols")
+    # The ingress controller leaves out what is null.
+    if protocols is not None or ("protocols" in plugin.body and plugin.origin is not Origin.KUBERNETES):
+        for found in violations(ENTITY["protocols"], protocols, (*plugin.path, "protocols")):
             yield _finding(plugin, found, found.path)
 
 
@@ -69,7 +71,7 @@ def without_refused(plugin: Plugin) -> Plugin:
     """Return the plugin with `UNREADABLE` in the place of what Kong refuses: what it would mean is no matter."""
     config = plugin.config
     for found in _refused(plugin):
-        if found.kind in (Kind.TYPE, Kind.VALUE):
+        if found.kind in (Kind.TYPE, Kind.VALUE, Kind.NULL):
             config = replaced(config, found.path)
     return replace(plugin, config=config)
 
@@ -174,15 +176,36 @@ def _missing(found: Violation) -> tuple[str, str]:
     return f"is required{why}, and not set", _set_it(found.spec, found.path)
 
 
+def _null(found: Violation) -> tuple[str, str]:
+    """Tell of what is null, as YAML has it when all lines below its name are commented out."""
+    name = next((str(part) for part in reversed(found.path) if isinstance(part, str)), "config")
+    where = name if found.path[-1:] == (name,) else f"this member of {name}"
+    problem = f"nothing stands below {where}, so it is null, and Kong refuses that: required field missing"
+    return (
+        problem,
+        f"remove the line, or put something below it: {', '.join(fields_of(found.spec)) or expected(found.spec)}",
+    )
+
+
 def _type(found: Violation) -> tuple[str, str]:
     problem = f"expected {expected(found.spec)}, found {_found(found.value)}"
     if isinstance(found.value, str) and found.spec.get("type") in ("integer", "number", "boolean"):
         return problem, "write it without quotation marks" if _is_quoted_one(found) else _set_it(found.spec, found.path)
     if found.spec.get("type") == "string" and isinstance(found.value, (int, float)):
-        return problem, "put it into quotation marks"
+        return problem, f"put {_quoted(found.spec, str(found.value))}"
     if found.spec.get("type") == "array" and isinstance(found.value, (str, int, Mapping)):
         return problem, "write a list: each member in a line of its own behind `- `, or in brackets, `[...]`"
     return problem, _set_it(found.spec, found.path)
+
+
+def _quoted(spec: Spec, text: str) -> str:
+    """Tell what to put into quotation marks: a number as it is, or as a range, where only that is taken."""
+    refused = next(violations(spec, text), None)
+    if refused is None or not refused.said:
+        return "it into quotation marks"
+    if next(violations(spec, f"{text}-{text}"), None) is None:
+        return f'a range into quotation marks: "{text}-{text}"'
+    return f"it into quotation marks: {refused.said}"
 
 
 def _is_quoted_one(found: Violation) -> bool:
@@ -202,7 +225,7 @@ def _value(found: Violation) -> tuple[str, str]:
     return found.said or f"expected {expected(spec)}", _set_it(spec, found.path)
 
 
-_WORDS = {Kind.UNKNOWN: _unknown, Kind.MISSING: _missing, Kind.TYPE: _type, Kind.VALUE: _value}
+_WORDS = {Kind.UNKNOWN: _unknown, Kind.MISSING: _missing, Kind.NULL: _null, Kind.TYPE: _type, Kind.VALUE: _value}
 
 
 def expected(spec: Spec) -> str:
@@ -249,24 +272,21 @@ def _uncapitalised(text: str) -> str:
 def name_findings(plugin: Plugin) -> Iterator[Finding]:
     """Find a plugin whose name is nearly ours."""
     path = (*plugin.path, plugin.key)
-    if plugin.name and not plugin.is_ours and is_nearly_ours(plugin.name):
-        yield plugin.find(
-            Level.ERROR,
-            "plugin-name",
-            path,
-            f"Kong knows no plugin {printable(plugin.name, _LONGEST_NAME)}",
-            f"write {PLUGIN_NAME}",
-        )
+    if plugin.name and not plugin.is_ours and is_nearly_ours(plugin.name, plugin.ours):
+        name = printable(plugin.name, _LONGEST_NAME)
+        unless = f", or, if the plugin server has --plugin-name {name}, check with that" if plugin.is_alike else ""
+        problem, remedy = f"Kong knows no plugin {name}", f"write {plugin.ours}{unless}"
+        yield plugin.find(Level.ERROR, "plugin-name", path, problem, remedy)
     if not plugin.name:
         yield plugin.find(
             Level.ERROR,
             "plugin-name",
             path,
             "it does not say which plugin it is",
-            f"write {plugin.key}: {PLUGIN_NAME}",
+            f"write {plugin.key}: {plugin.ours}",
         )
 
 
-def is_nearly_ours(name: str) -> bool:
-    """Return whether somebody surely meant this plugin."""
-    return nearest(name, [PLUGIN_NAME]) is not None
+def is_nearly_ours(name: str, ours: str) -> bool:
+    """Return whether somebody surely meant this plugin; a Kong with one of its own of our usual name has both."""
+    return name == ours or (name != PLUGIN_NAME and nearest(name, [ours]) is not None)

@@ -32,6 +32,7 @@ class Kind(Enum):
 
     UNKNOWN = "unknown-field"
     MISSING = "missing"
+    NULL = "nothing-below"
     TYPE = "wrong-type"
     VALUE = "wrong-value"
 
@@ -63,8 +64,8 @@ def violations(spec: Spec, value: Any, path: Path = ()) -> Iterator[Violation]:
     if isinstance(value, Unreadable):
         return
     if value is None:
-        if spec.get("required") and "default" not in spec:
-            yield Violation(Kind.MISSING, path, spec)
+        if spec.get("required"):
+            yield Violation(Kind.NULL if _is_made(spec) else Kind.MISSING, path, spec)
     elif not _is_of_type(spec, value):
         yield Violation(Kind.TYPE, path, spec, value)
     elif spec["type"] == "record":
@@ -82,11 +83,15 @@ def _in_record(spec: Spec, value: Mapping[Any, Any], path: Path) -> Iterator[Vio
         if name not in fields:
             yield Violation(Kind.UNKNOWN, (*path, str(name)), spec, value[name], among=tuple(fields))
     for name, field in fields.items():
-        inner = value.get(name)
-        if inner is not None or field["type"] != "record":
-            yield from violations(field, inner, (*path, name))
+        if name in value or not _is_made(field):
+            yield from violations(field, value.get(name), (*path, name))
     for check in spec.get("entity_checks", ()):
         yield from _of_check(fields, check["conditional"], value, path)
+
+
+def _is_made(spec: Spec) -> bool:
+    """Return whether Kong makes a value where there is none; in the place of null it makes none."""
+    return "default" in spec or spec["type"] == "record"
 
 
 def _of_check(
@@ -94,17 +99,22 @@ def _of_check(
 ) -> Iterator[Violation]:
     """Find what is refused because of what another field says."""
     given = value.get(rule["if_field"], fields[rule["if_field"]].get("default"))
-    if given is None or next(_of_value(rule["if_match"], given, ()), None):
+    if not _is_met(rule["if_match"], given):
         return
     then, match = rule["then_field"], rule["then_match"]
     target, spec = value.get(then), {**fields[then], **match}
-    said = f"with {rule['if_field']}: {given}"
+    said = f"with {rule['if_field']}: {'null' if given is None else given}"
     if target is None:
         if match.get("required"):
             yield Violation(Kind.MISSING, (*path, then), spec, said=said)
     elif _is_of_type(spec, target):
         for found in _of_value(match, target, (*path, then)):
             yield Violation(found.kind, found.path, spec, target, found.said)
+
+
+def _is_met(condition: Spec, given: Any) -> bool:
+    """Return whether a value is what a check is about; Kong looks at null by `eq` alone."""
+    return "eq" not in condition if given is None else next(_of_value(condition, given, ()), None) is None
 
 
 def _of_value(spec: Spec, value: Any, path: Path) -> Iterator[Violation]:

@@ -14,7 +14,7 @@ import click
 
 from kong_metering.clock import SystemClock
 from kong_metering.commands import words
-from kong_metering.commands.options import CaBundle, json_option
+from kong_metering.commands.options import CaBundle, json_option, plugin_name_option
 from kong_metering.commands.output import say, tell
 from kong_metering.commands.testevent.advice import Advice, advice_for
 from kong_metering.commands.testevent.post import EVENT_TYPE, Answer, TestEvent, send
@@ -37,6 +37,7 @@ NOT_REACHED = 3
 @click.option(
     "--plugin", metavar="PATH", help="Which metering plugin of FILE, if there are several: services[0].plugins[1]."
 )
+@plugin_name_option("What the plugin is called in FILE: the server's --plugin-name.")
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path, allow_dash=True),

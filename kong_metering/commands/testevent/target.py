@@ -34,6 +34,7 @@ class TargetOptions:
 
     file: str | None
     plugin: str | None
+    plugin_name: str
     ingest_endpoint: str | None
     token_file: Path | None
     ca_bundle: Path | None
@@ -62,22 +63,32 @@ def target_of(options: TargetOptions, environment: Mapping[str, str]) -> Target:
 def _config(options: TargetOptions, environment: Mapping[str, str]) -> Mapping[str, Any]:
     if options.file is None:
         return {}
-    plugin = _chosen(plugins_in(read_file(options.file), environment), options)
+    plugin = _chosen(plugins_in(read_file(options.file), environment, options.plugin_name), options)
     return plugin.config if isinstance(plugin.config, Mapping) else {}
 
 
 def _chosen(plugins: Sequence[Plugin], options: TargetOptions) -> Plugin:
     """Choose the plugin that is meant."""
-    names = {_place(plugin): plugin for plugin in plugins}
+    ours = [plugin for plugin in plugins if plugin.is_ours]
+    names = {_place(plugin): plugin for plugin in ours}
     if not names:
-        raise click.UsageError(f"no metering plugin is in {shown(options.file or '')}; `kong-metering check` says more")
+        raise click.UsageError(_none(plugins, options))
     if options.plugin is not None:
         if options.plugin not in names:
             raise click.UsageError(f"--plugin can be: {', '.join(names)}")
         return names[options.plugin]
-    if len({_settings_of(plugin) for plugin in plugins}) > 1:
+    if len({_settings_of(plugin) for plugin in ours}) > 1:
         raise click.UsageError(f"there are several metering plugins; choose one with --plugin: {', '.join(names)}")
-    return plugins[0]
+    return ours[0]
+
+
+def _none(alike: Sequence[Plugin], options: TargetOptions) -> str:
+    """Tell that there is no metering plugin, and which plugins look like one."""
+    problem = f"no plugin {options.plugin_name} is in {shown(options.file or '')}"
+    if not alike:
+        return f"{problem}; `kong-metering check` says more"
+    names = dict.fromkeys(f"--plugin-name {shown(plugin.name)}" for plugin in alike)
+    return f"{problem}; is it {' or '.join(names)}?"
 
 
 def _place(plugin: Plugin) -> str:

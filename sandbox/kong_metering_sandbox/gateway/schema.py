@@ -26,6 +26,10 @@ UNKNOWN = "unknown field"
 _REQUIRED_FOR_CHECK = "field required for entity check"
 
 
+# In Lua an empty list and an empty object are the same table, and Kong takes either for the other.
+_EMPTY: dict[str, Callable[[], Value]] = {"record": dict, "array": list, "set": list}
+
+
 class _Missing:
     """Stands for Lua's nil where None already stands for null."""
 
@@ -79,6 +83,8 @@ class Schema:
 
 
 def _fill(spec: Spec, value: Value) -> Value:
+    if value in ([], {}) and spec.get("type") in _EMPTY:
+        value = _EMPTY[spec["type"]]()
     if spec.get("type") == "record":
         return _fill_record(spec, value)
     if isinstance(value, _Missing):

@@ -94,6 +94,70 @@ def test_what_the_admin_api_gives_can_be_checked() -> None:
     assert "data[0].config.queue.max_entries" in {one["path"] for one in findings("-", stdin=wrong)}
 
 
+@pytest.mark.parametrize("name", ["subject", "queue"])
+def test_null_in_the_place_of_settings_is_refused_in_a_patch_too(name: str) -> None:
+    for text in (
+        json.dumps({"config": {name: None}}),
+        json.dumps({"name": "metering-and-billing", "config": SETTINGS | {name: None}}),
+    ):
+        assert [(one["path"], one["rule"]) for one in above_notes(findings("-", stdin=text))] == [
+            (f"config.{name}", "nothing-below")
+        ]
+    assert above_notes(findings("-", stdin='{"config": {"attributes": null}}')) == []
+
+
+@pytest.mark.parametrize(("code", "said"), [(404, '"404-404"'), (1404, "404-404 for one"), (4.5, "404-404 for one")])
+def test_a_status_code_without_quotation_marks_is_said_in_its_final_form(code: float, said: str) -> None:
+    text = json.dumps({"name": "metering-and-billing", "config": {**SETTINGS, "allow_status_codes": [code]}})
+    (found,) = above_notes(findings("-", stdin=text))
+    assert (found["rule"], said in found["remedy"]) == ("wrong-type", True)
+
+
+@pytest.mark.parametrize(
+    ("header", "is_dropped"), [("x_tenant-1", False), ("X-Tenant", False), ("x.y", True), ("x$", True), ("ü", True)]
+)
+def test_a_header_that_nginx_drops_is_said(header: str, is_dropped: bool) -> None:  # noqa: FBT001 - a parameter of a test
+    config = {**SETTINGS, "subject": {"look_up_value_in": "header", "field": header}}
+    found = above_notes(findings("-", stdin=json.dumps({"name": "metering-and-billing", "config": config})))
+    assert [(one["rule"], one["level"]) for one in found] == ([("dropped-header", "warning")] if is_dropped else [])
+    config["subject"] = {"look_up_value_in": "query", "field": header}
+    assert above_notes(findings("-", stdin=json.dumps({"name": "metering-and-billing", "config": config}))) == []
+
+
+HEADERS = [
+    ("Proxy-Authorization", "error"),
+    *((name, "warning") for name in ("cookie", "apikey", "X-Api-Key", "api-key")),
+]
+
+
+def test_null_in_the_place_of_a_default_is_refused_as_kong_refuses_it() -> None:
+    """As seen on Kong 3.9."""
+    entity = {"name": "metering-and-billing", "config": SETTINGS, "protocols": None}
+    (found,) = above_notes(findings("-", stdin=json.dumps(entity)))
+    assert (found["rule"], found["path"]) == ("nothing-below", "protocols")
+    assert "remove the line" in found["remedy"]
+    config = {**SETTINGS, "subject": {"look_up_value_in": None}}
+    (found,) = above_notes(findings("-", stdin=json.dumps({"name": "metering-and-billing", "config": config})))
+    assert (found["rule"], found["path"]) == ("missing", "config.subject.field")
+    assert "is required with look_up_value_in: null" in found["problem"]
+
+
+@pytest.mark.parametrize(("header", "level"), HEADERS)
+def test_a_header_with_a_secret_is_said_of_the_subject_and_of_attributes_alike(header: str, level: str) -> None:
+    attributes = [
+        {"source": "header", "look_up_value_in": "x-dept", "event_property_name": "department"},
+        {"source": "header", "look_up_value_in": header, "event_property_name": "client"},
+        {"source": "query", "look_up_value_in": header, "event_property_name": "of-the-query"},
+    ]
+    subject = {"look_up_value_in": "header", "field": header}
+    entity = {"name": "metering-and-billing", "config": {**SETTINGS, "subject": subject, "attributes": attributes}}
+    found = above_notes(findings("-", stdin=json.dumps(entity)))
+    assert [(one["rule"], one["level"], one["path"]) for one in found] == [
+        ("secret-as-subject", level, "config.subject.field"),
+        ("secret-as-attribute", level, "config.attributes[1].look_up_value_in"),
+    ]
+
+
 def test_authentication_counts_on_the_service_the_route_and_all_routes() -> None:
     def document(**where: Any) -> str:
         metering = {"name": "metering-and-billing", "config": {**SETTINGS, "subject": BY_HEADER}}
@@ -172,6 +236,10 @@ def test_whatever_is_in_a_file_it_is_told_and_not_raised(text: str) -> None:
     result = run("-", stdin=text)
     assert result.exit_code == 1
     assert "s3cr3t" not in result.output
+
+
+def test_of_an_empty_file_it_is_said_that_it_is_empty() -> None:
+    assert [one["rule"] for one in findings("-", stdin="# nothing\n")] == ["empty"]
 
 
 def test_an_alias_that_holds_itself_ends() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kong_metering.commands.check.settings import CONFIG
@@ -49,9 +49,18 @@ CONFIGS = st.fixed_dictionaries(
         "unknown": SIMPLE,
     },
 )
+VALID = {"ingest_endpoint": "https://x.example/events", "api_token": "t"}
 
 
 @given(CONFIGS)
+@example(VALID)
+@example({**VALID, "subject": None})
+@example({**VALID, "queue": None})
+@example({**VALID, "attributes": None})
+@example({**VALID, "subject": [], "queue": []})
+@example({**VALID, "attributes": {}, "allow_status_codes": {}})
+@example({**VALID, "subject": {"look_up_value_in": None}})
+@example({**VALID, "subject": {"look_up_value_in": None, "field": "x y"}})
 def test_it_is_refused_exactly_when_the_gateway_refuses_it(config: dict[str, Any]) -> None:
     spec = dict(CONFIG)
     refused = validate_field(spec, Schema.of(spec).fill(config))

@@ -55,7 +55,14 @@ DECLARATIVE = [
         "boolean-in-quotes.yaml", ERROR, 8, f"{OURS}.meter_ai_token_usage", "true or false", "without quotation marks"
     ),
     case("number-in-quotes.yaml", ERROR, 8, f"{OURS}.timeout", "expected a number", "without quotation marks"),
-    case("status-codes-as-number.yaml", ERROR, 8, f"{OURS}.allow_status_codes[0]", "a text", "into quotation marks"),
+    case(
+        "status-codes-as-number.yaml",
+        ERROR,
+        8,
+        f"{OURS}.allow_status_codes[0]",
+        "a text",
+        'into quotation marks: "200-200"',
+    ),
     case("status-codes-single.yaml", ERROR, 8, f"{OURS}.allow_status_codes[0]", "such as 200-299", "404-404"),
     case(
         "status-codes-backwards.yaml",
@@ -97,6 +104,15 @@ DECLARATIVE = [
         "subject-consumer-field.yaml", ERROR, 8, f"{OURS}.subject.field", "id, username, custom_id", "is it username?"
     ),
     case("subject-header-with-colon.yaml", ERROR, 8, f"{OURS}.subject.field", "a header's name has no blanks, colons"),
+    case(
+        "subject-header-dropped.yaml",
+        WARNING,
+        8,
+        f"{OURS}.subject.field",
+        "ignore_invalid_headers",
+        "nothing is billed",
+        "letters, digits, - and _",
+    ),
     case("subject-is-a-secret.yaml", ERROR, 8, f"{OURS}.subject.field", "secret", "look_up_value_in: consumer"),
     case(
         "subject-claimed.yaml",
@@ -123,6 +139,23 @@ DECLARATIVE = [
         "left out",
         "choose another name",
     ),
+    case(
+        "attribute-is-a-secret.yaml",
+        ERROR,
+        9,
+        f"{OURS}.attributes[0].look_up_value_in",
+        "the client's own secret",
+        "on disk and in OpenMeter",
+        "take the attribute out",
+    ),
+    case(
+        "attribute-header-dropped.yaml",
+        WARNING,
+        9,
+        f"{OURS}.attributes[0].look_up_value_in",
+        "the attribute is never there",
+        "letters, digits, - and _",
+    ),
     case("queue-range.yaml", ERROR, 8, f"{OURS}.queue.max_batch_size", "from 1 to 1,000,000", "found 2,000,000"),
     case(
         "queue-without-batches.yaml",
@@ -131,6 +164,23 @@ DECLARATIVE = [
         f"{OURS}.queue.concurrency_limit",
         "heavy traffic",
         "set max_batch_size to 100",
+    ),
+    case(
+        "queue-commented-out.yaml",
+        ERROR,
+        8,
+        f"{OURS}.queue",
+        "nothing stands below queue",
+        "Kong refuses",
+        "remove the line, or put something below it: max_batch_size, ",
+    ),
+    case(
+        "subject-commented-out.yaml",
+        ERROR,
+        8,
+        f"{OURS}.subject",
+        "nothing stands below subject",
+        "remove the line, or put something below it: look_up_value_in, field",
     ),
     case("queue-delays.yaml", WARNING, 8, f"{OURS}.queue.initial_retry_delay", "longer than the longest"),
     case("queue-milliseconds.yaml", WARNING, 8, f"{OURS}.queue.max_coalescing_delay", "in seconds", "0.5?"),
@@ -193,6 +243,7 @@ KONG_CONF = [
     case("conf-no-spool.conf", WARNING, 4, "pluginserver_metering_start_cmd", "loses what waits", "--no-spool out"),
     case("conf-flag-value.conf", ERROR, 4, "pluginserver_metering_start_cmd", "--servers", "the default is used, 1"),
 ]  # fmt: skip
+FINE = ["fine.yaml", "fine-commented-out.yaml", "fine.conf"]
 CASES_OF_ONE = [*DECLARATIVE, *BODIES, *MANIFESTS, *KONG_CONF]
 
 
@@ -218,14 +269,14 @@ def test_people_read_the_same_and_no_token(wrong: Case) -> None:
     assert "1234567" not in result.output
 
 
-@pytest.mark.parametrize("file", ["fine.yaml", "fine.conf"])
+@pytest.mark.parametrize("file", FINE)
 def test_nothing_is_said_of_what_is_right(file: str) -> None:
     assert above_notes(findings(CASES / file)) == []
     assert run(CASES / file, "--strict").exit_code == 0
 
 
 def test_each_file_is_one_of_a_test() -> None:
-    elsewhere = {"fine.yaml", "fine.conf", *MORE_THAN_ONE}
+    elsewhere = {*FINE, *MORE_THAN_ONE}
     assert {path.name for path in CASES.iterdir()} == {one.file for one in CASES_OF_ONE} | elsewhere
 
 

@@ -157,6 +157,22 @@ def configuration(url: str, **config: object) -> str:
     return json.dumps({"_format_version": "3.0", "plugins": [{"name": "metering-and-billing", "config": settings}]})
 
 
+def test_a_plugin_of_another_name_is_taken_by_that_name(endpoint: IngestServer) -> None:
+    usual = configuration("http://127.0.0.1:1/not-this-one")
+    other = configuration(endpoint.url).replace("metering-and-billing", "kong-metering")
+    plugins = [plugin for text in (usual, other) for plugin in json.loads(text)["plugins"]]
+    both = json.dumps({"_format_version": "3.0", "plugins": plugins})
+    for text in (other, both):
+        assert run("-", "--plugin-name", "kong-metering", stdin=text).exit_code == 0
+        assert run("-", stdin=text, KONG_METERING_PLUGIN_NAME="kong-metering").exit_code == 0
+    assert len(endpoint.requests) == 4
+    result = run("-", stdin=other)
+    assert result.exit_code == 2
+    assert "no plugin metering-and-billing is in -; is it --plugin-name kong-metering?" in result.output
+    nothing = run("-", stdin='{"_format_version": "3.0", "plugins": [{"name": "key-auth"}]}')
+    assert "no plugin metering-and-billing is in -; `kong-metering check` says more" in nothing.output
+
+
 def tokens(endpoint: IngestServer) -> list[str]:
     return [str(request.headers["Authorization"]).removeprefix("Bearer ") for request in endpoint.requests]
 
