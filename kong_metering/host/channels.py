@@ -71,8 +71,8 @@ class Channel:
     def messages(self, has_room: Callable[[], bool] | None = None) -> Iterator[Message]:
         """Take out what is there; what this version does not know is closed and left out.
 
-        Without a free descriptor for its socket a message stays where it is; a connection without `has_room` as well, and
-        what is behind it.
+        Without a free descriptor for its socket a message stays where it is; a connection without `has_room` as well,
+        and what is behind it.
         """
         with contextlib.suppress(OSError):
             while has_free_descriptor() and (has_room is None or has_room() or not self._next_is_connection()):

@@ -264,7 +264,7 @@ def test_connections_that_kong_keeps_and_does_not_use_make_room_for_those_who_wa
 
 def is_socket(descriptor: Path) -> bool:
     try:
-        return os.readlink(descriptor).startswith("socket:")
+        return str(descriptor.readlink()).startswith("socket:")
     except FileNotFoundError:
         return False
 
