@@ -157,10 +157,12 @@ def install(wish: Wish) -> None:
     _refuse_to_lose_lines(changes, kong, before, given)
     service = _service(kong, given, wish.kong_conf or former.kong_conf)
     unit = unit_text(service, former.foreign)
+    _stop_at(checks.complaints_of_interpreter(kong.user))
     changes.directory(STATE, kong.user, 0o755)
     changes.directory(SPOOL, kong.user, 0o700)
     # systemd makes it as well, at each start: /run is empty after a reboot.
     changes.directory(RUN, kong.user, 0o755)
+    _stop_at(_complaints(wish, kong, unit))
     changes.file(DUMP, _dump(given))
     changes.file(UNIT, unit)
     keeping.tell_what_is_kept(anew, before)
@@ -170,8 +172,7 @@ def install(wish: Wish) -> None:
     keeping.tell_of_the_unit(changes, former, unit)
     is_configured = _configure_kong(wish, kong, given, changes)
     _tell_next(service, kong, is_configured=is_configured)
-    told = chain(checks.complaints_of_interpreter(kong.user), _complaints(wish, kong, unit))
-    _stop_at(chain(told, _complaints_about_environment()))
+    _stop_at(_complaints_about_environment())
 
 
 def _stop_at(complaints: Iterable[str]) -> None:
