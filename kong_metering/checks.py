@@ -128,7 +128,10 @@ def _complaints_of_interpreter(user: str) -> Iterator[str]:
         # A virtual environment's is a link; what it leads to may be in somebody's home.
         program, leads_to = sys.executable, os.path.realpath(sys.executable)
         named = program if leads_to == program else f"{program}, which is {leads_to},"
-        yield f"{user} cannot run {named} with {Path(__file__).parent}: let that user read both"
+        yield (
+            f"{user} cannot run {named} with {Path(__file__).parent}: let that user read both, or install the package "
+            "into an environment that it can read (/usr/bin/python3 -m venv /opt/kong-metering)"
+        )
 
 
 def _worker(user: pwd.struct_passwd) -> str:

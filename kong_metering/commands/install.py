@@ -15,35 +15,34 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
-from kong_metering import PLUGIN_NAME, SPOOL_DIRECTORY, checks, cli
+from kong_metering import PLUGIN_NAME, SPOOL_DIRECTORY, checks
+from kong_metering.commands import keeping
 from kong_metering.commands.health import judged
 from kong_metering.commands.options import taking
-from kong_metering.commands.serversocket import USUAL_SOCKET
 from kong_metering.errors import StartupError
 from kong_metering.host.kongs import running_kongs
 from kong_metering.installation import kongconf
 from kong_metering.installation.changes import Changes
-from kong_metering.installation.findings import Findings, can_become, find_kong, kong_conf
+from kong_metering.installation.earlier import NAME_FLAG, PRIORITY_FLAG, Given, given_in
+from kong_metering.installation.findings import Findings, can_become, find_kong, kong_conf, user_named
+from kong_metering.installation.places import DUMP, FLAGS, RUN, SOCKET, SPOOL, STATE, UNIT
+from kong_metering.installation.serverflags import PROGRAM, complaints_about, meaning_of
 from kong_metering.installation.unit import Service, unit_text
-from kong_metering.lenient import complaints_of
 from kong_metering.log import printable
-from kong_metering.plugin_identity import PRIORITY, PluginIdentity
+from kong_metering.plugin_identity import PRIORITY
 from kong_metering.quantities import PluginName, WholeNumber
 
 F = TypeVar("F", bound=Callable[..., object])
 
-SOCKET = USUAL_SOCKET
-_RUN, _STATE = SOCKET.parent, Path("/var/lib/kong-metering")
-DUMP, SPOOL = _STATE / "dump.json", _STATE / "spool"
-UNIT = Path("/etc/systemd/system/kong-metering.service")
-_PROGRAM = "kong-metering-plugin-server"
 _OLDEST_KONG, _KONG_WITH_ITS_OWN = (3, 4), (3, 14)
 _LARGEST_PRIORITY = 2**31 - 1
 _PROBE_SECONDS = 2.0
@@ -62,7 +61,7 @@ class Where:
     @property
     def changes(self) -> Changes:
         """What makes the changes."""
-        return Changes(self.root.absolute(), self.dry_run, click.echo)
+        return Changes(self.root.absolute(), self.dry_run, keeping.say)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +70,25 @@ class Wish(Where):
 
     kong_prefix: Path | None
     user: str | None
-    plugin_name: str
-    priority: int
-    flags: str
+    plugin_name: str | None
+    priority: int | None
+    flags: str | None
 
-    @property
-    def identity(self) -> PluginIdentity:
-        """What Kong is to call the plugin."""
-        return PluginIdentity(self.plugin_name, self.priority)
+    def given(self) -> Given:
+        """Return what it is given, where a name and a priority may be among the flags, too.
+
+        Raises `StartupError` when the server would not take a flag, `click.UsageError` when they are no command line,
+        or say something else than the options do.
+        """
+        named = Given(self.plugin_name, self.priority)
+        if self.flags is None:
+            return named
+        among_flags = given_in(_words_of(self.flags))
+        given = named.or_else(among_flags)
+        for option, value in among_flags.words.items():
+            if given.words[option] != value:
+                raise click.UsageError(f"{option} is {given.words[option]}, and {value} in --flags")
+        return given
 
 
 def _where_options(command: F) -> F:
@@ -115,15 +125,16 @@ def _naming_root() -> Iterator[None]:
 @_where_options
 @click.option("-p", "--kong-prefix", metavar="DIR", type=click.Path(path_type=Path), help="Kong's prefix.")
 @click.option("--user", metavar="NAME", help="The user to run as: that of Kong's workers.")
-@click.option("--plugin-name", metavar="NAME", type=PluginName(), default=PLUGIN_NAME, show_default=True)
+@click.option(NAME_FLAG, metavar="NAME", type=PluginName(), help=f"What Kong calls the plugin, at first {PLUGIN_NAME}.")
 @click.option(
-    "--priority",
+    PRIORITY_FLAG,
     metavar="N",
     type=WholeNumber(-_LARGEST_PRIORITY, _LARGEST_PRIORITY),
-    default=PRIORITY,
-    show_default=True,
+    help=f"The plugin's place among Kong's, at first {PRIORITY}.",
 )
-@click.option("--flags", metavar="TEXT", default="", help="Further flags of the plugin server, as on a command line.")
+@click.option(
+    "--flags", metavar="TEXT", help="Further flags of the plugin server, as on a command line; '' takes all away."
+)
 @taking(Wish)
 @_naming_root()
 def install(wish: Wish) -> None:
@@ -131,28 +142,45 @@ def install(wish: Wish) -> None:
 
     Finds out Kong's version, prefix, kong.conf and the user of its workers; makes the directories, the service and the
     file that describes the plugin to Kong; tells what kong.conf needs, and what to do then. Doing it again changes only
-    what has to be changed. Run it as root.
+    what has to be changed, and what is not given again stays as it was given before. Run it as root.
     """
-    kong = find_kong(wish.kong_prefix, wish.kong_conf, wish.user)
+    changes, anew = wish.changes, wish.given()
+    former = keeping.Former.found(changes)
+    kong = find_kong(wish.kong_prefix, wish.kong_conf or former.kong_conf, wish.user)
     _tell_findings(kong)
-    _refuse_what_cannot_be(wish, kong)
-    server = _server_options(wish.flags)
-    changes = wish.changes
-    changes.directory(_STATE, kong.user, 0o755)
+    workers = kong.user.pw_name
+    if wish.user is None and former.user is not None:
+        kong = replace(kong, user=user_named(former.user, f"User= in {UNIT}"))
+    before = former.given(changes, kong.conf, anew)
+    given = keeping.settled(anew, before)
+    _refuse_what_cannot_be(wish, kong, given)
+    _refuse_to_lose_lines(changes, kong, before, given)
+    service = _service(kong, given, wish.kong_conf or former.kong_conf)
+    unit = unit_text(service, former.foreign)
+    _stop_at(checks.complaints_of_interpreter(kong.user))
+    changes.directory(STATE, kong.user, 0o755)
     changes.directory(SPOOL, kong.user, 0o700)
     # systemd makes it as well, at each start: /run is empty after a reboot.
-    changes.directory(_RUN, kong.user, 0o755)
-    changes.file(DUMP, _dump(wish.identity))
-    command = _command(wish)
-    group = _group_of(kong)
-    service = Service(command, kong.user.pw_name, group, wish.plugin_name, server["stop_timeout"])
-    changes.file(UNIT, unit_text(service))
-    is_configured = _configure_kong(wish, kong, changes)
-    complaints = [*_complaints(wish, kong)]
-    for complaint in complaints:
-        click.echo(printable(f"Error: {complaint}", 1000), err=True)
-    _tell_next(wish, kong, command, is_configured=is_configured)
-    if complaints:
+    changes.directory(RUN, kong.user, 0o755)
+    _stop_at(_complaints(wish, kong, unit))
+    changes.file(DUMP, _dump(given))
+    changes.file(UNIT, unit)
+    keeping.tell_what_is_kept(anew, before)
+    keeping.tell_what_is_changed(changes, before, given)
+    keeping.tell_of_kong_conf(changes, former.kong_conf, wish.kong_conf)
+    keeping.tell_of_user(changes, former.user, wish.user, workers)
+    keeping.tell_of_the_unit(changes, former, unit)
+    is_configured = _configure_kong(wish, kong, given, changes)
+    _tell_next(service, kong, is_configured=is_configured)
+    _stop_at(_complaints_about_environment())
+
+
+def _stop_at(complaints: Iterable[str]) -> None:
+    """Tell what is wrong, and end the program if something is."""
+    told = [printable(f"Error: {complaint}", 1000) for complaint in complaints]
+    for line in told:
+        click.echo(line, err=True)
+    if told:
         raise click.exceptions.Exit(1)
 
 
@@ -167,9 +195,9 @@ def uninstall(where: Where) -> None:
     goes. What is not done yet is told, and nothing that is needed until then is removed.
     """
     changes = where.changes
-    conf = kong_conf(where.kong_conf)
+    conf = kong_conf(where.kong_conf or keeping.Former.found(changes).kong_conf)
     text = changes.text_of(conf) or ""
-    is_here = kongconf.has_ours(text) or any(os.path.lexists(changes.at(path)) for path in (UNIT, _STATE, _RUN))
+    is_here = kongconf.has_ours(text) or any(os.path.lexists(changes.at(path)) for path in (UNIT, STATE, RUN))
     if kongconf.has_ours(text):
         without = kongconf.without_ours(text)
         if not where.write:
@@ -181,14 +209,14 @@ def uninstall(where: Where) -> None:
     if where.root == Path("/") and not where.dry_run:
         for step in _still_to_do(conf):
             raise StartupError(f"nothing else is removed yet: {step}; then run this again")
-    for path in (UNIT, DUMP, SOCKET, _RUN):
+    for path in (UNIT, DUMP, SOCKET, RUN):
         changes.remove(path)
     if changes.at(SPOOL).exists():
         click.echo(
             f"kept {SPOOL}: `kong-metering spool status --spool-dir {SPOOL}` tells what waits there, "
-            f"`kong-metering spool deliver` sends it; remove {_STATE} when nothing does"
+            f"`kong-metering spool deliver` sends it; remove {STATE} when nothing does"
         )
-    changes.remove(_STATE)
+    changes.remove(STATE)
     if not is_here:
         click.echo("nothing to do: nothing that `install` makes is here")
 
@@ -219,12 +247,12 @@ def _tell_findings(kong: Findings) -> None:
     click.echo(f"{version}; prefix {kong.prefix}, which {state}; {workers}")
 
 
-def _refuse_what_cannot_be(wish: Wish, kong: Findings) -> None:
+def _refuse_what_cannot_be(wish: Wish, kong: Findings, given: Given) -> None:
     version = kong.version
     if version is not None and version.number < _OLDEST_KONG:
         raise StartupError(f"{version.text} is too old: Kong 3.4 and later take such a plugin")
     is_shadowed = version is not None and version.is_enterprise and version.number >= _KONG_WITH_ITS_OWN
-    if is_shadowed and wish.plugin_name == PLUGIN_NAME:
+    if is_shadowed and given.identity.name == PLUGIN_NAME:
         raise StartupError(
             f"Kong Enterprise from 3.14 on has a plugin of its own named {PLUGIN_NAME}, and would never ask this one: "
             "choose another name, such as --plugin-name kong-metering"
@@ -240,89 +268,112 @@ def _group_of(kong: Findings) -> str:
         return str(kong.user.pw_gid)
 
 
-def _server_options(flags: str) -> Mapping[str, Any]:
-    """Return what the server takes these flags for.
+def _refuse_to_lose_lines(changes: Changes, kong: Findings, before: Mapping[Path, Given], given: Given) -> None:
+    """See that what stands between our marks in kong.conf is ours. Raises `StartupError`."""
+    former = next((found.plugin_name for found in before.values() if found.plugin_name), PLUGIN_NAME)
+    lost = kongconf.lost_by(changes.text_of(kong.conf) or "", _connection(given), former)
+    if lost:
+        raise StartupError(
+            f"{kong.conf} would lose what somebody has written between our marks: {', '.join(lost)}. Nothing is "
+            "changed: write it into a line of your own right above them (plugins and pluginserver_names are put "
+            "together from that line and ours), and run this again"
+        )
 
-    Raises `StartupError` when it would not understand one, `click.UsageError` when they are no command line.
-    """
+
+def _words_of(flags: str) -> list[str]:
     try:
-        arguments = shlex.split(flags)
+        words = shlex.split(flags)
     except ValueError as error:
         raise click.UsageError(f"--flags: {str(error).lower()} in {printable(flags)}") from None
-    context = cli.program.make_context(_PROGRAM, arguments)
-    for complaint in complaints_of(context):
+    for complaint in complaints_about(words):
         raise StartupError(f"--flags: {complaint}")
-    return context.params
+    return words
 
 
-def _dump(identity: PluginIdentity) -> str:
+def _service(kong: Findings, given: Given, conf: Path | None) -> Service:
+    """Return what systemd is to run: the program beside this one."""
+    directories = (Path(sys.argv[0]).absolute().parent, Path(sys.executable).absolute().parent)
+    program = next((path for one in directories if os.access(path := one / PROGRAM, os.X_OK)), None)
+    if program is None:
+        raise StartupError(f"{PROGRAM} is not beside this program in {directories[0]}; install the package again")
+    name, priority = given.identity.name, given.identity.priority
+    named = [] if name == PLUGIN_NAME else [NAME_FLAG, name]
+    placed = [] if priority == PRIORITY else [PRIORITY_FLAG, str(priority)]
+    flags = given.flags or ()
+    return Service(
+        [str(program), *chain.from_iterable(FLAGS), *named, *placed, *flags],
+        kong.user.pw_name,
+        _group_of(kong),
+        name,
+        meaning_of(flags)["stop_timeout"],
+        None if conf is None else conf.absolute(),
+    )
+
+
+def _dump(given: Given) -> str:
     from kong_metering import information  # noqa: PLC0415 - takes long
 
-    return json.dumps(information.dump("protobuf", identity)) + "\n"
+    return json.dumps(information.dump(meaning_of(given.flags or ())["protocol"], given.identity)) + "\n"
 
 
-def _command(wish: Wish) -> list[str]:
-    """Return the server's command: the program beside this one."""
-    directories = (Path(sys.argv[0]).absolute().parent, Path(sys.executable).absolute().parent)
-    program = next((path for one in directories if os.access(path := one / _PROGRAM, os.X_OK)), None)
-    if program is None:
-        raise StartupError(f"{_PROGRAM} is not beside this program in {directories[0]}; install the package again")
-    named = [] if wish.plugin_name == PLUGIN_NAME else ["--plugin-name", wish.plugin_name]
-    placed = [] if wish.priority == PRIORITY else ["--priority", str(wish.priority)]
-    places = ["--socket", str(SOCKET), "--dump-file", str(DUMP), "--spool-dir", str(SPOOL)]
-    return [str(program), *places, *named, *placed, *shlex.split(wish.flags)]
-
-
-def _configure_kong(wish: Wish, kong: Findings, changes: Changes) -> bool:
+def _configure_kong(wish: Wish, kong: Findings, given: Given, changes: Changes) -> bool:
     """Write Kong's lines if that is wished, else tell those that are needed; returns whether kong.conf has them."""
     found = changes.text_of(kong.conf)
     if found is None:
         click.echo(f"{kong.conf} is not there: if Kong is started with another file, name that one with -c")
     text = found or ""
-    wanted = kongconf.with_ours(text, _connection(wish))
+    wanted = kongconf.with_ours(text, _connection(given))
     if wish.write or wanted == text:
         changes.file(kong.conf, wanted)
+        for setting, before, after in kongconf.changed_by(text, wanted):
+            changes.told("changed", f"{setting} in {kong.conf}: {before} to {after}")
         return True
     click.echo(f"\n{kong.conf} needs these lines, in the place of those of the same names (--write changes it):\n")
-    for line in kongconf.lines_for(_connection(wish), text):
+    for line in kongconf.lines_for(_connection(given), text):
         click.echo(f"    {line}")
     if kongconf.starts_ours(text):
         click.echo(f"\nand no {kongconf.START_COMMAND}: Kong would start a server beside this one")
     return False
 
 
-def _connection(wish: Wish) -> kongconf.Connection:
-    return kongconf.Connection(wish.plugin_name, SOCKET, DUMP)
+def _connection(given: Given) -> kongconf.Connection:
+    return kongconf.Connection(given.identity.name, SOCKET, DUMP)
 
 
-def _complaints(wish: Wish, kong: Findings) -> Iterator[str]:
-    """Tell what will not work, as far as it can be tried."""
+def _complaints(wish: Wish, kong: Findings, unit: str) -> Iterator[str]:
+    """Tell why the service could not start, as far as it can be tried before it is there."""
+    if wish.root != Path("/"):
+        return
+    if not wish.dry_run:
+        yield from checks.complaints_of_user(kong.user, checks.Places(RUN, SOCKET, SPOOL, None))
+    analyze = shutil.which("systemd-analyze")
+    if analyze is not None:
+        with tempfile.TemporaryDirectory() as directory:
+            draft = Path(directory) / UNIT.name
+            draft.write_text(unit, encoding="utf-8", errors="surrogateescape")
+            done = subprocess.run(  # noqa: S603 - of the system
+                [analyze, "verify", str(draft)], capture_output=True, text=True, timeout=_VERIFY_SECONDS, check=False
+            )
+            if done.returncode != 0:
+                yield f"systemd-analyze verify: {done.stderr.strip().replace(str(draft), str(UNIT))}"
+
+
+def _complaints_about_environment() -> Iterator[str]:
     for name in ("KONG_PLUGINS", "KONG_PLUGINSERVER_NAMES"):
         if os.environ.get(name):
             yield f"{name} is set in this environment, and Kong heeds it instead of kong.conf"
-    if wish.root != Path("/") or wish.dry_run:
-        yield from checks.complaints_of_interpreter(kong.user)
-        return
-    yield from checks.complaints_of_user(kong.user, checks.Places(_RUN, SOCKET, SPOOL, None))
-    analyze = shutil.which("systemd-analyze")
-    if analyze is not None:
-        done = subprocess.run(  # noqa: S603 - of the system
-            [analyze, "verify", str(UNIT)], capture_output=True, text=True, timeout=_VERIFY_SECONDS, check=False
-        )
-        if done.returncode != 0:
-            yield f"systemd-analyze verify {UNIT}: {done.stderr.strip()}"
 
 
-def _tell_next(wish: Wish, kong: Findings, command: list[str], *, is_configured: bool) -> None:
+def _tell_next(service: Service, kong: Findings, *, is_configured: bool) -> None:
     steps = ["systemctl daemon-reload && systemctl enable --now kong-metering"]
     if not Path("/run/systemd/system").is_dir():
-        by_hand = f"runuser -u {kong.user.pw_name} -- {shlex.join(command)}"
+        by_hand = f"runuser -u {kong.user.pw_name} -- {shlex.join(service.command)}"
         steps = [f"systemd does not run here; where it does: {steps[0]}. By hand: {by_hand}"]
     steps.append("kong-metering health")
     if not is_configured:
         steps.append(f"the lines above into {kong.conf}")
     steps.append(_kongs_step(kong))
-    steps.append(f"enable the plugin {wish.plugin_name}: POST /plugins, decK, ...")
+    steps.append(f"enable the plugin {service.plugin}: POST /plugins, decK, ...")
     click.echo("\nNext:")
     for number, step in enumerate(steps, 1):
         click.echo(f"  {number}. {step}")

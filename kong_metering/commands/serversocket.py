@@ -20,12 +20,11 @@ from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME
 from kong_metering.clock import LONGEST_SOCKET_WAIT
 from kong_metering.host.handover import status_request
 from kong_metering.host.paths import reachable
+from kong_metering.installation.places import SOCKET
 from kong_metering.quantities import Duration, PluginName
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Where a server is that Kong does not start.
-USUAL_SOCKET = Path("/run/kong-metering/kong-metering.sock")
 _ANSWER_BYTES = 65_536
 
 
@@ -94,8 +93,8 @@ def server_socket(
     there is one, else the one in Kong's usual prefix.
     """
     is_told = socket_path or socket_name or context.get_parameter_source("kong_prefix") is not ParameterSource.DEFAULT
-    if not is_told and USUAL_SOCKET.exists():
-        return USUAL_SOCKET
+    if not is_told and SOCKET.exists():
+        return SOCKET
     return socket_path or kong_prefix / (socket_name or f"{plugin_name}.sock")
 
 

@@ -51,7 +51,7 @@ class Changes:
                 place.mkdir(parents=True)
             _give(place, owner, mode)
         done, to = ("made", "for") if is_new else ("gave", "to")
-        self._told(done, f"{path} {to} user {owner.pw_name}, {mode:04o}")
+        self.told(done, f"{path} {to} user {owner.pw_name}, {mode:04o}")
 
     def file(self, path: Path, text: str) -> bool:
         """Write a file that everybody may read; tells whether that changed anything.
@@ -65,7 +65,7 @@ class Changes:
             place.parent.mkdir(parents=True, exist_ok=True)
             # A link stays one.
             _write(place.resolve(), text)
-        self._told("wrote", f"{path}")
+        self.told("wrote", f"{path}")
         return True
 
     def remove(self, path: Path) -> None:
@@ -81,9 +81,10 @@ class Changes:
                     return
         elif not self.is_dry:
             place.unlink()
-        self._told("removed", f"{path}")
+        self.told("removed", f"{path}")
 
-    def _told(self, done: str, what: str) -> None:
+    def told(self, done: str, what: str) -> None:
+        """Tell of a change, that it was made or would have been."""
         self.tell(f"would have {_PARTICIPLES.get(done, done)} {what}" if self.is_dry else f"{done} {what}")
 
 

@@ -62,12 +62,17 @@ def find_kong(prefix: Path | None, conf: Path | None, user: str | None) -> Findi
     prefix = (prefix or _prefix_of(kongs, settings.get("prefix"))).absolute()
     running = next((kong for kong in kongs if kong.prefix == prefix), None)
     name, source = (user, "--user") if user is not None else _worker_user(prefix, running, settings)
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
-        raise StartupError(f"there is no user {name} ({source}); name the user of Kong's workers with --user") from None
+    entry = user_named(name, source)
     starts_server = running is not None and starts_ours(running.configuration() or "")
     return Findings(_version(), prefix, conf, entry, source, running is not None, starts_server)
+
+
+def user_named(name: str, source: str) -> pwd.struct_passwd:
+    """Return a user. Raises `StartupError` when there is none, with where the name is from."""
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        raise StartupError(f"there is no user {name} ({source}); name the user of Kong's workers with --user") from None
 
 
 def kong_conf(given: Path | None) -> Path:

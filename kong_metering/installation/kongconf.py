@@ -79,6 +79,46 @@ def has_ours(text: str) -> bool:
     return _BEGIN in _lines(text)
 
 
+def plugin_in(text: str) -> str | None:
+    """Return the plugin's name by our lines in a kong.conf, None where they do not tell."""
+    names = _names_that_only_our_lines_have(text, "plugins")
+    return names[0] if len(names) == 1 else None
+
+
+def lost_by(text: str, connection: Connection, former: str) -> list[str]:
+    """Return what somebody has written between our marks, and what would go with them.
+
+    `former`: the plugin's name up to now, which is ours to take out; so is one that is alone there.
+    """
+    ours: dict[str, set[str | None]] = {
+        "plugins": {former, connection.plugin, plugin_in(text)},
+        "pluginserver_names": {_SERVER},
+    }
+    found = [
+        f"{name} in {setting}"
+        for setting, names in ours.items()
+        for name in _names_that_only_our_lines_have(text, setting)
+        if name not in names
+    ]
+    after = settings_in(with_ours(text, connection))
+    return found + [setting for setting in settings_in(text) if setting not in after and not _OURS.fullmatch(setting)]
+
+
+def changed_by(text: str, wanted: str) -> list[tuple[str, str, str]]:
+    """Return the settings of our lines that get another value, with that of before and the new one."""
+    if not has_ours(text):
+        return []
+    before, after = settings_in(text), settings_in(wanted)
+    return [(name, before[name], after[name]) for name in after if name in before and before[name] != after[name]]
+
+
+def _names_that_only_our_lines_have(text: str, setting: str) -> list[str]:
+    if not has_ours(text):
+        return []
+    before = _names(settings_in(without_ours(text)), setting)
+    return [name for name in _names(settings_in(text), setting) if name not in before]
+
+
 def _lines(text: str) -> list[str]:
     """Return the lines, without their ends; what else Python takes for an end of a line is part of one."""
     lines = text.split("\n")
@@ -100,7 +140,10 @@ def _is_in_our_place(line: str) -> bool:
 
 
 def _joined(settings: Mapping[str, str], setting: str, name: str) -> str:
-    """Return a list with a name in it; `off` is Kong's word for an empty one."""
+    return ",".join(dict.fromkeys([*_names(settings, setting), name]))
+
+
+def _names(settings: Mapping[str, str], setting: str) -> list[str]:
+    """Return what a list names; `off` is Kong's word for an empty one."""
     value = settings.get(setting) or _DEFAULTS.get(setting, "")
-    names = [one for one in re.split(r"[,\s]+", value) if one and one != "off"]
-    return ",".join(dict.fromkeys([*names, name]))
+    return [one for one in re.split(r"[,\s]+", value) if one and one != "off"]

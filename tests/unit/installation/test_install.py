@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kong_metering import information
 from kong_metering.commands.main import program
 from kong_metering.installation.changes import Changes
-from kong_metering.installation.unit import Service, unit_text
+from kong_metering.installation.unit import Service, command_in, unit_text
 from kong_metering.plugin_identity import PluginIdentity
 from tests.support.kongs import kong_in
 from tests.support.plugin_server import BIN, ServerProcess, remove_directory, short_directory
@@ -120,10 +122,20 @@ def test_directories_are_the_users_and_the_dump_is_for_everybody(host: Host) -> 
 @needs_root
 def test_directories_are_made_for_kongs_user(host: Host) -> None:
     nobody = pwd.getpwnam("nobody")
-    host.call("install", user="nobody", status=0 if _may_be_run_by_others() else 1)
+    if not _may_be_run_by_others():
+        pytest.skip("nobody may not run this Python, which install refuses")
+    host.call("install", user="nobody")
     place = (host.root / SPOOL[1:]).stat()
     assert (place.st_uid, place.st_gid) == (nobody.pw_uid, nobody.pw_gid)
     assert "User=nobody\n" in (host.root / UNIT).read_text("utf-8")
+
+
+@needs_root
+def test_a_directory_is_made_for_another_user(tmp_path: Path) -> None:
+    nobody, told = pwd.getpwnam("nobody"), list[str]()
+    Changes(tmp_path, is_dry=False, tell=told.append).directory(Path("/var/lib/kong-metering"), nobody, 0o700)
+    place = (tmp_path / "var/lib/kong-metering").stat()
+    assert (place.st_uid, place.st_gid, stat.S_IMODE(place.st_mode)) == (nobody.pw_uid, nobody.pw_gid, 0o700)
 
 
 def _may_be_run_by_others() -> bool:
@@ -225,6 +237,42 @@ def test_flags_that_are_no_command_line_are_a_wrong_call(host: Host) -> None:
     )
 
 
+def test_a_name_is_given_once_or_twice_the_same(host: Host) -> None:
+    host.call("install", "--plugin-name", "api-usage", "--flags", "--plugin-name api-usage")
+    assert host.exec_start().count("--plugin-name") == 1
+    said = host.call("install", "--plugin-name", "api-usage", "--flags", "--plugin-name=other", status=2)
+    assert "--plugin-name is api-usage, and other in --flags" in said
+
+
+def test_the_dump_names_the_protocol_that_the_flags_name(host: Host) -> None:
+    host.call("install", "--flags", "--protocol msgpack")
+    assert json.loads((host.root / DUMP[1:]).read_text("utf-8"))[0]["Name"] == "metering-and-billing"
+
+
+@needs_root
+def test_nothing_is_made_where_the_user_may_not_run_the_program(host: Host) -> None:
+    host.conf.write_text("plugins = bundled\n", encoding="utf-8")
+    before = host.files()
+    hidden = host.prefix / "hidden"
+    (hidden / "bin").mkdir(parents=True)
+    hidden.chmod(0o700)
+    shutil.copy(BIN.parent / "pyvenv.cfg", hidden)
+    (hidden / "lib").symlink_to(BIN.parent / "lib")
+    (hidden / "bin/python").symlink_to(BIN / "python")
+    command = [str(hidden / "bin/python"), str(BIN / "kong-metering"), "install", "--write", "--root", str(host.root)]
+    done = subprocess.run(
+        [*command, "-c", "/etc/kong.conf", "-p", str(host.prefix), "--user", "nobody"],
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    assert (done.returncode, host.files()) == (1, before)
+    assert "Error: user nobody, whom Kong's workers run as, cannot run " in done.stderr
+    assert "/usr/bin/python3 -m venv" in done.stderr
+    assert "Next:" not in done.stdout
+
+
 def test_what_could_not_be_made_is_not_told_as_made(tmp_path: Path) -> None:
     (tmp_path / "var").write_text("a file", encoding="utf-8")
     (tmp_path / "etc").symlink_to("nowhere")
@@ -268,6 +316,217 @@ def test_the_unit_is_one(host: Host) -> None:
 def test_arguments_are_written_as_systemd_reads_them() -> None:
     text = unit_text(Service(["/bin/server", "--ca-bundle", '/a b/100%$"'], "kong", "kong", "plugin"))
     assert '\nExecStart=/bin/server --ca-bundle "/a b/100%%$$\\""\n' in text
+
+
+# Doing it again: what is not given anew stays as it is
+
+OPTIONS = ("--plugin-name", "api-usage", "--priority", "16", "--flags", "--servers 2 --stop-timeout 20s")
+KEPT = f"kept from /{UNIT}: --plugin-name api-usage --priority 16 --flags '--servers 2 --stop-timeout 20s'\n"
+
+
+@pytest.fixture
+def installed(host: Host) -> Host:
+    """Give a host that has been installed on, with options."""
+    host.conf.write_text("plugins = bundled,mine\n", encoding="utf-8")
+    host.call("install", "--write", *OPTIONS)
+    return host
+
+
+def edit(host: Host, before: str, after: str) -> None:
+    """Change the unit by hand."""
+    unit = host.root / UNIT
+    text = unit.read_text("utf-8")
+    assert before in text
+    unit.write_text(text.replace(before, after), encoding="utf-8")
+
+
+def identity_in(host: Host) -> tuple[str, int]:
+    """Give name and priority by which Kong comes to know the plugin."""
+    (plugin,) = json.loads((host.root / DUMP[1:]).read_text("utf-8"))["Plugins"]
+    return plugin["Name"], plugin["Priority"]
+
+
+def test_an_upgrade_keeps_what_was_given(installed: Host) -> None:
+    before = installed.files()
+    assert KEPT in installed.call("install", "--dry-run")
+    said = installed.call("install", "--write")
+    assert KEPT in said
+    assert "changed" not in said
+    assert installed.files() == before
+    assert identity_in(installed) == ("api-usage", 16)
+
+
+def test_an_option_that_is_given_anew_replaces_that_one_alone(installed: Host) -> None:
+    said = installed.call("install", "--write", "--flags", "--servers 3")
+    assert f"kept from /{UNIT}: --plugin-name api-usage --priority 16\n" in said
+    assert "changed --flags '--servers 2 --stop-timeout 20s' to '--servers 3'\n" in said
+    assert installed.exec_start()[-6:] == ["--plugin-name", "api-usage", "--priority", "16", "--servers", "3"]
+    assert "TimeoutStopSec=15\n" in (installed.root / UNIT).read_text("utf-8")
+
+
+def test_options_are_dropped_by_naming_the_defaults_and_each_is_told(installed: Host) -> None:
+    defaults = ["--write", "--flags", "", "--plugin-name", "metering-and-billing", "--priority", "850"]
+    before = installed.files()
+    dry = installed.call("install", "--dry-run", *defaults)
+    assert installed.files() == before
+    said = installed.call("install", *defaults)
+    for change in (
+        "--plugin-name api-usage to metering-and-billing; entities named api-usage keep Kong from starting then",
+        "--priority 16 to 850",
+        "--flags '--servers 2 --stop-timeout 20s' to ''",
+    ):
+        assert f"would have changed {change}\n" in dry
+        assert f"\nchanged {change}\n" in said
+    assert "changed plugins in /etc/kong.conf: bundled,mine,api-usage to bundled,mine,metering-and-billing\n" in said
+    assert installed.exec_start()[-1].endswith("/spool")
+    assert identity_in(installed) == ("metering-and-billing", 850)
+    assert "kept" not in installed.call("install").replace("kept from /" + UNIT + ": --kong-conf", "")
+
+
+def test_without_a_unit_the_dump_tells_name_and_priority_and_else_kong_conf(installed: Host) -> None:
+    (installed.root / UNIT).unlink()
+    assert f"kept from {DUMP}: --plugin-name api-usage --priority 16\n" in installed.call("install", "--dry-run")
+    (installed.root / DUMP[1:]).write_text("{}", encoding="utf-8")
+    assert "kept from /etc/kong.conf: --plugin-name api-usage\n" in installed.call("install", "--write")
+    assert identity_in(installed) == ("api-usage", 850)
+
+
+@pytest.mark.parametrize("name", ["x\\nExecStartPre=/bin/sh", "A", ""])
+def test_a_name_from_the_dump_is_a_name(installed: Host, name: str) -> None:
+    """The dump is its user's, and the unit is root's."""
+    (installed.root / UNIT).unlink()
+    installed.conf.unlink()
+    dump = f'{{"Plugins": [{{"Name": "{name}", "Priority": 16}}]}}'
+    (installed.root / DUMP[1:]).write_text(dump, encoding="utf-8")
+    installed.call("install")
+    assert identity_in(installed) == ("metering-and-billing", 16)
+
+
+def test_flags_that_were_written_into_the_command_by_hand_are_kept(installed: Host) -> None:
+    edit(installed, "--spool-dir /var/lib/kong-metering/spool", "--spool-dir=/data/spool '--ca-bundle' '/my ca/100%%'")
+    kept = "--spool-dir=/data/spool --ca-bundle '/my ca/100%' --servers 2 --stop-timeout 20s"
+    assert f" --flags {shlex.quote(kept)}\n" in installed.call("install")
+    assert installed.exec_start()[-7:] == shlex.split(kept.replace("%", "%%"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        ("--servers 2", "--servers ${COUNT}", "systemd puts something else in for $ in ${COUNT}"),
+        ("--servers 2", "--ca-bundle %h/ca.pem", "systemd puts something else in for % in %h/ca.pem"),
+        ("--servers 2", "--ca-bundle '/a", "its quotes or backslashes are not as `install` writes them"),
+        ("--servers 2", "--ca-bundle /a\\x20b", "its quotes or backslashes are not as `install` writes them"),
+        ("ExecStart=", "ExecStart=/usr/bin/nice ", "it runs /usr/bin/nice"),
+        ("ExecStart=", "ExecStart=\nExecStart=", "it has 2 ExecStart"),
+        ("ExecStart=", "#", "it has no ExecStart"),
+    ],
+)
+def test_a_command_that_is_not_as_it_was_written_is_refused_unless_all_of_it_is_given_anew(
+    installed: Host, before: str, after: str, why: str
+) -> None:
+    edit(installed, before, after)
+    files = installed.files()
+    said = installed.call("install", "--write", status=1)
+    assert f"ExecStart in /{UNIT} is not as `install` writes it: {why}. Nothing is changed: give --plugin-name" in said
+    assert installed.files() == files
+    said = installed.call("install", *OPTIONS)
+    assert re.search(rf"^changed .*ExecStart.* in /{UNIT} to ExecStart's /", said, re.MULTILINE)
+    assert installed.exec_start()[-2:] == ["--stop-timeout", "20s"]
+
+
+def test_flags_of_before_that_this_version_does_not_know_are_refused_by_name(installed: Host) -> None:
+    edit(installed, "--servers 2", "--severs 2 --priority=high")
+    files = installed.files()
+    said = installed.call("install", "--write", status=1)
+    assert f"/{UNIT} has flags that this version's server would not take: " in said
+    assert "--severs is not understood" in said
+    assert "--priority: " in said
+    assert "Nothing is changed: give those that are to stay, such as --flags '--stop-timeout 20s'" in said
+    assert installed.files() == files
+    installed.call("install", "--write", "--flags", "--stop-timeout 20s")
+
+
+def test_settings_that_were_added_to_the_unit_stay_and_those_that_were_changed_are_told(installed: Host) -> None:
+    edit(installed, "LimitNOFILE=65536\n", "LimitNOFILE=1000\nEnvironment=HTTPS_PROXY=http://proxy \\\n  NO_PROXY=x\n")
+    edit(installed, "[Install]\n", "[Install]\nAlias=metering.service\n")
+    added = "Environment=HTTPS_PROXY=http://proxy    NO_PROXY=x"
+    said = installed.call("install", "--dry-run")
+    assert f"kept from /{UNIT}: Environment, Alias\n" in said
+    assert "http://proxy" not in said
+    assert f"would have changed LimitNOFILE=1000 in /{UNIT} to LimitNOFILE=65536; what you want to differ" in said
+    assert "wrote" in installed.call("install")
+    text = (installed.root / UNIT).read_text("utf-8")
+    assert f"\n{added}\n" in text.partition("[Install]")[0]
+    assert "\nAlias=metering.service\n" in text.partition("[Install]")[2]
+    assert "wrote" not in installed.call("install")
+
+
+def test_a_drop_in_with_a_command_of_its_own_is_told(installed: Host) -> None:
+    drop_in = installed.root / f"{UNIT}.d/override.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nEnvironment=A=b\n", encoding="utf-8")
+    assert "has an ExecStart" not in installed.call("install")
+    drop_in.write_text("[Service]\nExecStart=\nExecStart=/bin/server\n", encoding="utf-8")
+    assert f"/{UNIT}.d/override.conf has an ExecStart: systemd runs that one" in installed.call("install")
+
+
+def test_a_plugin_that_was_named_between_our_marks_is_not_lost(installed: Host) -> None:
+    text = installed.conf.read_text("utf-8")
+    installed.conf.write_text(
+        text.replace("bundled,mine,api-usage", "bundled,mine,api-usage,other").replace(
+            "pluginserver_names = metering", "log_level = debug\npluginserver_names = metering,go"
+        ),
+        encoding="utf-8",
+    )
+    files = installed.files()
+    said = installed.call("install", "--write", status=1)
+    assert "/etc/kong.conf would lose what somebody has written between our marks: other in plugins, go in " in said
+    assert ", log_level. Nothing is changed: " in said
+    assert installed.files() == files
+    own = "plugins = bundled,mine,other\npluginserver_names = go\nlog_level = debug\n"
+    mark = "# kong-metering: begin"
+    installed.conf.write_text(text.replace(mark, own + mark), encoding="utf-8")
+    installed.call("install", "--write")
+    assert "\nplugins = bundled,mine,other,api-usage\npluginserver_names = go,metering\n" in installed.conf.read_text(
+        "utf-8"
+    )
+
+
+def again(host: Host, *flags: str, status: int = 0) -> str:
+    """Call `install` with nothing but these flags."""
+    command = [str(BIN / "kong-metering"), "install", "--root", str(host.root), "-p", str(host.prefix), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_kong_conf_that_was_named_is_the_one_of_an_upgrade_and_of_uninstall(installed: Host) -> None:
+    before = installed.files()
+    assert f"kept from /{UNIT}: --kong-conf /etc/kong.conf\n" in again(installed, "--write", "--user", OWN)
+    assert installed.files() == before
+    said = again(installed, "--dry-run", "--user", OWN, "-c", "/etc/other.conf")
+    assert "changed --kong-conf /etc/kong.conf to /etc/other.conf; our lines in the former stay there\n" in said
+    command = [str(BIN / "kong-metering"), "uninstall", "--write", "--root", str(installed.root)]
+    subprocess.run(command, capture_output=True, timeout=_SECONDS, check=True)
+    assert installed.conf.read_text("utf-8") == "plugins = bundled,mine\n"
+
+
+@needs_root
+def test_the_user_is_kept_and_told_where_kongs_workers_are_another_one(installed: Host) -> None:
+    (installed.prefix / "nginx.conf").write_text("user nobody;\n", encoding="utf-8")
+    assert f"kept from /{UNIT}: --user {OWN}; Kong's workers are user nobody: --user nobody, if" in again(installed)
+    assert f"User={OWN}\n" in (installed.root / UNIT).read_text("utf-8")
+    edit(installed, f"User={OWN}", "User=gone")
+    assert f"there is no user gone (User= in /{UNIT}); name the user" in again(installed, status=1)
+    assert f"changed --user gone to {OWN}\n" in again(installed, "--user", OWN)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "))))
+def test_a_command_is_read_back_as_it_was_given(arguments: list[str]) -> None:
+    assert command_in(unit_text(Service(["/bin/server", *arguments], "kong", "kong", "plugin"))) == [
+        "/bin/server",
+        *arguments,
+    ]
 
 
 # What is found out
