@@ -25,7 +25,7 @@ from typing import TypeVar
 import click
 
 from kong_metering import PLUGIN_NAME, SPOOL_DIRECTORY, checks
-from kong_metering.commands import keeping
+from kong_metering.commands import reinstalling
 from kong_metering.commands.health import judged
 from kong_metering.commands.options import taking
 from kong_metering.errors import StartupError
@@ -61,7 +61,7 @@ class Where:
     @property
     def changes(self) -> Changes:
         """What makes the changes."""
-        return Changes(self.root.absolute(), self.dry_run, keeping.say)
+        return Changes(self.root.absolute(), self.dry_run, reinstalling.say)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +145,14 @@ def install(wish: Wish) -> None:
     what has to be changed, and what is not given again stays as it was given before. Run it as root.
     """
     changes, anew = wish.changes, wish.given()
-    former = keeping.Former.found(changes)
+    former = reinstalling.Former.found(changes)
     kong = find_kong(wish.kong_prefix, wish.kong_conf or former.kong_conf, wish.user)
     _tell_findings(kong)
     workers = kong.user.pw_name
     if wish.user is None and former.user is not None:
         kong = replace(kong, user=user_named(former.user, f"User= in {UNIT}"))
     before = former.given(changes, kong.conf, anew)
-    given = keeping.settled(anew, before)
+    given = reinstalling.settled(anew, before)
     _refuse_what_cannot_be(wish, kong, given)
     _refuse_to_lose_lines(changes, kong, before, given)
     service = _service(kong, given, wish.kong_conf or former.kong_conf)
@@ -165,11 +165,11 @@ def install(wish: Wish) -> None:
     _stop_at(_complaints(wish, kong, unit))
     changes.file(DUMP, _dump(given))
     changes.file(UNIT, unit)
-    keeping.tell_what_is_kept(anew, before)
-    keeping.tell_what_is_changed(changes, before, given)
-    keeping.tell_of_kong_conf(changes, former.kong_conf, wish.kong_conf)
-    keeping.tell_of_user(changes, former.user, wish.user, workers)
-    keeping.tell_of_the_unit(changes, former, unit)
+    reinstalling.tell_what_is_kept(anew, before)
+    reinstalling.tell_what_is_changed(changes, before, given)
+    reinstalling.tell_of_kong_conf(changes, former.kong_conf, wish.kong_conf)
+    reinstalling.tell_of_user(changes, former.user, wish.user, workers)
+    reinstalling.tell_of_the_unit(changes, former, unit)
     is_configured = _configure_kong(wish, kong, given, changes)
     _tell_next(service, kong, is_configured=is_configured)
     _stop_at(_complaints_about_environment())
@@ -195,7 +195,7 @@ def uninstall(where: Where) -> None:
     goes. What is not done yet is told, and nothing that is needed until then is removed.
     """
     changes = where.changes
-    conf = kong_conf(where.kong_conf or keeping.Former.found(changes).kong_conf)
+    conf = kong_conf(where.kong_conf or reinstalling.Former.found(changes).kong_conf)
     text = changes.text_of(conf) or ""
     is_here = kongconf.has_ours(text) or any(os.path.lexists(changes.at(path)) for path in (UNIT, STATE, RUN))
     if kongconf.has_ours(text):
