@@ -130,7 +130,7 @@ def _resent(options: VerifyOptions, endpoint: Endpoint, verification: Verificati
     if not options.resend:
         return None
     count, url = verification.missing.count, without_credentials(endpoint.url)
-    if not verification.findings.counts["confirmed"]:
+    if not verification.findings.stored:
         note("Nothing else was found either: OpenMeter may only be behind (does its sink-worker run, and read?).")
     try:
         confirmed(

@@ -53,6 +53,11 @@ class Findings:
     missing_ids: list[str] = field(default_factory=list)
     is_cut_short: bool = False
 
+    @property
+    def stored(self) -> int:
+        """How many are stored, whether they will be counted or not: where none is, OpenMeter may only be behind."""
+        return self.counts["confirmed"] + self.counts["unassigned"] + self.counts["invalid"]
+
     def judge(self, stored: list[Stored]) -> None:
         """Count an event that is stored."""
         first = stored[0]

@@ -166,9 +166,8 @@ class Verifier:
 
     def _resent(self, queue: DeliveredQueue, verification: Verification) -> int:
         """Send again what is missing, if that is wanted, and tell how many were sent."""
-        counts = verification.findings.counts
-        stored = counts["confirmed"] + counts["unassigned"] + counts["invalid"]
-        if not (self._options.verify_resend and 0 < counts["missing"] <= stored):
+        findings = verification.findings
+        if not (self._options.verify_resend and 0 < findings.counts["missing"] <= findings.stored):
             return 0
         with closing(IngestClient(queue.endpoint, self._clock)) as client:
             sent = resend(verification.missing.events(), client.send, self._pause).sent

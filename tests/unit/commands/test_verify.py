@@ -188,6 +188,18 @@ def test_nothing_is_sent_again_without_a_yes_and_what_was_found_is_told(
     assert collector.client.stats().unique == 0
 
 
+def test_openmeter_is_not_said_to_be_behind_when_others_are_found_though_they_are_not_counted(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    stranger = event(1, subject="stranger")
+    post(collector.ingest_v3, stranger)
+    keep(root, collector.ingest_v3, stranger, event(2))
+    result = run(root, at_once, "verify", "--resend", stdin="n\n")
+    assert "1 event unassigned" in result.stdout
+    assert "Send 1 event again" in result.output
+    assert "OpenMeter may only be behind" not in result.output
+
+
 def test_what_is_sent_again_and_still_not_there_is_told(
     collector: CollectorProcess, root: Path, at_once: AtOnce
 ) -> None:
