@@ -126,6 +126,13 @@ def run(root: Path, at_once: AtOnce, *arguments: str, stdin: str | None = None) 
     return result
 
 
+def delivered_by_hand(root: Path, at_once: AtOnce) -> str:
+    token = root.parent / "token"
+    token.write_text(TOKEN)
+    options = ("--plugin-id", PLUGIN, "--token-file", str(token), "--inbox-dir", "none")
+    return run(root, at_once, "spool", "deliver", *options).stdout
+
+
 def verified(root: Path, at_once: AtOnce, *arguments: str) -> tuple[int, dict[str, Any]]:
     result = run(root, at_once, "verify", "--json", *arguments)
     return result.exit_code, json.loads(result.stdout)
@@ -221,6 +228,22 @@ def test_an_event_that_can_be_read_only_later_is_not_missing(
     keep(root, collector.ingest_v3, event(1))
     at_once.meanwhile = collector.client.set_reading
     assert verified(root, at_once)[1]["confirmed"] == 1
+
+
+def test_what_was_delivered_by_hand_is_read_back_and_sent_again_too(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    """The servers of this spool never delivered anything."""
+    events = [event(number, subject="stranger") for number in range(6)]
+    wait(root, collector.ingest_v3, *events)
+    collector.client.faults(FaultRule(lose=FaultMatch(subject="stranger")))
+    assert "6 events delivered" in delivered_by_hand(root, at_once)
+    collector.client.clear_faults()
+    code, told = verified(root, at_once)
+    assert (code, told["missing"], told["left_out"]) == (1, 6, 0)
+    assert run(root, at_once, "verify", "--resend", "--yes").exit_code == 4
+    assert collector.client.stats().unique == 6
+    assert json.loads(run(root, at_once, "customers", "--json").stdout)["unassigned"] == {"stranger": 6}
 
 
 def test_what_is_no_customers_and_what_no_meter_counts_is_shown(
