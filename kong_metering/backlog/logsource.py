@@ -320,6 +320,12 @@ class LogSource:
             self.is_unsure = any(over_ms <= mark.time_ms < perhaps_over_ms for mark in self._log.marks)
         return self.is_unsure
 
+    def note_undelivered(self, entries: Sequence[Entry]) -> None:
+        """Note that entries which are about to be settled were not delivered."""
+        with self._lock:
+            if not self._is_closed:
+                self._log.note_undelivered([(entry.number, entry.event) for entry in entries])
+
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let entries go; none are there any more once the log was closed."""
         with self._lock:
@@ -442,6 +448,7 @@ class LogSource:
         for number, sent_ms in zip(numbers, sent_at, strict=True):
             if sent_ms is not None:
                 self._log.mark_ambiguous(number, number, sent_ms)
+        self._log.note_undelivered([(entry.number, entry.event) for entry in entries])
         for entry in entries:
             del self._unsettled[entry.number]
         self._settle_head()

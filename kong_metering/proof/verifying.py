@@ -121,6 +121,11 @@ class Verification:
                 self._wait(self._settle_seconds)
                 self._look_again(suspects)
 
+    def leave_out(self, undelivered: Iterable[bytes]) -> None:
+        """Count those of events that are known not to be delivered which wait, or are dead letters."""
+        for chunk in _batched(map(identified, undelivered), _CHUNK):
+            self.findings.left_out += len(self._still_here({event_id for event_id, _ in chunk if event_id}))
+
     def recheck(self, events: Iterable[bytes]) -> int:
         """Look again for missing ones that were sent again, when they have settled; tell how many are there."""
         self._wait(self._settle_seconds)

@@ -205,11 +205,11 @@ class Verifier:
 
 
 def _events_of(segments: Sequence[KeptSegment], unread: list[KeptSegment]) -> Iterator[bytes]:
-    """Go through the events of these segments; those that cannot be read are added to `unread`."""
+    """Go through what was delivered of these segments; those that cannot be read are added to `unread`."""
     for segment in segments:
         try:
-            for event in segment.events():
-                yield event.payload
+            undelivered = segment.undelivered()
+            yield from (event.payload for event in segment.events() if event not in undelivered)
         except FileNotFoundError:
             continue  # its time was over
         except DISK_ERRORS:

@@ -19,6 +19,7 @@ from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetter, DeadLetter
 from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import SpoolDirectory
 from kong_metering.spool.identity import QueueIdentity
+from kong_metering.spool.settled import id_of
 from kong_metering_sandbox.collector.faults import FaultMatch, FaultRule
 from kong_metering_sandbox.collector.process import CollectorProcess
 from tests.support.clock import FakeClock
@@ -131,6 +132,15 @@ def delivered_by_hand(root: Path, at_once: AtOnce) -> str:
     token.write_text(TOKEN)
     options = ("--plugin-id", PLUGIN, "--token-file", str(token), "--inbox-dir", "none")
     return run(root, at_once, "spool", "deliver", *options).stdout
+
+
+def refused_by_hand(collector: CollectorProcess, root: Path, at_once: AtOnce) -> None:
+    """Have ten events delivered, and two become dead letters, in one segment."""
+    events = [event(number, subject="bad" if number in (4, 5) else "acme") for number in range(12)]
+    wait(root, collector.ingest_v3, *events)
+    collector.client.faults(FaultRule(match=FaultMatch(subject="bad"), status=400))
+    assert "2 rejected" in delivered_by_hand(root, at_once)
+    collector.client.clear_faults()
 
 
 def verified(root: Path, at_once: AtOnce, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -291,6 +301,52 @@ def test_dead_letters_and_what_waits_are_left_out(collector: CollectorProcess, r
     code, told = verified(root, at_once)
     assert (code, told["confirmed"], told["missing"], told["left_out"]) == (0, 1, 0, 2)
     assert "2 events left out: they wait, or are dead letters." in run(root, at_once, "verify").output
+
+
+def test_what_was_a_dead_letter_is_not_missing_once_that_is_purged(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    refused_by_hand(collector, root, at_once)
+    code, told = verified(root, at_once)
+    assert (code, told["confirmed"], told["missing"], told["left_out"]) == (0, 10, 0, 2)
+    assert run(root, at_once, "spool", "purge", "--dead-letters", "--yes").exit_code == 0
+    code, told = verified(root, at_once, "--resend", "--yes")
+    assert (code, told["confirmed"], told["missing"], told["left_out"], told["resent"]) == (0, 10, 0, 0, 0)
+    assert collector.client.stats().unique == 10
+    assert json.loads(run(root, at_once, "customers", "--json").stdout)["subjects"] == 1
+
+
+def test_what_was_a_dead_letter_is_not_missing_once_that_is_dropped_for_newer_ones(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    refused_by_hand(collector, root, at_once)
+    letters = DeadLetters(root / DEAD_LETTERS, max_bytes=1, segment_bytes=1)
+    letters.add([DeadLetter("rejected", "no", queue(collector.ingest_v3), 1, event(99))], 1)
+    assert [id_of(stored.letter.event) for stored in letters.letters()] == [event_id(99)]
+    assert verified(root, at_once)[1]["missing"] == 0
+
+
+def test_a_dead_letter_that_was_replayed_and_delivered_counts_once(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    refused_by_hand(collector, root, at_once)
+    assert run(root, at_once, "spool", "replay", "--all", "--yes").exit_code == 0
+    assert verified(root, at_once)[1]["left_out"] == 2
+    assert "2 events delivered" in delivered_by_hand(root, at_once)
+    _, told = verified(root, at_once)
+    assert (told["confirmed"], told["unassigned_subjects"], told["left_out"]) == (10, {"bad": 2}, 0)
+    assert json.loads(run(root, at_once, "customers", "--json").stdout)["unassigned"] == {"bad": 2}
+
+
+def test_a_dead_letter_that_was_replayed_and_lost_after_a_2xx_is_missing(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    refused_by_hand(collector, root, at_once)
+    run(root, at_once, "spool", "replay", "--all", "--yes")
+    collector.client.faults(FaultRule(lose=FaultMatch(id=event_id(4))), FaultRule())
+    delivered_by_hand(root, at_once)
+    code, told = verified(root, at_once)
+    assert (code, told["missing_ids"], told["left_out"]) == (1, [event_id(4)], 0)
 
 
 def test_the_settled_part_of_a_log_is_read_back_too(collector: CollectorProcess, root: Path, at_once: AtOnce) -> None:
