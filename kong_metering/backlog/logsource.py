@@ -370,6 +370,9 @@ class LogSource:
             if self._is_closed:
                 return 0
             last = self._log.last_older_than(self._cursor, time_ms)
+            if last > self._cursor:
+                # Reads what it notes, and so may find damage: before the gaps are counted.
+                self._log.dropped(last, self._cursor)
             dropped = self._pass_to(last, self._log.gaps_after(self._cursor))
             self._settle_head()
         return dropped
@@ -378,7 +381,6 @@ class LogSource:
         """Go on behind this event, past some that were not read; tell how many. `gaps` is how many are unreadable."""
         if cursor <= self._cursor:
             return 0
-        self._log.dropped(cursor)
         lost = gaps - self._log.gaps_after(cursor)
         passed = cursor - self._cursor - lost
         self._lost_behind += lost

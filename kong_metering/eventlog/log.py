@@ -55,6 +55,7 @@ __all__ = ["DAMAGED", "POSITION", "SEGMENT_BYTES", "Damage", "DamageKind", "Even
 
 POSITION = "position"
 SEGMENT_BYTES = 4 * 1024 * 1024
+_NOTED_AT_ONCE = 1000
 
 
 class Keeper(Protocol):
@@ -343,9 +344,22 @@ class EventLog:
         self.done(end - 1)
         return before.waiting(end)
 
-    def dropped(self, up_to: int) -> None:
-        """Take note that events up to this number are given up: the segments that have them are not kept."""
+    def dropped(self, up_to: int, after: int = 0) -> None:
+        """Take note, before they are `done`, that events above `after` up to this number are given up.
+
+        The segments that have them are not kept. One that goes on behind them may be by another process: there they are
+        noted as not delivered.
+        """
         self._dropped_up_to = max(self._dropped_up_to, up_to)
+        goes_on = next((each for each in tuple(self._appender.segments) if each.first <= up_to < each.end - 1), None)
+        if self._keeper is not None and goes_on is not None:
+            with contextlib.suppress(*DISK_ERRORS):
+                self._note_dropped(max(after, goes_on.first - 1), up_to)
+
+    def _note_dropped(self, after: int, up_to: int) -> None:
+        while after < up_to and (events := self.read(after, min(_NOTED_AT_ONCE, up_to - after), SEGMENT_BYTES)):
+            after = events[-1].sequence
+            self.note_undelivered([(each.sequence, each.payload) for each in events if each.sequence <= up_to])
 
     def note_undelivered(self, events: Sequence[tuple[int, bytes]]) -> None:
         """Note, before they are `done`, that events with these numbers were not delivered: it stays with what is kept.

@@ -37,6 +37,25 @@ def test_what_others_overtook_is_written_once_more_and_counts_as_delivered_from_
     assert sorted(each.payload for each in delivered_events(tmp_path, lambda _: True)) == [b"one", b"three", b"two"]
 
 
+def test_what_one_process_dropped_does_not_count_as_delivered_when_the_next_one_delivers_the_rest(
+    tmp_path: Path,
+) -> None:
+    delivered = Delivered(tmp_path, lambda: 1)
+    for first in (True, False):
+        spool = SpoolDirectory(tmp_path, delivered=delivered)
+        held = spool.log_for(QUEUE) if first else spool.adopt().logs[0]
+        source = LogSource(held)
+        if first:
+            source.append([b"one", b"two"], 1, 0.0)
+            source.append([b"three", b"four"], 3, 0.0)
+            source.settle(source.read(1, 1 << 20))
+            assert source.drop_older_than(2) == 1
+        source.settle(source.read(1, 1 << 20))
+        spool.retire(held)
+        spool.close()
+    assert [each.payload for each in delivered_events(tmp_path, lambda _: True)] == [b"one", b"three", b"four"]
+
+
 @pytest.mark.parametrize("where", ["in memory", "on disk"])
 def test_what_was_read_and_not_settled_is_never_taken_for_settled(tmp_path: Path, where: str) -> None:
     """Or the log is given up while its events are on their way, and whoever adopts it sends them again."""

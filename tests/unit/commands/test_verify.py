@@ -326,6 +326,21 @@ def test_what_was_a_dead_letter_is_not_missing_once_that_is_dropped_for_newer_on
     assert verified(root, at_once)[1]["missing"] == 0
 
 
+def test_what_waited_and_was_purged_is_not_missing_when_the_rest_was_delivered(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    spool = SpoolDirectory(root)
+    held = spool.log_for(queue(collector.ingest_v3))
+    held.log.append([event(1), event(2)], 1)
+    held.log.append([event(3)], time.time_ns() // 1_000_000)
+    spool.close()
+    options = ("--waiting", "--plugin-id", PLUGIN, "--older-than", "1d", "--inbox-dir", "none", "--yes")
+    assert "2 waiting events removed" in run(root, at_once, "spool", "purge", *options).stdout
+    assert "1 event delivered" in delivered_by_hand(root, at_once)
+    code, told = verified(root, at_once)
+    assert (code, told["confirmed"], told["missing"]) == (0, 1, 0)
+
+
 def test_a_dead_letter_that_was_replayed_and_delivered_counts_once(
     collector: CollectorProcess, root: Path, at_once: AtOnce
 ) -> None:
