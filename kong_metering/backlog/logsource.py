@@ -320,6 +320,12 @@ class LogSource:
             self.is_unsure = any(over_ms <= mark.time_ms < perhaps_over_ms for mark in self._log.marks)
         return self.is_unsure
 
+    def note_undelivered(self, entries: Sequence[Entry]) -> None:
+        """Note that entries which are about to be settled were not delivered."""
+        with self._lock:
+            if not self._is_closed:
+                self._log.note_undelivered([(entry.number, entry.event) for entry in entries])
+
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let entries go; none are there any more once the log was closed."""
         with self._lock:
@@ -364,6 +370,9 @@ class LogSource:
             if self._is_closed:
                 return 0
             last = self._log.last_older_than(self._cursor, time_ms)
+            if last > self._cursor:
+                # Reads what it notes, and so may find damage: before the gaps are counted.
+                self._log.dropped(last, self._cursor)
             dropped = self._pass_to(last, self._log.gaps_after(self._cursor))
             self._settle_head()
         return dropped
@@ -372,7 +381,6 @@ class LogSource:
         """Go on behind this event, past some that were not read; tell how many. `gaps` is how many are unreadable."""
         if cursor <= self._cursor:
             return 0
-        self._log.dropped(cursor)
         lost = gaps - self._log.gaps_after(cursor)
         passed = cursor - self._cursor - lost
         self._lost_behind += lost
@@ -442,6 +450,7 @@ class LogSource:
         for number, sent_ms in zip(numbers, sent_at, strict=True):
             if sent_ms is not None:
                 self._log.mark_ambiguous(number, number, sent_ms)
+        self._log.note_undelivered([(entry.number, entry.event) for entry in entries])
         for entry in entries:
             del self._unsettled[entry.number]
         self._settle_head()

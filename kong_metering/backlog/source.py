@@ -65,6 +65,10 @@ class Source(Protocol):
         """Note, and tell, whether something in it went out at a time between these two; nothing is read if it did."""
         ...
 
+    def note_undelivered(self, entries: Sequence[Entry]) -> None:
+        """Note that entries which are about to be settled were not delivered, for whoever reads back what was."""
+        ...
+
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let entries go that need not wait any longer; give how many were there still."""
         ...
@@ -192,6 +196,13 @@ class MemorySource:
     def is_unsure_of(self, over_ms: int, perhaps_over_ms: int) -> bool:  # noqa: ARG002
         """Never: what is in memory was sent by this process."""
         return False
+
+    def note_undelivered(self, entries: Sequence[Entry]) -> None:
+        """Note it of those that are in the log by now; of the others nothing is kept."""
+        with self._lock:
+            moved = self._moved_of(entries)
+        for source, there in groupby(moved, attrgetter("source")):
+            source.note_undelivered(list(there))
 
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let entries go, wherever they are."""

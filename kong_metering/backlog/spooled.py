@@ -17,7 +17,7 @@ from kong_metering.backlog.burials import Burials
 from kong_metering.backlog.chores import LogChores
 from kong_metering.backlog.logsource import LogSource
 from kong_metering.backlog.sourcelist import Disk, SourceList
-from kong_metering.backlog.stock import Sending, by_source, noted
+from kong_metering.backlog.stock import Sending, by_source, note_undelivered, noted
 from kong_metering.backlog.writing import Writing
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.log import cause_of
@@ -91,7 +91,7 @@ class SpooledBacklog:
         self._account = account
         self._intake = intake
         self._sources = SourceList()
-        self._burials = Burials(identity, shared.letters, shared.clock, account, self.settle)
+        self._burials = Burials(identity, shared.letters, shared.clock, account, self._settle_buried)
         self.writing = Writing(
             settings, self._sources, self._open_log, shared.clock, account, log_opened=intake.log_opened
         )
@@ -216,6 +216,10 @@ class SpooledBacklog:
     def settle(self, entries: Sequence[Entry]) -> int:
         """Let events go that need not wait any longer; give how many were there still."""
         return sum(self._settled(source, run) for source, run in by_source(entries))
+
+    def _settle_buried(self, entries: Sequence[Entry]) -> int:
+        note_undelivered(entries)
+        return self.settle(entries)
 
     def _settled(self, source: Source, entries: list[Entry]) -> int:
         try:

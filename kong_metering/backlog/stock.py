@@ -87,6 +87,12 @@ def noted(entries: Sequence[Entry], window: Window, dedupe_window: float, mark_s
     return Sending(fresh, stale, why_stale, notes, held, unsure)
 
 
+def note_undelivered(entries: Sequence[Entry]) -> None:
+    """Have the sources note that events which are about to be settled were not delivered."""
+    for source, run in by_source(entries):
+        source.note_undelivered(run)
+
+
 def by_source(entries: Sequence[Entry]) -> list[tuple[Source, list[Entry]]]:
     """Return the runs of events of one source each, in order."""
     return [(source, list(run)) for source, run in groupby(entries, attrgetter("source"))]

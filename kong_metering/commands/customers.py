@@ -27,7 +27,7 @@ from kong_metering.commands.readingback import (
 from kong_metering.plurals import counted, form
 from kong_metering.proof.api import CustomersApi
 from kong_metering.proof.customers import Customers
-from kong_metering.spool.settled import settled_events, waiting_events
+from kong_metering.spool.settled import delivered_events, waiting_events
 
 if TYPE_CHECKING:
     from kong_metering.ingest.client import Endpoint
@@ -97,8 +97,8 @@ def customers(options: CustomersOptions) -> None:
 def _subjects(options: CustomersOptions, endpoint: Endpoint, now_ms: int) -> Subjects:
     is_meant = meant(options, endpoint)
     subjects = Subjects(Counter())
-    settled = settled_events(options.root, is_meant, options.since_ms(now_ms))
-    for event in chain(settled, waiting_events(options.root, is_meant)):
+    delivered = delivered_events(options.root, is_meant, options.since_ms(now_ms))
+    for event in chain(delivered, waiting_events(options.root, is_meant)):
         subject = _subject_of(event.payload)
         if subject in subjects.events or len(subjects.events) < _MOST_SUBJECTS:
             subjects.events[subject] += 1

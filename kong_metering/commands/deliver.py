@@ -6,6 +6,7 @@ from stdin, is in no argument, and is printed nowhere.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kong_metering import ENVIRONMENT_PREFIX
 from kong_metering.commands import words
 from kong_metering.commands.access import check_writable
 from kong_metering.commands.asking import Asked, ask, told_problems
@@ -34,6 +36,7 @@ from kong_metering.ingest.client import Endpoint, IngestClient
 from kong_metering.plurals import form
 from kong_metering.quantities import Duration, WholeNumber
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
+from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import Found, HeldLog, survey
 from kong_metering.spool.requests import Kind
 
@@ -63,7 +66,13 @@ class DeliverOptions(Place):
     dedupe_window: float
     timeout: float
     wait: float
+    keep_delivered: float
     as_json: bool
+
+    @property
+    def delivered(self) -> Delivered | None:
+        """Where what was delivered is kept; None to keep nothing."""
+        return Delivered(self.root, lambda: time.time_ns() // 1_000_000) if self.keep_delivered else None
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,17 @@ class Rest:
     metavar="TIME",
     help="How long to wait for running servers, which are asked to try at once.",
 )
+@click.option(
+    "--keep-delivered",
+    type=Duration(may_be_zero=True),
+    default="24h",
+    show_default=True,
+    envvar=f"{ENVIRONMENT_PREFIX}KEEP_DELIVERED",
+    show_envvar=True,
+    metavar="TIME",
+    help="The servers' --keep-delivered: with 0 nothing is kept here either. Else what is delivered is kept for "
+    "`kong-metering verify`, and a server removes it when its time is over.",
+)
 @json_option("one JSON document with the account")
 @taking(DeliverOptions)
 def deliver(options: DeliverOptions) -> None:
@@ -160,12 +180,13 @@ def deliver(options: DeliverOptions) -> None:
     if options.insecure and options.ca_bundle:
         raise click.UsageError("--insecure verifies nothing: leave --ca-bundle out, or --insecure")
     check_writable(options.root)
-    unpoured = pour(options)
+    delivered = options.delivered
+    unpoured = pour(options, delivered)
     queues = [log.identity for log in survey(options.root) if log.identity]
     endpoint = chosen_endpoint(queues, options.plugin_id, options.endpoint, "--endpoint")
     token = read_token(options.token_file)
     wanted = partial(_is_wanted, plugin_id=options.plugin_id, endpoint=endpoint)
-    with held_logs(options, wanted, is_delivering=True) as (_, holding):
+    with held_logs(options, wanted, delivered) as (_, holding):
         _tell_stuck(holding)
         ended = _deliver(options, holding.logs, Endpoint(endpoint, token, options.timeout, 0, _verify(options)))
     held = held_by(holding.others)

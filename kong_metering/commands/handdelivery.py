@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kong_metering.backlog.logsource import LogSource
-from kong_metering.backlog.stock import Sending, by_source, noted
+from kong_metering.backlog.stock import Sending, by_source, note_undelivered, noted
 from kong_metering.clock import EpochClock, SystemClock
 from kong_metering.commands.endurance import Endurance
 from kong_metering.commands.words import shown
@@ -169,6 +169,7 @@ class HeldEvents:
             for each in entries
         ]
         self._dead_letters.add(letters, now_ms)
+        note_undelivered(entries)
         self._account.bury(reason, len(letters), waited=self.settle(entries))
 
     def _bury_damage(self, source: LogSource) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.commands.sharedmemory import pouring_for
-from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import Found, HeldLog, SpoolDirectory, survey
 
 if TYPE_CHECKING:
     from kong_metering.commands.options import Place
     from kong_metering.inbox.pouring import Pouring
+    from kong_metering.spool.delivered import Delivered
     from kong_metering.spool.directory import Adoption
     from kong_metering.spool.identity import QueueIdentity
 
@@ -42,17 +42,15 @@ class Holding:
 
 @contextlib.contextmanager
 def held_logs(
-    place: Place, is_wanted: IsWanted, *, is_delivering: bool = False
+    place: Place, is_wanted: IsWanted, delivered: Delivered | None = None
 ) -> Iterator[tuple[SpoolDirectory, Holding]]:
     """Hold all wanted logs that no living process holds; afterwards each is free again, or gone if it is empty.
 
-    Where servers keep what was delivered, it is kept here too with `is_delivering`.
+    What is settled in them is kept in `delivered`; None to keep nothing.
     """
-    delivered = Delivered(place.root, lambda: time.time_ns() // 1_000_000)
-    keeps = is_delivering and delivered.directory.is_dir()
-    spool = SpoolDirectory(place.root, delivered=delivered if keeps else None)
+    spool = SpoolDirectory(place.root, delivered=delivered)
     try:
-        yield spool, _hold(spool, pouring_for(place), is_wanted)
+        yield spool, _hold(spool, pouring_for(place, delivered), is_wanted)
     finally:
         spool.close()
 

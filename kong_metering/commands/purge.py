@@ -7,6 +7,7 @@ process holds.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from kong_metering.eventlog.damage import ABOUT
 from kong_metering.plurals import form
 from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
+from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import Found
 from kong_metering.spool.times import SpoolTimes
 
@@ -220,11 +222,14 @@ def remove(options: PurgeOptions, plan: Plan) -> Removed:
 
 def _remove_waiting(options: PurgeOptions, plan: Plan) -> int:
     removed = 0
-    with held_logs(options, options.filters.match_queue) as (_, holding):
+    # What was delivered before is kept, and what is purged is not; of a segment that goes on, that is noted there.
+    delivered = Delivered(options.root, lambda: time.time_ns() // 1_000_000)
+    with held_logs(options, options.filters.match_queue, delivered) as (_, holding):
         for held in holding.logs:
             if cut := plan.waiting.get(held.directory):
-                before = held.log.waiting
-                held.log.done(min(cut.up_to, held.log.next_sequence - 1))
+                before, up_to = held.log.waiting, min(cut.up_to, held.log.next_sequence - 1)
+                held.log.dropped(up_to)
+                held.log.done(up_to)
                 held.log.save_position()
                 removed += before - held.log.waiting
     return removed

@@ -25,19 +25,21 @@ if TYPE_CHECKING:
     from kong_metering.commands.options import Place
     from kong_metering.inbox.pouring import Unpoured
     from kong_metering.inbox.strays import Stray
+    from kong_metering.spool.delivered import Delivered
     from kong_metering.spool.identity import QueueIdentity
 
 
-def pouring_for(place: Place) -> Pouring | None:
-    """Return what pours into this spool; None where there is no shared memory."""
+def pouring_for(place: Place, delivered: Delivered | None = None) -> Pouring | None:
+    """Return what pours into this spool, and keeps in `delivered` what was; None where there is no shared memory."""
     if place.inbox_dir is None:
         return None
-    return Pouring([rings.Place(place.inbox_dir, place.root)], place.root, lambda: time.time_ns() // 1_000_000)
+    shared_memory = [rings.Place(place.inbox_dir, place.root)]
+    return Pouring(shared_memory, place.root, lambda: time.time_ns() // 1_000_000, delivered)
 
 
-def pour(place: Place) -> list[Unpoured]:
+def pour(place: Place, delivered: Delivered | None = None) -> list[Unpoured]:
     """Put into logs what killed processes had not written yet; tell and return what could not be."""
-    pouring = pouring_for(place)
+    pouring = pouring_for(place, delivered)
     unpoured = pouring.pour().unpoured if pouring else []
     for each in unpoured:
         note(f"Events of a killed process stay in {each.path}: {words.shown(each.reason)}.")

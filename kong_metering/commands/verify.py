@@ -29,11 +29,12 @@ from kong_metering.ingest.client import IngestClient
 from kong_metering.plurals import form
 from kong_metering.proof.api import EventsApi
 from kong_metering.proof.asking import Asker
+from kong_metering.proof.parking import Parking
 from kong_metering.proof.resending import Resent, resend
 from kong_metering.proof.verifying import Findings, Verification
 from kong_metering.proof.web import CannotAsk
 from kong_metering.quantities import Duration
-from kong_metering.spool.settled import settled_events, still_here
+from kong_metering.spool.settled import delivered_events, still_here
 from kong_metering.urls import without_credentials
 
 if TYPE_CHECKING:
@@ -109,11 +110,16 @@ def _verified(options: VerifyOptions, endpoint: Endpoint) -> Outcome:
     if api is None:
         raise unknown_api(endpoint)
     is_meant = meant(options, endpoint)
-    with asking(endpoint) as (web, timing), _verification(options, endpoint, Asker(api, web), timing) as verification:
+    with (
+        asking(endpoint) as (web, timing),
+        _verification(options, endpoint, Asker(api, web), timing) as verification,
+        Parking() as undelivered,
+    ):
         since_ms = options.since_ms(int(timing.clock.wall() * 1000))
-        events = (event.payload for event in settled_events(options.root, is_meant, since_ms))
+        delivered = delivered_events(options.root, is_meant, since_ms, undelivered.add)
         try:
-            verification.run(events)
+            verification.run(event.payload for event in delivered)
+            verification.leave_out(undelivered.events())
             resent = _resent(options, endpoint, verification, timing) if verification.missing.count else None
         except CannotAsk as error:
             return Outcome(verification.findings, None, str(error))
@@ -130,7 +136,7 @@ def _resent(options: VerifyOptions, endpoint: Endpoint, verification: Verificati
     if not options.resend:
         return None
     count, url = verification.missing.count, without_credentials(endpoint.url)
-    if not verification.findings.counts["confirmed"]:
+    if not verification.findings.stored:
         note("Nothing else was found either: OpenMeter may only be behind (does its sink-worker run, and read?).")
     try:
         confirmed(

@@ -14,8 +14,8 @@ Events are opaque bytes; each has a sequence number that goes up by one and is n
 - `read` gives events in order, each as it was accepted or not at all: what is damaged is passed over, its bytes are
   kept in `damaged/`, and `take_damage` tells of it. A flipped bit costs one event at most, a file that the disk does
   not give (see `Patience`) its own events at most.
-- `done` frees space by unlinking segments, which also a full disk allows; or it hands them to `keep`, which moves them
-  elsewhere, unless something in them was dropped. What was done after the last
+- `done` frees space by unlinking segments, which also a full disk allows; or it hands them to a `Keeper`, which moves
+  them elsewhere, unless something in them was dropped. What was done after the last
   `save_position` is done again after a crash: save it before a batch is sent, with the mark of that batch, and no
   event is sent twice without being known as one that may have arrived.
 - `open` reads one segment, however many there are; where the position is lost the oldest event, too: all that waits
@@ -35,9 +35,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kong_metering.errors import DISK_ERRORS
 from kong_metering.eventlog.appending import Appender
@@ -51,10 +51,23 @@ from kong_metering.eventlog.recovery import Recovery
 if TYPE_CHECKING:
     from kong_metering.eventlog.segment import Segment
 
-__all__ = ["DAMAGED", "POSITION", "SEGMENT_BYTES", "Damage", "DamageKind", "EventLog"]
+__all__ = ["DAMAGED", "POSITION", "SEGMENT_BYTES", "Damage", "DamageKind", "EventLog", "Keeper"]
 
 POSITION = "position"
 SEGMENT_BYTES = 4 * 1024 * 1024
+_NOTED_AT_ONCE = 1000
+
+
+class Keeper(Protocol):
+    """Where segments go in which all is done. Raises the system's `OSError`."""
+
+    def keep(self, segment: Path) -> None:
+        """Take the file of a segment away; it is where it was if that raises."""
+        ...
+
+    def note_undelivered(self, segment: Path, events: Sequence[tuple[int, bytes]]) -> None:
+        """Note that events of a segment, with their numbers, are settled without being delivered from here."""
+        ...
 
 
 class EventLog:
@@ -68,7 +81,7 @@ class EventLog:
         segment_bytes: int,
         *,
         allowance: Allowance,
-        keep: Callable[[Path], None] | None,
+        keeper: Keeper | None,
         is_view: bool,
     ) -> None:
         """Use `open` or `view`."""
@@ -91,7 +104,7 @@ class EventLog:
         self.was_position_lost = self._position.was_lost and self.done_up_to + 1 < self.next_sequence
         self._is_in_doubt = self.was_position_lost
         self._allowance = allowance
-        self._keep = keep
+        self._keeper = keeper
         self._dropped_up_to = 0
         self._has_place = False
         self._is_closed = False
@@ -112,14 +125,14 @@ class EventLog:
         sync_first: Sequence[Path] = (),
         patience: Patience | None = None,
         allowance: Allowance | None = None,
-        keep: Callable[[Path], None] | None = None,
+        keeper: Keeper | None = None,
     ) -> EventLog:
         """Open the log in a directory that this process owns, as a crash may have left it, or a new one.
 
         `sync_first` is what has to survive a power cut as well, so that the events are of use: the first `unsynced`
         has it, before the events. `patience` remembers what could not be read, also over several tries to open a log;
-        `allowance` is what the logs of a process share. `keep` takes the file of a segment away in which all is done;
-        it raises the system's `OSError` if it cannot, and without it, or then, the file is unlinked.
+        `allowance` is what the logs of a process share. `keeper` takes the file of a segment away in which all is done;
+        without it, or where it cannot, the file is unlinked.
 
         Raises `SpoolFormatError` when it is of a format that this version does not know, nothing is changed then; and
         the system's `OSError`, after which it can be tried again.
@@ -130,7 +143,7 @@ class EventLog:
             patience or Patience(),
             segment_bytes,
             allowance=allowance or Allowance(),
-            keep=keep,
+            keeper=keeper,
             is_view=False,
         )
 
@@ -143,7 +156,7 @@ class EventLog:
 
         Raises `SpoolFormatError` when it is of a format that this version does not know; and the system's `OSError`.
         """
-        return cls(directory, (), Patience(0), SEGMENT_BYTES, allowance=Allowance(), keep=None, is_view=True)
+        return cls(directory, (), Patience(0), SEGMENT_BYTES, allowance=Allowance(), keeper=None, is_view=True)
 
     @property
     def next_sequence(self) -> int:
@@ -331,13 +344,38 @@ class EventLog:
         self.done(end - 1)
         return before.waiting(end)
 
-    def dropped(self, up_to: int) -> None:
-        """Take note that events up to this number are given up: the segments that have them are not kept."""
-        self._dropped_up_to = max(self._dropped_up_to, up_to)
+    def dropped(self, up_to: int, after: int = 0) -> None:
+        """Take note, before they are `done`, that events above `after` up to this number are given up.
 
-    def keep_with(self, keep: Callable[[Path], None] | None) -> None:
+        The segments that have them are not kept. One that goes on behind them may be by another process: there they are
+        noted as not delivered.
+        """
+        self._dropped_up_to = max(self._dropped_up_to, up_to)
+        goes_on = next((each for each in tuple(self._appender.segments) if each.first <= up_to < each.end - 1), None)
+        if self._keeper is not None and goes_on is not None:
+            with contextlib.suppress(*DISK_ERRORS):
+                self._note_dropped(max(after, goes_on.first - 1), up_to)
+
+    def _note_dropped(self, after: int, up_to: int) -> None:
+        while after < up_to and (events := self.read(after, min(_NOTED_AT_ONCE, up_to - after), SEGMENT_BYTES)):
+            after = events[-1].sequence
+            self.note_undelivered([(each.sequence, each.payload) for each in events if each.sequence <= up_to])
+
+    def note_undelivered(self, events: Sequence[tuple[int, bytes]]) -> None:
+        """Note, before they are `done`, that events with these numbers were not delivered: it stays with what is kept.
+
+        Never raises for the disk's sake: they look like delivered ones then.
+        """
+        if self._keeper is None:
+            return
+        for segment in tuple(self._appender.segments):
+            if here := [event for event in events if segment.first <= event[0] < segment.end]:
+                with contextlib.suppress(OSError):
+                    self._keeper.note_undelivered(segment.path, here)
+
+    def keep_with(self, keeper: Keeper | None) -> None:
         """Hand segments in which all is done to this one from now on (see `open`)."""
-        self._keep = keep
+        self._keeper = keeper
 
     def begin_segment(self) -> None:
         """Have the next append begin a segment, if there is a settled event in the one that is appended to.
@@ -389,9 +427,9 @@ class EventLog:
             self._written.pop(segment.path, None)
 
     def _take_away(self, segment: Segment) -> None:
-        if self._keep is not None and segment.first > self._dropped_up_to:
+        if self._keeper is not None and segment.first > self._dropped_up_to:
             with contextlib.suppress(OSError):
-                self._keep(segment.path)
+                self._keeper.keep(segment.path)
                 return
         segment.path.unlink(missing_ok=True)
 

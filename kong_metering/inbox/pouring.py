@@ -36,9 +36,10 @@ from kong_metering.spool.free import PART
 from kong_metering.spool.identity import load_identity, save_identity
 
 if TYPE_CHECKING:
+    from kong_metering.eventlog.log import Keeper
     from kong_metering.inbox.place import RingFile, Rings
     from kong_metering.inbox.strays import Stray
-    from kong_metering.spool.delivered import Delivered, Keep
+    from kong_metering.spool.delivered import Delivered
     from kong_metering.spool.identity import QueueIdentity
 
 
@@ -175,7 +176,7 @@ class Pouring:
             poured.left_out += remains.leave_out_known(directory)
             return
         try:
-            log = EventLog.open(directory, keep=self._keeper(directory))
+            log = EventLog.open(directory, keeper=self._keeper(directory))
             try:
                 poured.damage += log.take_damage()
                 poured.left_out += remains.leave_out_known(directory, log)
@@ -187,7 +188,7 @@ class Pouring:
         finally:
             locks.release(lock)
 
-    def _keeper(self, directory: Path) -> Keep | None:
+    def _keeper(self, directory: Path) -> Keeper | None:
         return self._delivered.keeper(directory, load_identity(directory)) if self._delivered else None
 
     def _keep(self, ring: RingFile, data: bytes) -> Path:

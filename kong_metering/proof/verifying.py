@@ -53,6 +53,11 @@ class Findings:
     missing_ids: list[str] = field(default_factory=list)
     is_cut_short: bool = False
 
+    @property
+    def stored(self) -> int:
+        """How many are stored, whether they will be counted or not: where none is, OpenMeter may only be behind."""
+        return self.counts["confirmed"] + self.counts["unassigned"] + self.counts["invalid"]
+
     def judge(self, stored: list[Stored]) -> None:
         """Count an event that is stored."""
         first = stored[0]
@@ -115,6 +120,11 @@ class Verification:
                 self._sort_out(absent, suspects)
                 self._wait(self._settle_seconds)
                 self._look_again(suspects)
+
+    def leave_out(self, undelivered: Iterable[bytes]) -> None:
+        """Count those of events that are known not to be delivered which wait, or are dead letters."""
+        for chunk in _batched(map(identified, undelivered), _CHUNK):
+            self.findings.left_out += len(self._still_here({event_id for event_id, _ in chunk if event_id}))
 
     def recheck(self, events: Iterable[bytes]) -> int:
         """Look again for missing ones that were sent again, when they have settled; tell how many are there."""

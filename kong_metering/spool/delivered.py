@@ -5,12 +5,16 @@
     ROOT/delivered/KEY/TIME.PART.LOG.FIRST.seg            a segment as `eventlog/format.py` describes it: when it was
                                          moved (milliseconds since 1970), from which part and log, its first number
     ROOT/delivered/KEY/TIME.PART.LOG.FIRST.checked.seg    the same, once a server has read it back
+    ROOT/delivered/KEY/PART.LOG.FIRST.undelivered         which events of a segment, here or in its log still, were not
+                                         delivered from it: 16 bytes each, the number u64 (little-endian) and 8 of the
+                                         event's BLAKE2b, since the names of a log that has gone are used again
 
 Contract: a segment comes here by a rename, which needs no space and no waiting; where that cannot be, it is removed as
 if nothing were kept. Any number of processes move, read and remove at a time: whoever reads takes a file that is gone
 for one that was removed. Settled is not delivered: dead letters stand in these segments too, and events that came to
-stand once more at the end of their log. Nothing here is waited for on the disk: after a power cut some may be missing,
-or be back in their log and come again.
+stand once more at the end of their log. That is noted before they are settled, whatever becomes of the letter then; one
+that was noted, and is delivered after a crash in between, is not read back. Nothing here is waited for on the disk:
+after a power cut some may be missing, or be back in their log and come again.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,11 +39,13 @@ from kong_metering.eventlog.format import (
     next_record,
     parse_events,
     segment_first,
+    segment_name,
 )
 from kong_metering.spool import locks
 from kong_metering.spool.identity import load_identity, save_identity
 
 if TYPE_CHECKING:
+    from kong_metering.eventlog.log import Keeper
     from kong_metering.spool.identity import QueueIdentity
 
 # The directory's name in the spool's.
@@ -49,7 +57,9 @@ _NAME_PARTS = 4
 _NO_END = 1 << 62
 _READ_EVENTS = 1000
 
-Keep = Callable[[Path], None]
+# Its number, and what tells it from one with the same number in a segment that had the same name before.
+_NOTE = struct.Struct("<Q8s")
+_NOTES = ".undelivered"
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,23 @@ class KeptSegment:
         Raises `SpoolFormatError` for a format that this version does not know, and the system's `OSError`.
         """
         return read_segment(self.path, self.first)
+
+    def undelivered(self) -> Undelivered:
+        """Return which of its events were not delivered from it; to be asked for before they are read."""
+        return Undelivered(_notes_path(self.path.parent, self.part, self.log, self.first))
+
+
+class Undelivered:
+    """Which events of a segment were settled without being delivered from it; none where that cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self._notes: frozenset[tuple[int, bytes]] = frozenset()
+        with contextlib.suppress(OSError):
+            data = path.read_bytes()
+            self._notes = frozenset(_NOTE.iter_unpack(data[: len(data) - len(data) % _NOTE.size]))
+
+    def __contains__(self, event: StoredEvent) -> bool:
+        return bool(self._notes) and (event.sequence, _digest(event.payload)) in self._notes
 
 
 @dataclass(frozen=True)
@@ -92,31 +119,22 @@ class Delivered:
         self.directory = root / DELIVERED
         self._wall_ms = wall_ms
 
-    def keeper(self, log: Path, identity: QueueIdentity | None) -> Keep | None:
-        """Return what moves a settled segment of a log here; None for a log of which nothing is kept.
+    def keeper(self, log: Path, identity: QueueIdentity | None) -> Keeper | None:
+        """Return what moves the settled segments of a log here; None for a log of which nothing is kept.
 
         That is one of which nobody knows whose it is, and one that became another queue's: what was delivered before
         went to another endpoint.
-        What it returns raises the system's `OSError` if that cannot be; the segment is where it was then.
         """
         if identity is None or not is_first_owner(log, identity):
             return None
-        queue = self.directory / identity.key
-
-        def keep(segment: Path) -> None:
-            target = queue / f"{self._wall_ms():014d}.{log.parent.name}.{log.name}.{segment.name}"
-            # Each time: nothing is kept of which nobody would know whose it is, and the directory may be gone.
-            self._make(queue, identity)
-            segment.rename(target)
-
-        return keep
+        return _LogKeeper(self.directory, log, identity, self._wall_ms)
 
     def queues(self) -> list[KeptQueue]:
         """Return the queues of which something is kept. Raises the system's `OSError`."""
         found: list[KeptQueue] = []
         for directory in _directories(self.directory):
             with contextlib.suppress(SpoolFormatError):
-                if (identity := load_identity(directory)) is not None:
+                if (identity := load_identity(directory)) is not None and _segments(directory):
                     found.append(KeptQueue(directory, identity))
         return found
 
@@ -130,13 +148,21 @@ class Delivered:
         for segment in segments:
             segment.path.unlink(missing_ok=True)
         for directory in {segment.path.parent for segment in segments}:
+            with contextlib.suppress(FileNotFoundError):
+                self._forget_notes(directory)
             if not _segments(directory):
                 self._remove_queue(directory)
 
-    def _make(self, queue: Path, identity: QueueIdentity) -> None:
-        files.make_directory(self.directory)
-        files.make_directory(queue)
-        save_identity(queue, identity)
+    def _forget_notes(self, directory: Path) -> None:
+        """Remove the notes on segments that are neither here nor in their log."""
+        notes = {path: _noted_segment(path) for path in directory.glob(f"*{_NOTES}")}
+        root = self.directory.parent
+        # In this order: a segment comes here from its log.
+        gone = {path: of for path, of in notes.items() if not (root / of[0] / of[1] / of[2]).is_file()}
+        here = {(segment.part, segment.log, segment_name(segment.first)) for segment in _segments(directory)}
+        for path, of in gone.items():
+            if of not in here:
+                path.unlink(missing_ok=True)
 
     def _remove_queue(self, directory: Path) -> None:
         """Remove a queue's directory; one that somebody verifies just now, or moves something to, stays."""
@@ -144,20 +170,60 @@ class Delivered:
             identity = load_identity(directory)
             if is_ours:
                 for path in directory.iterdir():
-                    if path.suffix != _SUFFIX:
+                    if path.suffix not in (_SUFFIX, _NOTES):
                         path.unlink(missing_ok=True)
                 try:
                     directory.rmdir()
                 except OSError:
-                    # What was moved here meanwhile has nobody who would tell whose it is.
+                    # What was moved here meanwhile, or is noted, has nobody who would tell whose it is.
                     if identity:
                         save_identity(directory, identity)
+
+
+class _LogKeeper:
+    """Keeps what is settled of one log."""
+
+    def __init__(self, delivered: Path, log: Path, identity: QueueIdentity, wall_ms: Callable[[], int]) -> None:
+        self._queue = delivered / identity.key
+        self._log = log
+        self._identity = identity
+        self._wall_ms = wall_ms
+
+    def keep(self, segment: Path) -> None:
+        """Move a segment here."""
+        self._make()
+        segment.rename(self._queue / f"{self._wall_ms():014d}.{self._log.parent.name}.{self._log.name}.{segment.name}")
+
+    def note_undelivered(self, segment: Path, events: Sequence[tuple[int, bytes]]) -> None:
+        """Note that events of a segment are settled without being delivered from it."""
+        self._make()
+        part, log = self._log.parent.name, self._log.name
+        first = segment_first(segment.name) or 0
+        notes = files.open_file(_notes_path(self._queue, part, log, first))
+        try:
+            # Behind the last whole one.
+            end = os.fstat(notes).st_size // _NOTE.size * _NOTE.size
+            files.write_at(notes, b"".join(_NOTE.pack(number, _digest(event)) for number, event in events), end)
+        finally:
+            os.close(notes)
+
+    def _make(self) -> None:
+        # Each time: nothing is kept of which nobody would know whose it is, and the directory may be gone.
+        files.make_directory(self._queue.parent)
+        files.make_directory(self._queue)
+        save_identity(self._queue, self._identity)
 
 
 def kept_of(root: Path, part: str, log: str) -> list[KeptSegment]:
     """Return what is kept of one log of a spool, the segment that was settled last in front."""
     found = _segments(root / DELIVERED / log.partition("-")[0])
     return [segment for segment in reversed(found) if (segment.part, segment.log) == (part, log)]
+
+
+def undelivered_of(log: Path, first: int) -> Undelivered:
+    """Return which events of a segment that is in its log still were not delivered from it."""
+    directory = log.parent.parent / DELIVERED / log.name.partition("-")[0]
+    return Undelivered(_notes_path(directory, log.parent.name, log.name, first))
 
 
 def is_first_owner(log: Path, identity: QueueIdentity) -> bool:
@@ -231,6 +297,20 @@ def _segment(path: Path, size: int) -> KeptSegment | None:
         return None
     first = segment_first(parts[3] + _SUFFIX)
     return None if first is None else KeptSegment(path, int(parts[0]), parts[1], parts[2], first, size, is_checked)
+
+
+def _notes_path(directory: Path, part: str, log: str, first: int) -> Path:
+    return directory / f"{part}.{log}.{segment_name(first).removesuffix(_SUFFIX)}{_NOTES}"
+
+
+def _noted_segment(path: Path) -> tuple[str, str, str]:
+    """Read the part, the log and the file of a segment from the name of what is noted of it."""
+    part, log, first = (*path.name.removesuffix(_NOTES).split("."), "", "")[:3]
+    return part, log, first + _SUFFIX
+
+
+def _digest(event: bytes) -> bytes:
+    return blake2b(event, digest_size=8).digest()
 
 
 def _directories(path: Path) -> list[Path]:

@@ -39,7 +39,8 @@ from kong_metering.spool.free import FIXTURES, PART, Finding, FreeLogs, Refused,
 from kong_metering.spool.identity import QueueIdentity, identity_files, load_identity, save_identity
 
 if TYPE_CHECKING:
-    from kong_metering.spool.delivered import Delivered, Keep
+    from kong_metering.eventlog.log import Keeper
+    from kong_metering.spool.delivered import Delivered
 
 _REMEDIES = {
     errno.EACCES: "let the user that Kong runs as write there, or choose another place with --spool-dir",
@@ -271,11 +272,11 @@ class SpoolDirectory:
             sync_first=sync_first,
             patience=self._patience,
             allowance=self._allowance,
-            keep=self._keeper(directory, identity),
+            keeper=self._keeper(directory, identity),
         )
         return HeldLog(log, identity, self)
 
-    def _keeper(self, directory: Path, identity: QueueIdentity | None) -> Keep | None:
+    def _keeper(self, directory: Path, identity: QueueIdentity | None) -> Keeper | None:
         return self._delivered.keeper(directory, identity) if self._delivered else None
 
     def _new_directory(self, identity: QueueIdentity) -> Path:

@@ -16,7 +16,7 @@ from kong_metering.errors import DISK_ERRORS, SpoolFormatError
 from kong_metering.eventlog.format import StoredEvent, decode_position, segment_first
 from kong_metering.eventlog.log import POSITION, EventLog
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
-from kong_metering.spool.delivered import Delivered, is_first_owner, read_segment
+from kong_metering.spool.delivered import Delivered, is_first_owner, read_segment, undelivered_of
 from kong_metering.spool.directory import survey
 from kong_metering.spool.identity import QueueIdentity
 
@@ -33,11 +33,23 @@ def settled_queues(root: Path) -> set[QueueIdentity]:
     return living | {queue.identity for queue in _kept(root).queues()}
 
 
-def settled_events(root: Path, is_meant: IsMeant, since_ms: int = 0) -> Iterator[StoredEvent]:
-    """Go through the settled events of the queues that are meant.
+def delivered_events(
+    root: Path, is_meant: IsMeant, since_ms: int = 0, on_undelivered: Callable[[bytes], object] | None = None
+) -> Iterator[StoredEvent]:
+    """Go through the settled events of the queues that are meant, but for those that are noted as not delivered.
 
-    Leaves out segments that were settled as a whole before `since_ms`. Raises `SpoolError`, and the system's `OSError`.
+    These go to `on_undelivered`. Leaves out segments that were settled as a whole before `since_ms`. Raises
+    `SpoolError`, and the system's `OSError`.
     """
+    for event, is_delivered in _settled_events(root, is_meant, since_ms):
+        if is_delivered:
+            yield event
+        elif on_undelivered:
+            on_undelivered(event.payload)
+
+
+def _settled_events(root: Path, is_meant: IsMeant, since_ms: int) -> Iterator[tuple[StoredEvent, bool]]:
+    """Go through the settled events; tell of each whether it was delivered, as far as is noted."""
     seen: dict[_Segment, int] = {}
     for found in survey(root):
         if found.identity and is_meant(found.identity) and is_first_owner(found.directory, found.identity):
@@ -48,12 +60,12 @@ def settled_events(root: Path, is_meant: IsMeant, since_ms: int = 0) -> Iterator
         for segment in queue.segments():
             if segment.kept_ms < since_ms:
                 continue
-            after = -1
+            after, undelivered = -1, segment.undelivered()
             for event in _readable(segment.path, segment.first):
                 if after < 0:
                     after = seen.get((segment.part, segment.log, segment.first, event.payload), 0)
                 if event.sequence > after:
-                    yield event
+                    yield event, event not in undelivered
 
 
 def waiting_events(root: Path, is_meant: IsMeant) -> Iterator[StoredEvent]:
@@ -94,7 +106,7 @@ def id_of(event: bytes) -> str:
     return event_id if isinstance(event_id, str) else ""
 
 
-def _settled_in(log: Path, seen: dict[_Segment, int]) -> Iterator[StoredEvent]:
+def _settled_in(log: Path, seen: dict[_Segment, int]) -> Iterator[tuple[StoredEvent, bool]]:
     try:
         position = decode_position((log / POSITION).read_bytes())
         names = sorted(path.name for path in log.iterdir())
@@ -106,12 +118,13 @@ def _settled_in(log: Path, seen: dict[_Segment, int]) -> Iterator[StoredEvent]:
         if first is None or first > done:
             continue
         segment: _Segment | None = None
+        undelivered = undelivered_of(log, first)
         for event in _readable(log / name, first):
             if event.sequence > done:
                 break
             segment = segment or (log.parent.name, log.name, first, event.payload)
             seen[segment] = event.sequence
-            yield event
+            yield event, event not in undelivered
 
 
 def _readable(path: Path, first: int) -> Iterator[StoredEvent]:

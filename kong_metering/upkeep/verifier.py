@@ -166,9 +166,8 @@ class Verifier:
 
     def _resent(self, queue: DeliveredQueue, verification: Verification) -> int:
         """Send again what is missing, if that is wanted, and tell how many were sent."""
-        counts = verification.findings.counts
-        stored = counts["confirmed"] + counts["unassigned"] + counts["invalid"]
-        if not (self._options.verify_resend and 0 < counts["missing"] <= stored):
+        findings = verification.findings
+        if not (self._options.verify_resend and 0 < findings.counts["missing"] <= findings.stored):
             return 0
         with closing(IngestClient(queue.endpoint, self._clock)) as client:
             sent = resend(verification.missing.events(), client.send, self._pause).sent
@@ -206,11 +205,11 @@ class Verifier:
 
 
 def _events_of(segments: Sequence[KeptSegment], unread: list[KeptSegment]) -> Iterator[bytes]:
-    """Go through the events of these segments; those that cannot be read are added to `unread`."""
+    """Go through what was delivered of these segments; those that cannot be read are added to `unread`."""
     for segment in segments:
         try:
-            for event in segment.events():
-                yield event.payload
+            undelivered = segment.undelivered()
+            yield from (event.payload for event in segment.events() if event not in undelivered)
         except FileNotFoundError:
             continue  # its time was over
         except DISK_ERRORS:

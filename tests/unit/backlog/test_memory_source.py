@@ -18,12 +18,16 @@ class UnsavedLog:
 
     def __init__(self) -> None:
         self.settled: list[bytes] = []
+        self.undelivered: list[bytes] = []
 
     def append(self, events: Sequence[bytes], now_ms: int, now: float) -> None:  # noqa: ARG002 - as a log
         assert not events
 
     def append_in_flight(self, events: Sequence[bytes], now_ms: int) -> list[Entry]:
         return [Entry(event, number, cast("Source", self), now_ms) for number, event in enumerate(events, 1)]
+
+    def note_undelivered(self, entries: Sequence[Entry]) -> None:
+        self.undelivered += [entry.event for entry in entries]
 
     def settle(self, entries: Sequence[Entry]) -> int:
         self.settled += [entry.event for entry in entries]
@@ -42,6 +46,15 @@ def test_all_are_settled_in_the_log_though_it_cannot_write_down_the_first() -> N
     with pytest.raises(OSError, match="no space"):
         memory.settle(entries)
     assert log.settled == [b"1", b"2", b"3"]
+
+
+def test_it_is_noted_in_the_log_that_they_were_not_delivered() -> None:
+    memory, log = MemorySource(), UnsavedLog()
+    entries = in_flight(memory)
+    memory.note_undelivered(entries)
+    memory.spill(log, 0, 0.0)
+    memory.note_undelivered(entries[1:])
+    assert log.undelivered == [b"2", b"3"]
 
 
 def test_so_are_those_that_were_settled_while_they_were_spilled() -> None:

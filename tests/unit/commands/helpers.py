@@ -63,8 +63,8 @@ from kong_metering.inbox.place import Place
 from kong_metering.spool.directory import SpoolDirectory
 from kong_metering.spool.identity import QueueIdentity
 from tests.unit.commands.helpers import event
-root, count, written = Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[4])
-queue, spool = QueueIdentity(*sys.argv[5:8]), SpoolDirectory(root)
+root, count, written, done = Path(sys.argv[1]), *map(int, sys.argv[3:6])
+queue, spool = QueueIdentity(*sys.argv[6:9]), SpoolDirectory(root)
 inbox = Inbox.open(Place(Path(sys.argv[2]), root), lambda: None, ring_bytes=256 * 1024)
 inbox.open_queue(1, queue)
 for number in range(count):
@@ -73,6 +73,8 @@ if written:
     held = spool.log_for(queue)
     inbox.log_opened(1, held.directory)
     held.log.append([event(number) for number in range(written)], time.time_ns() // 1_000_000)
+    held.log.done(done)
+    held.log.save_position()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -190,10 +192,12 @@ def shared_memory(root: Path) -> Path:
     return root.parent / "shm"
 
 
-def killed_before_it_wrote(root: Path, count: int, *, written: int = 0, queue: QueueIdentity = QUEUE) -> None:
-    """Have a server killed that had taken `count` events in, and written so many of them to its log."""
+def killed_before_it_wrote(
+    root: Path, count: int, *, written: int = 0, done: int = 0, queue: QueueIdentity = QUEUE
+) -> None:
+    """Have a server killed that had taken `count` events in, written some to its log, and delivered some of these."""
     shared_memory(root).mkdir(exist_ok=True)
-    names = (root, shared_memory(root), count, written, queue.entity_id, queue.name, queue.endpoint)
+    names = (root, shared_memory(root), count, written, done, queue.entity_id, queue.name, queue.endpoint)
     process = subprocess.run([sys.executable, "-c", KILLED, *map(str, names)], cwd=REPOSITORY, check=False)
     assert process.returncode == -signal.SIGKILL
 

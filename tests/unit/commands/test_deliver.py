@@ -20,6 +20,7 @@ from kong_metering.commands.handdelivery import Timing
 from kong_metering.eventlog.log import EventLog
 from kong_metering.spool import deadletters
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
+from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import SpoolDirectory, survey
 from kong_metering.spool.identity import QueueIdentity
 from tests.support.clock import FakeClock
@@ -32,6 +33,7 @@ from tests.unit.commands.helpers import (
     event,
     events_of,
     holder,
+    killed_before_it_wrote,
     run,
     run_json,
     sent_at,
@@ -110,6 +112,31 @@ def test_what_dead_processes_left_is_delivered_in_order(
     assert received(endpoint) == [event(n) for n in range(300)]
     assert endpoint.requests[0].headers["Authorization"] == "Bearer s3cr3t-t0ken"
     assert survey(root) == []
+
+
+def kept(root: Path) -> list[bytes]:
+    delivered = Delivered(root, lambda: NOW)
+    return [stored.payload for segment in delivered.segments() for stored in segment.events()]
+
+
+def test_what_is_delivered_is_kept_to_be_read_back_unless_nothing_is_to_be(
+    root: Path, queue: QueueIdentity, deliver: Deliver
+) -> None:
+    waiting(root, [event(n) for n in range(3)], queue)
+    assert run(root, *deliver("--keep-delivered", 0)).exit_code == 0
+    assert kept(root) == []
+    waiting(root, [event(n) for n in range(3, 6)], queue)
+    assert run(root, *deliver()).exit_code == 0
+    assert kept(root) == [event(n) for n in range(3, 6)]
+
+
+def test_what_a_killed_server_had_delivered_is_kept_when_its_shared_memory_is_looked_at(
+    root: Path, queue: QueueIdentity, deliver: Deliver
+) -> None:
+    killed_before_it_wrote(root, 3, written=3, done=3, queue=queue)
+    waiting(root, [event(3)], queue)
+    assert run(root, *deliver()).stdout == "1 event delivered.\n"
+    assert sorted(kept(root)) == [event(n) for n in range(4)]
 
 
 def test_json_tells_the_account(root: Path, endpoint: IngestServer, queue: QueueIdentity, deliver: Deliver) -> None:

@@ -19,6 +19,7 @@ from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetter, DeadLetter
 from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import SpoolDirectory
 from kong_metering.spool.identity import QueueIdentity
+from kong_metering.spool.settled import id_of
 from kong_metering_sandbox.collector.faults import FaultMatch, FaultRule
 from kong_metering_sandbox.collector.process import CollectorProcess
 from tests.support.clock import FakeClock
@@ -126,6 +127,22 @@ def run(root: Path, at_once: AtOnce, *arguments: str, stdin: str | None = None) 
     return result
 
 
+def delivered_by_hand(root: Path, at_once: AtOnce) -> str:
+    token = root.parent / "token"
+    token.write_text(TOKEN)
+    options = ("--plugin-id", PLUGIN, "--token-file", str(token), "--inbox-dir", "none")
+    return run(root, at_once, "spool", "deliver", *options).stdout
+
+
+def refused_by_hand(collector: CollectorProcess, root: Path, at_once: AtOnce) -> None:
+    """Have ten events delivered, and two become dead letters, in one segment."""
+    events = [event(number, subject="bad" if number in (4, 5) else "acme") for number in range(12)]
+    wait(root, collector.ingest_v3, *events)
+    collector.client.faults(FaultRule(match=FaultMatch(subject="bad"), status=400))
+    assert "2 rejected" in delivered_by_hand(root, at_once)
+    collector.client.clear_faults()
+
+
 def verified(root: Path, at_once: AtOnce, *arguments: str) -> tuple[int, dict[str, Any]]:
     result = run(root, at_once, "verify", "--json", *arguments)
     return result.exit_code, json.loads(result.stdout)
@@ -188,6 +205,18 @@ def test_nothing_is_sent_again_without_a_yes_and_what_was_found_is_told(
     assert collector.client.stats().unique == 0
 
 
+def test_openmeter_is_not_said_to_be_behind_when_others_are_found_though_they_are_not_counted(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    stranger = event(1, subject="stranger")
+    post(collector.ingest_v3, stranger)
+    keep(root, collector.ingest_v3, stranger, event(2))
+    result = run(root, at_once, "verify", "--resend", stdin="n\n")
+    assert "1 event unassigned" in result.stdout
+    assert "Send 1 event again" in result.output
+    assert "OpenMeter may only be behind" not in result.output
+
+
 def test_what_is_sent_again_and_still_not_there_is_told(
     collector: CollectorProcess, root: Path, at_once: AtOnce
 ) -> None:
@@ -209,6 +238,22 @@ def test_an_event_that_can_be_read_only_later_is_not_missing(
     keep(root, collector.ingest_v3, event(1))
     at_once.meanwhile = collector.client.set_reading
     assert verified(root, at_once)[1]["confirmed"] == 1
+
+
+def test_what_was_delivered_by_hand_is_read_back_and_sent_again_too(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    """The servers of this spool never delivered anything."""
+    events = [event(number, subject="stranger") for number in range(6)]
+    wait(root, collector.ingest_v3, *events)
+    collector.client.faults(FaultRule(lose=FaultMatch(subject="stranger")))
+    assert "6 events delivered" in delivered_by_hand(root, at_once)
+    collector.client.clear_faults()
+    code, told = verified(root, at_once)
+    assert (code, told["missing"], told["left_out"]) == (1, 6, 0)
+    assert run(root, at_once, "verify", "--resend", "--yes").exit_code == 4
+    assert collector.client.stats().unique == 6
+    assert json.loads(run(root, at_once, "customers", "--json").stdout)["unassigned"] == {"stranger": 6}
 
 
 def test_what_is_no_customers_and_what_no_meter_counts_is_shown(
@@ -256,6 +301,67 @@ def test_dead_letters_and_what_waits_are_left_out(collector: CollectorProcess, r
     code, told = verified(root, at_once)
     assert (code, told["confirmed"], told["missing"], told["left_out"]) == (0, 1, 0, 2)
     assert "2 events left out: they wait, or are dead letters." in run(root, at_once, "verify").output
+
+
+def test_what_was_a_dead_letter_is_not_missing_once_that_is_purged(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    refused_by_hand(collector, root, at_once)
+    code, told = verified(root, at_once)
+    assert (code, told["confirmed"], told["missing"], told["left_out"]) == (0, 10, 0, 2)
+    assert run(root, at_once, "spool", "purge", "--dead-letters", "--yes").exit_code == 0
+    code, told = verified(root, at_once, "--resend", "--yes")
+    assert (code, told["confirmed"], told["missing"], told["left_out"], told["resent"]) == (0, 10, 0, 0, 0)
+    assert collector.client.stats().unique == 10
+    assert json.loads(run(root, at_once, "customers", "--json").stdout)["subjects"] == 1
+
+
+def test_what_was_a_dead_letter_is_not_missing_once_that_is_dropped_for_newer_ones(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    refused_by_hand(collector, root, at_once)
+    letters = DeadLetters(root / DEAD_LETTERS, max_bytes=1, segment_bytes=1)
+    letters.add([DeadLetter("rejected", "no", queue(collector.ingest_v3), 1, event(99))], 1)
+    assert [id_of(stored.letter.event) for stored in letters.letters()] == [event_id(99)]
+    assert verified(root, at_once)[1]["missing"] == 0
+
+
+def test_what_waited_and_was_purged_is_not_missing_when_the_rest_was_delivered(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    spool = SpoolDirectory(root)
+    held = spool.log_for(queue(collector.ingest_v3))
+    held.log.append([event(1), event(2)], 1)
+    held.log.append([event(3)], time.time_ns() // 1_000_000)
+    spool.close()
+    options = ("--waiting", "--plugin-id", PLUGIN, "--older-than", "1d", "--inbox-dir", "none", "--yes")
+    assert "2 waiting events removed" in run(root, at_once, "spool", "purge", *options).stdout
+    assert "1 event delivered" in delivered_by_hand(root, at_once)
+    code, told = verified(root, at_once)
+    assert (code, told["confirmed"], told["missing"]) == (0, 1, 0)
+
+
+def test_a_dead_letter_that_was_replayed_and_delivered_counts_once(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    refused_by_hand(collector, root, at_once)
+    assert run(root, at_once, "spool", "replay", "--all", "--yes").exit_code == 0
+    assert verified(root, at_once)[1]["left_out"] == 2
+    assert "2 events delivered" in delivered_by_hand(root, at_once)
+    _, told = verified(root, at_once)
+    assert (told["confirmed"], told["unassigned_subjects"], told["left_out"]) == (10, {"bad": 2}, 0)
+    assert json.loads(run(root, at_once, "customers", "--json").stdout)["unassigned"] == {"bad": 2}
+
+
+def test_a_dead_letter_that_was_replayed_and_lost_after_a_2xx_is_missing(
+    collector: CollectorProcess, root: Path, at_once: AtOnce
+) -> None:
+    refused_by_hand(collector, root, at_once)
+    run(root, at_once, "spool", "replay", "--all", "--yes")
+    collector.client.faults(FaultRule(lose=FaultMatch(id=event_id(4))), FaultRule())
+    delivered_by_hand(root, at_once)
+    code, told = verified(root, at_once)
+    assert (code, told["missing_ids"], told["left_out"]) == (1, [event_id(4)], 0)
 
 
 def test_the_settled_part_of_a_log_is_read_back_too(collector: CollectorProcess, root: Path, at_once: AtOnce) -> None:

@@ -12,6 +12,7 @@ import pytest
 from kong_metering.clock import SystemClock
 from kong_metering.config import Entity, PluginConfig
 from kong_metering.runtime import Runtime, make_runtime
+from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.delivered import Delivered, verifying
 from kong_metering.spool.options import SpoolOptions
 from kong_metering.upkeep.verifier import Verifier
@@ -62,10 +63,13 @@ class Metering:
 
     def deliver(self, count: int, subject: str = "acme") -> None:
         before = self.runtime.stats.snapshot().delivered
+        self.put(count, subject)
+        wait_until(lambda: self.runtime.stats.snapshot().delivered == before + count, "they are delivered")
+
+    def put(self, count: int, subject: str) -> None:
         for number in [next(self.numbers) for _ in range(count)]:
             event = {"specversion": "1.0", "id": f"{number:032x}:api_request", "source": "kong", "subject": subject}
             self.queue.put(json.dumps({**event, "type": "kong.api_request"}).encode())
-        wait_until(lambda: self.runtime.stats.snapshot().delivered == before + count, "they are delivered")
 
     @property
     def verified(self) -> dict[str, int]:
@@ -148,6 +152,23 @@ def test_what_is_missing_is_sent_again_where_that_is_wanted_and_counts_as_what_i
     it.verifier.look()
     assert it.verified == {"confirmed": 20, "unassigned": 3, "resent": 3}
     assert collector.client.stats().unique == 23
+
+
+def test_what_became_a_dead_letter_is_not_missing_whatever_becomes_of_that(
+    metering: Callable[..., Metering], collector: CollectorProcess
+) -> None:
+    it = metering(resend=True)
+    it.deliver(20)
+    collector.client.faults(FaultRule(match=FaultMatch(subject="bad"), status=400))
+    it.put(1, subject="bad")
+    it.deliver(20)
+    wait_until(lambda: it.runtime.stats.snapshot().dead_letters == {"rejected": 1}, "it is refused")
+    collector.client.clear_faults()
+    letters = DeadLetters(it.options.directory / DEAD_LETTERS)
+    assert letters.remove([stored.id for stored in letters.letters()]) == 1
+    it.verifier.look()
+    assert it.verified == {"confirmed": 40}
+    assert collector.client.stats().unique == 40
 
 
 def test_nothing_is_sent_again_while_nothing_can_be_found(

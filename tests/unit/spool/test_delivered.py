@@ -10,7 +10,14 @@ import pytest
 
 from kong_metering.eventlog import files
 from kong_metering.eventlog.log import EventLog
-from kong_metering.spool.delivered import DELIVERED, Delivered, mark_checked, verifying
+from kong_metering.spool.delivered import (
+    DELIVERED,
+    Delivered,
+    mark_checked,
+    read_segment,
+    undelivered_of,
+    verifying,
+)
 from kong_metering.spool.directory import HeldLog, SpoolDirectory
 from kong_metering.spool.identity import FILES, QueueIdentity
 from kong_metering.upkeep.retention import bytes_used, forget_delivered
@@ -42,6 +49,15 @@ def spool(root: Path, delivered: Delivered) -> Iterator[SpoolDirectory]:
 
 def kept(delivered: Delivered) -> list[bytes]:
     return [event.payload for segment in delivered.segments() for event in segment.events()]
+
+
+def undelivered(delivered: Delivered) -> list[bytes]:
+    return [
+        event.payload
+        for segment in delivered.segments()
+        for event in segment.events()
+        if event in segment.undelivered()
+    ]
 
 
 def settled(spool: SpoolDirectory, count: int, identity: QueueIdentity = QUEUE) -> HeldLog:
@@ -109,6 +125,81 @@ def test_what_was_dropped_is_not_kept(spool: SpoolDirectory, delivered: Delivere
     held.log.done(9)
     spool.retire(held)
     assert kept(delivered) == payloads(8, 2)
+
+
+def test_what_was_settled_without_being_delivered_is_known_in_the_log_and_when_it_is_kept(
+    spool: SpoolDirectory, delivered: Delivered
+) -> None:
+    held = spool.log_for(QUEUE)
+    held.log.append(payloads(1, 7), NOW)
+    held.log.note_undelivered([(2, payload(2)), (5, payload(5))])
+    held.log.done(7)
+    noted = undelivered_of(held.directory, 1)
+    assert [event.sequence for event in read_segment(segments(held.directory)[0], 1) if event in noted] == [2, 5]
+    assert delivered.queues() == []
+    spool.retire(held)
+    assert undelivered(delivered) == [payload(2), payload(5)]
+    assert kept(delivered) == payloads(1, 7)
+
+
+def test_a_log_that_has_the_name_of_one_before_it_has_none_of_its_notes(
+    spool: SpoolDirectory, delivered: Delivered
+) -> None:
+    for start in (1, 101):
+        held = spool.log_for(QUEUE)
+        held.log.append(payloads(start, 3), NOW)
+        if start == 1:
+            held.log.note_undelivered([(1, payload(1))])
+        held.log.done(3)
+        spool.retire(held)
+    assert {segment.log for segment in delivered.segments()} == {QUEUE.key}
+    assert undelivered(delivered) == [payload(1)]
+
+
+def test_a_note_that_a_crash_has_cut_short_costs_none_of_the_others(
+    spool: SpoolDirectory, delivered: Delivered
+) -> None:
+    held = spool.log_for(QUEUE)
+    held.log.append(payloads(1, 7), NOW)
+    held.log.note_undelivered([(2, payload(2))])
+    (notes,) = delivered.directory.glob("*/*.undelivered")
+    notes.write_bytes(notes.read_bytes() + b"torn")
+    assert len(notes.read_bytes()) == 20
+    held.log.note_undelivered([(5, payload(5))])
+    held.log.done(7)
+    spool.retire(held)
+    assert undelivered(delivered) == [payload(2), payload(5)]
+
+
+def test_notes_go_with_their_segment_and_stay_with_one_that_is_in_its_log(
+    spool: SpoolDirectory, delivered: Delivered
+) -> None:
+    held = spool.log_for(QUEUE)
+    held.log.append(payloads(1, 3), NOW)
+    held.log.note_undelivered([(2, payload(2))])
+    held.log.done(3)
+    held.log.begin_segment()
+    held.log.append(payloads(4, 2), NOW)
+    held.log.note_undelivered([(4, payload(4))])
+    delivered.remove(delivered.segments())
+    (notes,) = delivered.directory.glob("*/*.undelivered")
+    assert delivered.queues() == []
+    held.log.done(5)
+    spool.retire(held)
+    assert undelivered(delivered) == [payload(4)]
+    assert [queue.identity for queue in delivered.queues()] == [QUEUE]
+    delivered.remove(delivered.segments())
+    assert list(delivered.directory.iterdir()) == []
+    assert not notes.exists()
+
+
+def test_where_nothing_can_be_noted_all_of_a_segment_counts_as_delivered(root: Path, spool: SpoolDirectory) -> None:
+    held = spool.log_for(QUEUE)
+    held.log.append(payloads(1, 3), NOW)
+    (root / DELIVERED).write_bytes(b"somebody else's")
+    held.log.note_undelivered([(2, payload(2))])
+    noted = undelivered_of(held.directory, 1)
+    assert [event for event in held.log.read(0, 10, 1 << 20) if event in noted] == []
 
 
 def test_what_a_dead_process_had_delivered_is_kept_by_the_next_one(root: Path, delivered: Delivered) -> None:
