@@ -14,6 +14,7 @@ import pytest
 
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
 from kong_metering.spool.identity import QueueIdentity
+from kong_metering.trial.turns import REACH
 from tests.support.waiting import wait_until
 from tests.unit.commands.helpers import PLUGIN, dead_letters, event, events_of, letter, start, waiting
 
@@ -79,5 +80,5 @@ def test_a_killed_delivery_loses_nothing(root: Path, endpoint: IngestServer, tok
     assert events_of(root, queue) == []
     assert set(arrived) | given_up == set(expected)
     assert given_up == {event(n) for n in range(4000) if n % 501 == 500}
-    # A kill repeats one batch at most.
-    assert len(arrived) - len(set(arrived)) <= KILLS * 20
+    # A kill repeats a batch, and what got through behind an event that was just being found out.
+    assert len(arrived) - len(set(arrived)) <= KILLS * (20 + REACH)
