@@ -73,7 +73,8 @@ def a_disk_at(prefix: Path) -> Iterator[Callable[[str], object]]:
         pytest.skip("this root may not mount anything")
 
     def remount(options: str) -> None:
-        assert mount("-o", f"remount,{options}") == 0
+        # The server may be writing in this moment.
+        wait_until(lambda: mount("-o", f"remount,{options}") == 0, f"a disk with {options}")
 
     try:
         yield remount
@@ -142,9 +143,10 @@ def test_a_reload_on_a_disk_that_takes_no_files_keeps_the_socket(launch: Launch,
         old = launch().start()
         wait_until(lambda: pid_at(old.path), "an answer")
         if harm == "inodes":
-            used = sum(1 for _ in prefix.rglob("*")) + 1
-            remount(f"nr_inodes={used + 1}")
-            (prefix / "last").touch()
+            remount("nr_inodes=100")
+            with pytest.raises(OSError, match="No space left"):
+                for number in range(100):
+                    (prefix / f"taken-{number}").touch()
         else:
             remount(harm)
         new = launch().start()
