@@ -82,6 +82,11 @@ def a_disk_at(prefix: Path) -> Iterator[Callable[[str], object]]:
         subprocess.run(["/bin/umount", "-l", str(prefix)], check=True)
 
 
+def take_all_files(prefix: Path) -> None:
+    for number in range(100):
+        (prefix / f"taken-{number}").touch()
+
+
 # The path
 
 
@@ -145,8 +150,7 @@ def test_a_reload_on_a_disk_that_takes_no_files_keeps_the_socket(launch: Launch,
         if harm == "inodes":
             remount("nr_inodes=100")
             with pytest.raises(OSError, match="No space left"):
-                for number in range(100):
-                    (prefix / f"taken-{number}").touch()
+                take_all_files(prefix)
         else:
             remount(harm)
         new = launch().start()
