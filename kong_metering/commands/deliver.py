@@ -6,7 +6,6 @@ from stdin, is in no argument, and is printed nowhere.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -24,7 +23,7 @@ from kong_metering.commands.asking import Asked, ask, told_problems
 from kong_metering.commands.filters import chosen_endpoint, reasons_told
 from kong_metering.commands.handdelivery import Account, HandDelivery, HeldEvents, Timing, rules_by_hand
 from kong_metering.commands.holders import Holder, held_by, waiting_in
-from kong_metering.commands.holding import Holding, held_logs
+from kong_metering.commands.holding import Holding, delivered_in, held_logs
 from kong_metering.commands.interruption import Interrupted, Interruption
 from kong_metering.commands.options import CaBundle, Place, json_option, place_options, taking
 from kong_metering.commands.output import note, progress, say, tell
@@ -36,11 +35,11 @@ from kong_metering.ingest.client import Endpoint, IngestClient
 from kong_metering.plurals import form
 from kong_metering.quantities import Duration, WholeNumber
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
-from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import Found, HeldLog, survey
 from kong_metering.spool.requests import Kind
 
 if TYPE_CHECKING:
+    from kong_metering.spool.delivered import Delivered
     from kong_metering.spool.identity import QueueIdentity
 
 # How much may be kept is for the servers to say, who know --spool-max-bytes; here no letter is dropped for another.
@@ -72,7 +71,7 @@ class DeliverOptions(Place):
     @property
     def delivered(self) -> Delivered | None:
         """Where what was delivered is kept; None to keep nothing."""
-        return Delivered(self.root, lambda: time.time_ns() // 1_000_000) if self.keep_delivered else None
+        return delivered_in(self) if self.keep_delivered else None
 
 
 @dataclass(frozen=True)

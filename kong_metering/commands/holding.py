@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_metering.commands.sharedmemory import pouring_for
+from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import Found, HeldLog, SpoolDirectory, survey
 
 if TYPE_CHECKING:
     from kong_metering.commands.options import Place
     from kong_metering.inbox.pouring import Pouring
-    from kong_metering.spool.delivered import Delivered
     from kong_metering.spool.directory import Adoption
     from kong_metering.spool.identity import QueueIdentity
 
@@ -38,6 +38,11 @@ class Holding:
     refused: dict[Path, str] = field(default_factory=dict)
     # Wanted ones that are not ours: what other processes hold, and what could not be taken though nobody holds it.
     others: list[Found] = field(default_factory=list)
+
+
+def delivered_in(place: Place) -> Delivered:
+    """Return where what was delivered of this spool is kept."""
+    return Delivered(place.root, lambda: time.time_ns() // 1_000_000)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ process holds.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from kong_metering.commands import words
 from kong_metering.commands.access import check_writable
 from kong_metering.commands.filters import reasons_told
 from kong_metering.commands.holders import Holder, held_by
-from kong_metering.commands.holding import held_logs
+from kong_metering.commands.holding import delivered_in, held_logs
 from kong_metering.commands.letters import ChosenLetters, matching_letters
 from kong_metering.commands.logs import SeenLog, damaged_files, remove_remains, seen_logs
 from kong_metering.commands.options import (
@@ -39,7 +38,6 @@ from kong_metering.eventlog.damage import ABOUT
 from kong_metering.plurals import form
 from kong_metering.quantities import Duration
 from kong_metering.spool.deadletters import DEAD_LETTERS, DeadLetters
-from kong_metering.spool.delivered import Delivered
 from kong_metering.spool.directory import Found
 from kong_metering.spool.times import SpoolTimes
 
@@ -223,8 +221,7 @@ def remove(options: PurgeOptions, plan: Plan) -> Removed:
 def _remove_waiting(options: PurgeOptions, plan: Plan) -> int:
     removed = 0
     # What was delivered before is kept, and what is purged is not; of a segment that goes on, that is noted there.
-    delivered = Delivered(options.root, lambda: time.time_ns() // 1_000_000)
-    with held_logs(options, options.filters.match_queue, delivered) as (_, holding):
+    with held_logs(options, options.filters.match_queue, delivered_in(options)) as (_, holding):
         for held in holding.logs:
             if cut := plan.waiting.get(held.directory):
                 before, up_to = held.log.waiting, min(cut.up_to, held.log.next_sequence - 1)

@@ -16,12 +16,13 @@ import click
 import msgpack
 from click.core import ParameterSource
 
-from kong_metering import ENVIRONMENT_PREFIX, PLUGIN_NAME
+from kong_metering import ENVIRONMENT_PREFIX
 from kong_metering.clock import LONGEST_SOCKET_WAIT
+from kong_metering.commands.options import plugin_name_option
 from kong_metering.host.handover import status_request
 from kong_metering.host.paths import reachable
 from kong_metering.installation.places import SOCKET
-from kong_metering.quantities import Duration, PluginName
+from kong_metering.quantities import Duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,16 +64,7 @@ _OPTIONS = (
         show_envvar=True,
         help="The server's --socket.",
     ),
-    click.option(
-        "--plugin-name",
-        metavar="NAME",
-        type=PluginName(),
-        default=PLUGIN_NAME,
-        show_default=True,
-        envvar=f"{ENVIRONMENT_PREFIX}PLUGIN_NAME",
-        show_envvar=True,
-        help="The server's --plugin-name.",
-    ),
+    plugin_name_option("The server's --plugin-name."),
     click.option(
         "--timeout",
         metavar="TIME",

@@ -74,6 +74,12 @@ def meter(server: ServerProcess, endpoint: str, requests: range) -> None:
         client.run_phases(instance, KongRequest(answers("acme", number)))
 
 
+def hang_after_ten_events(server: ServerProcess, faults: Faults, ingest: IngestServer) -> None:
+    meter(server, ingest.url, range(10))
+    ingest.wait_for_events(10)
+    faults.set_disk(DiskFault.HANGS)
+
+
 def end_in_time(server: ServerProcess) -> None:
     """End it, and see that it was not killed for taking too long."""
     assert server.stop() == 0
@@ -84,9 +90,7 @@ def test_kong_is_answered_and_the_end_comes_while_the_disk_hangs(
     serve: Serve, faults: Faults, spool: Path, ingest: IngestServer
 ) -> None:
     server = serve()
-    meter(server, ingest.url, range(10))
-    ingest.wait_for_events(10)
-    faults.set_disk(DiskFault.HANGS)
+    hang_after_ten_events(server, faults, ingest)
     meter(server, ingest.url, range(10, 50))
     end_in_time(server)
     faults.set_disk(None)
@@ -102,9 +106,7 @@ def test_a_disk_that_hangs_is_said_and_the_age_of_what_waits_is_told(
 ) -> None:
     """Though all who look after the spool wait for it themselves."""
     server = serve()
-    meter(server, ingest.url, range(10))
-    ingest.wait_for_events(10)
-    faults.set_disk(DiskFault.HANGS)
+    hang_after_ten_events(server, faults, ingest)
     meter(server, ingest.url, range(10, 20))
     wait_until(lambda: any("the disk hangs: a write has taken" in line for line in server.log), "it is said", 20)
     _, told = server_status(server.path, 10)
@@ -121,9 +123,7 @@ def test_what_a_killed_server_had_taken_in_outlives_the_removal_of_its_shared_me
 ) -> None:
     """It waits there alone while the disk hangs."""
     server = serve()
-    meter(server, ingest.url, range(10))
-    ingest.wait_for_events(10)
-    faults.set_disk(DiskFault.HANGS)
+    hang_after_ten_events(server, faults, ingest)
     meter(server, ingest.url, range(10, 50))
     shutil.rmtree(Place(INBOX_DIRECTORY, spool).path)
     wait_until(lambda: any("RemoveIPC=no" in line for line in server.log), "it is said")
